@@ -1,0 +1,1 @@
+"""The memory bank: storage, drawing, editing and lookup."""

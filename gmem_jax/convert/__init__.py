@@ -1,0 +1,1 @@
+"""Published PyTorch checkpoints to orbax, without torch."""

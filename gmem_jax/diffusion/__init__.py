@@ -1,0 +1,1 @@
+"""The flow: paths, losses, guidance and samplers."""

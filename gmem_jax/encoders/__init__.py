@@ -1,0 +1,1 @@
+"""Frozen networks: tokenizers (images to latents) and feature encoders."""

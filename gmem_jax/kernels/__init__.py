@@ -1,0 +1,1 @@
+"""Exact top-k inner-product kernels and their specification."""

@@ -1,0 +1,1 @@
+"""Networks: pure functions of (params, x_t, t, snippet)."""

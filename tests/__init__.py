@@ -1,0 +1,1 @@
+"""Tests mirror the package: tests/<package>/test_<module>.py."""
