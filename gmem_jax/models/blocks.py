@@ -151,9 +151,11 @@ def _checkpointed(f: Callable, remat: str, in_scan: bool) -> Callable:
 
 
 def run_stack(
-  apply: Callable[[PyTree, Tokens], Tokens],
+  block: Block,
   stack: Stack,
   x: Tokens,
+  cond: Float[Array, "b d"],
+  rope: embeddings.Rope | None,
   *,
   tap: int,
   scan: bool,
@@ -162,9 +164,11 @@ def run_stack(
   """Runs all blocks, one after the other.
 
   Args:
-    apply: a block as a function of its parameters and the tokens.
+    block: the block, without a parent.
     stack: parameters of all blocks.
     x: tokens before the first block.
+    cond: see `Block`.
+    rope: see `Block`.
     tap: number of blocks after which the tokens are wanted too; 0 for none.
     scan: one compiled body for all layers (fast to compile) instead of one
       each (half the memory of activations: nothing is stacked).
@@ -175,7 +179,11 @@ def run_stack(
   Returns:
     (tokens after the last block, tokens after block `tap`, or x if that is 0).
   """
-  step = _checkpointed(apply, remat, scan)
+  step = _checkpointed(
+    lambda params, x: block.apply({"params": params}, x, cond, rope),
+    remat,
+    in_scan=scan,
+  )
   tapped = x
   if not scan:
     for i, params in enumerate(unstack(stack), start=1):

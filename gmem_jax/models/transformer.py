@@ -189,12 +189,13 @@ class FlowTransformer(nn.Module):
     grid: int,
     tap: int,
   ) -> tuple[blocks.Tokens, blocks.Tokens]:
-    block, rope = self.block(), self.rope_tables(grid)
-    init = blocks.init_stack(block, self.depth, self.width)
+    block = self.block()
     return blocks.run_stack(
-      lambda params, x: block.apply({"params": params}, x, cond, rope),
-      self.param("blocks", init),
+      block,
+      self.param("blocks", blocks.init_stack(block, self.depth, self.width)),
       x,
+      cond,
+      self.rope_tables(grid),
       tap=tap,
       scan=self.scan_layers,
       remat=self.remat,
