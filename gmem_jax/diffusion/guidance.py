@@ -16,7 +16,7 @@ al., "Applying guidance in a limited interval"; GMem, section 4.
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import einops
 import jax
@@ -68,6 +68,7 @@ class GuidanceConfig:
     return self.scale != 1
 
 
+@runtime_checkable
 class Network(Protocol):
   """A network with its parameters and condition bound to it."""
 
@@ -78,6 +79,7 @@ class Network(Protocol):
     ...
 
 
+@runtime_checkable
 class NetworkPair(Protocol):
   """A network evaluated with and without its condition; `pair`."""
 

@@ -17,7 +17,7 @@ Source: GMem (arXiv 2412.08781), section 3.2; SiT (weightings); LightningDiT
 """
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,7 @@ class LossConfig:
       )
 
 
+@runtime_checkable
 class TrainingNetwork(Protocol):
   """A network with everything but point and time bound to it."""
 
