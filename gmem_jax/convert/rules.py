@@ -17,7 +17,7 @@ text (with `\.` for a dot) and named groups without groups inside them.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,12 @@ TRANSFORMS: dict[str, tuple[int | None, Any, Any]] = {
     4,
     lambda x: x.reshape(x.shape[:2]).T,
     lambda x, _: x.T[:, :, None, None],
+  ),
+  # Statistics of each channel: [1, C, 1, 1] -> [C].
+  "per_channel": (
+    4,
+    lambda x: x.reshape(x.shape[1]),
+    lambda x, _: x[None, :, None, None],
   ),
 }
 
@@ -228,7 +234,9 @@ def plan(
   return paths, buffers, problems
 
 
-def _gather(rule: Rule, tensors: Sequence[np.ndarray]) -> np.ndarray:
+def _gather(
+  rule: Rule, tensors: Sequence[np.ndarray], on_tensor: Callable[[int], Any]
+) -> np.ndarray:
   """One Flax array from its PyTorch tensor, or from those of all layers."""
   rank, forward, _ = TRANSFORMS[rule.transform]
   if rank is not None and tensors[0].ndim != rank:
@@ -238,7 +246,9 @@ def _gather(rule: Rule, tensors: Sequence[np.ndarray]) -> np.ndarray:
     )
   first = forward(tensors[0])
   if rule.stack is None:
-    return np.array(first, order="C")
+    out = np.array(first, order="C")
+    on_tensor(out.nbytes)
+    return out
   out = np.empty((len(tensors), *first.shape), first.dtype)
   for k, tensor in enumerate(tensors):
     if tensor.shape != tensors[0].shape or tensor.dtype != first.dtype:
@@ -247,11 +257,14 @@ def _gather(rule: Rule, tensors: Sequence[np.ndarray]) -> np.ndarray:
         f"{first.dtype}{list(tensors[0].shape)}"
       )
     out[k] = forward(tensor)
+    on_tensor(tensor.nbytes)
   return out
 
 
 def to_flax(
-  rules: Sequence[Rule], state_dict: Mapping[str, Any]
+  rules: Sequence[Rule],
+  state_dict: Mapping[str, Any],
+  on_tensor: Callable[[int], Any] = lambda nbytes: None,
 ) -> dict[str, Any]:
   """Converts a PyTorch state dict into a nested dict of Flax parameters.
 
@@ -261,6 +274,7 @@ def to_flax(
   Args:
     rules: the table.
     state_dict: PyTorch names to arrays.
+    on_tensor: called after each tensor with its size in bytes.
 
   Returns:
     Nested dict of numpy arrays with the dtypes of the source.
@@ -275,7 +289,7 @@ def to_flax(
   flat = {}
   for path, (rule, names) in paths.items():
     try:
-      flat[path] = _gather(rule, [state_dict[n] for n in names])
+      flat[path] = _gather(rule, [state_dict[n] for n in names], on_tensor)
     except ValueError as e:
       problems.append(f"{names[0]} -> {path}: {e}")
   if problems:
@@ -308,46 +322,34 @@ def to_torch(
   Args:
     rules: the table that made `params`, or would have.
     params: nested dict of arrays.
-    shapes: PyTorch names to shapes. Needed where a transform loses the shape
-      ("conv_linear"); where given, every name in it must come out, with that
-      shape, and no other.
+    shapes: PyTorch names to shapes, where a transform ("conv_linear") needs
+      them. `compare` tells whether the result is what it should be.
 
   Returns:
-    PyTorch names to arrays (views where possible), in the order of `shapes`.
+    PyTorch names to arrays (views where possible).
 
   Raises:
-    NamesError: paths without a rule or with several, names that are missing,
-      unexpected or doubled, shapes that differ.
+    NamesError: paths without a rule, with several, or doubled names.
   """
-  shapes, strict = shapes or {}, shapes is not None
   out: dict[str, np.ndarray] = {}
   problems = []
   for path, value in flatten(params).items():
     takers = _takers(rules, path, "flax_pattern")
-    takers = [t for t in takers if t[0].transform not in _NOT_PARAMETERS]
     if len(takers) != 1:
       by = " and ".join(repr(r.flax) for r, _ in takers)
       problems.append(f"{path}: " + (f"taken by {by}" if by else "unexpected"))
       continue
     rule, groups = takers[0]
     value = np.asarray(value)
-    layers = enumerate(value) if rule.stack else [(0, value)]
-    for index, layer in layers:
+    for index, layer in enumerate(value if rule.stack else [value]):
       name = rule.torch_name({**groups, str(rule.stack): index})
-      shape = shapes.get(name)
-      try:
-        tensor = TRANSFORMS[rule.transform][2](layer, shape)
-      except ValueError as e:
-        problems.append(f"{path} -> {name}: {e}")
-        continue
       if name in out:
         problems.append(f"{name}: doubled, second from {path}")
-      elif strict and shape is None:
-        problems.append(f"{name}: unexpected, from {path}")
-      elif strict and tensor.shape != tuple(shape or ()):
-        problems.append(f"{name}: shape {tensor.shape}, expected {shape}")
-      out[name] = tensor
-  problems += [f"{name}: missing" for name in shapes if name not in out]
+      try:
+        inverse = TRANSFORMS[rule.transform][2]
+        out[name] = inverse(layer, (shapes or {}).get(name))
+      except ValueError as e:
+        problems.append(f"{path} -> {name}: {e}")
   if problems:
     raise NamesError("parameters do not fit their table", problems)
-  return {name: out[name] for name in shapes} if strict else out
+  return out
