@@ -1,0 +1,207 @@
+"""The transformer block, and the loop over the depth.
+
+Whatever the options, the parameters of all blocks are one tree whose arrays
+have a leading layer axis: checkpoints, converter and sharding rules know one
+layout only.
+
+Letters: `b` batch, `n` tokens, `d` width, `l` layers.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, PyTree
+
+from gmem_jax.models import attention, embeddings, layers
+
+REMAT = ("none", "dots", "full")
+
+Tokens = Float[Array, "b n d"]
+Stack = PyTree[Float[Array, "l ..."]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+  """What distinguishes the families of transformers.
+
+  Attributes:
+    swiglu: gated perceptron instead of one with GELU.
+    rope: rotate queries and keys by their position.
+    rms_norm: RMSNorm with a scale instead of LayerNorm without.
+    qk_norm: normalise queries and keys.
+    shift: modulate by a shift too, not only by scale and gate.
+    zero_init: start modulations and output at zero.
+  """
+
+  swiglu: bool = False
+  rope: bool = False
+  rms_norm: bool = False
+  qk_norm: bool = False
+  shift: bool = True
+  zero_init: bool = False
+
+
+class Block(nn.Module):
+  """Pre-norm attention and perceptron, both modulated by the condition.
+
+  Attributes:
+    heads: attention heads.
+    style: the family's switches.
+    attention: see `attention.attend`.
+    dtype: of the matrix products and of the residual stream.
+
+  Source: Peebles and Xie (2023), arXiv 2212.09748 (adaLN); Yao et al. (2025),
+  arXiv 2501.01423 (LightningDiT).
+  """
+
+  heads: int
+  style: Style
+  attention: str
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Tokens,
+    cond: Float[Array, "b d"],
+    rope: embeddings.Rope | None,
+  ) -> Tokens:
+    """Adds attention and perceptron to the tokens.
+
+    Args:
+      x: tokens.
+      cond: SiLU of the condition, the same for all blocks.
+      rope: tables of `embeddings.rope_tables`, or None.
+
+    Returns:
+      The new tokens.
+    """
+    s, d, dtype = self.style, x.shape[-1], self.dtype
+    count = 6 if s.shift else 4
+    mod = layers.dense(count * d, dtype, "modulation", s.zero_init)(cond)
+    parts = jnp.split(mod[:, None, :], count, axis=-1)
+    if s.shift:
+      shift1, scale1, gate1, shift2, scale2, gate2 = parts
+    else:
+      (scale1, gate1, scale2, gate2), shift1, shift2 = parts, None, None
+
+    norm = functools.partial(layers.Norm, s.rms_norm, affine=s.rms_norm)
+    attend = attention.Attention(
+      self.heads, s.qk_norm, s.rms_norm, self.attention, dtype, name="attn"
+    )
+    mlp = (layers.SwiGlu if s.swiglu else layers.GeluMlp)(dtype, name="mlp")
+    y = layers.modulate(norm(name="norm1")(x), shift1, scale1).astype(dtype)
+    x = x + gate1 * attend(y, rope)
+    y = layers.modulate(norm(name="norm2")(x), shift2, scale2).astype(dtype)
+    return x + gate2 * mlp(y)
+
+
+def init_stack(block: Block, depth: int, width: int) -> Callable[..., Stack]:
+  """An initialiser for the stacked parameters of all blocks.
+
+  Args:
+    block: the block, without a parent.
+    depth: l.
+    width: d.
+
+  Returns:
+    Function of a key to the parameters; each layer is drawn from its own key.
+  """
+  x = jnp.zeros((1, 1, width), block.dtype)
+  cond = jnp.zeros((1, width), jnp.float32)
+
+  def init_layer(key: Key[Array, ""]) -> PyTree:
+    return block.init(key, x, cond, None)["params"]
+
+  def init(key: Key[Array, ""]) -> Stack:
+    return jax.vmap(init_layer)(jax.random.split(key, depth))
+
+  return init
+
+
+def unstack(stack: Stack) -> list[PyTree]:
+  """The parameters of each layer.
+
+  One split for each array: its gradient is one concatenation, where that of l
+  slices is a sum of l arrays as large as the stack.
+  """
+  leaves, treedef = jax.tree.flatten(stack)
+  rows = [jax.lax.split(a, (1,) * a.shape[0], axis=0) for a in leaves]
+  return [
+    treedef.unflatten([a.reshape(a.shape[1:]) for a in layer])
+    for layer in zip(*rows, strict=True)
+  ]
+
+
+def _checkpointed(f: Callable, remat: str, in_scan: bool) -> Callable:
+  if remat == "none":
+    return f
+  policies = jax.checkpoint_policies
+  policy = {
+    "dots": policies.dots_with_no_batch_dims_saveable,
+    "full": policies.nothing_saveable,
+  }[remat]
+  # A scan cannot be optimised across its steps, so needs no guard against it.
+  return jax.checkpoint(f, policy=policy, prevent_cse=not in_scan)
+
+
+def run_stack(
+  block: Block,
+  stack: Stack,
+  x: Tokens,
+  cond: Float[Array, "b d"],
+  rope: embeddings.Rope | None,
+  *,
+  tap: int,
+  scan: bool,
+  remat: str,
+) -> tuple[Tokens, Tokens]:
+  """Runs all blocks, one after the other.
+
+  Args:
+    block: the block, without a parent.
+    stack: parameters of all blocks.
+    x: tokens before the first block.
+    cond: see `Block`.
+    rope: see `Block`.
+    tap: number of blocks after which the tokens are wanted too; 0 for none.
+    scan: one compiled body for all layers (fast to compile) instead of one
+      each (half the memory of activations: nothing is stacked).
+    remat: activations kept for the backward pass: "none" recomputes nothing;
+      "dots" keeps the products with weights; "full" keeps only the tokens
+      between blocks.
+
+  Returns:
+    (tokens after the last block, tokens after block `tap`, or x if that is 0).
+  """
+  step = _checkpointed(
+    lambda params, x: block.apply({"params": params}, x, cond, rope),
+    remat,
+    in_scan=scan,
+  )
+  tapped = x
+  if not scan:
+    for i, params in enumerate(unstack(stack), start=1):
+      x = step(params, x)
+      tapped = x if i == tap else tapped
+    return x, tapped
+  if tap == 0:
+    x, _ = jax.lax.scan(lambda x, p: (step(p, x), None), x, stack)
+    return x, tapped
+
+  def body(carry, layer):
+    x, tapped = carry
+    i, params = layer
+    x = step(params, x)
+    # A select, not two scans: splitting the stack would copy all parameters.
+    return (x, jnp.where(i == tap, x, tapped)), None
+
+  depth = jax.tree.leaves(stack)[0].shape[0]
+  layer_numbers = jnp.arange(1, depth + 1)
+  (x, tapped), _ = jax.lax.scan(body, (x, tapped), (layer_numbers, stack))
+  return x, tapped

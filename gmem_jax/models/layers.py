@@ -1,0 +1,258 @@
+"""The layers that the SiT and LightningDiT families share.
+
+Parameters are float32. Each layer multiplies matrices in its `dtype`; norms,
+modulation and the embedding of time and snippet are float32 whatever it is.
+
+Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `p` patch.
+"""
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Key
+
+from gmem_jax.models import embeddings
+
+# Bound sqrt(6 / (in + out)) on each kernel as stored. The published code draws
+# qkv, w12 and the modulations as one matrix each, so their kernels are fused
+# here too: split ones would be up to 1.7 times larger.
+xavier = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros
+
+
+def dense(
+  width: int, dtype: DTypeLike, name: str, zero_init: bool = False
+) -> nn.Dense:
+  """A linear layer with bias, Xavier-uniform or zero at the start."""
+  init = zeros if zero_init else xavier
+  return nn.Dense(width, dtype=dtype, kernel_init=init, name=name)
+
+
+class Norm(nn.Module):
+  """RMSNorm or LayerNorm over the last axis, computed and returned in float32.
+
+  Attributes:
+    rms: divide by the root mean square instead of centring and scaling.
+    affine: learn a scale, and with LayerNorm also a bias.
+    epsilon: added to the mean square.
+
+  Source: Zhang and Sennrich (2019), arXiv 1910.07467; Ba et al. (2016).
+  """
+
+  rms: bool
+  affine: bool
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """Normalises each vector; see the class."""
+    x = x.astype(jnp.float32)
+    if not self.rms:
+      x = x - jnp.mean(x, axis=-1, keepdims=True)
+    y = x * jax.lax.rsqrt(
+      jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon
+    )
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    if self.affine:
+      scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+      y = y * scale.reshape(shape)
+    if self.affine and not self.rms:
+      y = y + self.param("bias", zeros, x.shape[-1:]).reshape(shape)
+    return y
+
+
+def modulate(
+  x: Float[Array, "b n d"],
+  shift: Float[Array, "b 1 d"] | None,
+  scale: Float[Array, "b 1 d"],
+) -> Float[Array, "b n d"]:
+  """Returns x * (1 + scale) + shift in float32; no shift if it is None."""
+  y = x.astype(jnp.float32) * (1 + scale.astype(jnp.float32))
+  return y if shift is None else y + shift.astype(jnp.float32)
+
+
+class TimestepEmbed(nn.Module):
+  """Embeds the timestep: sinusoids, then a two-layer perceptron, in float32.
+
+  Attributes:
+    width: d.
+  """
+
+  width: int
+
+  @nn.compact
+  def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
+    """Embeds t in [0, 1]."""
+    init = nn.initializers.normal(0.02)
+    x = embeddings.timestep_features(t)
+    x = nn.Dense(self.width, kernel_init=init, name="fc1")(x)
+    return nn.Dense(self.width, kernel_init=init, name="fc2")(nn.silu(x))
+
+
+class PatchEmbed(nn.Module):
+  """Cuts the latent into patches and maps each to a token.
+
+  Attributes:
+    patch: p, side of a patch; it divides h and w.
+    width: d.
+    dtype: of the matrix product.
+  """
+
+  patch: int
+  width: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
+    """Returns the tokens row after row, n = (h / p) (w / p)."""
+    p = self.patch
+    x = einops.rearrange(x, "b (i p) (j q) c -> b (i j) (p q c)", p=p, q=p)
+    return dense(self.width, self.dtype, name="linear")(x)
+
+
+def unpatchify(
+  tokens: Float[Array, "b n o"], patch: int
+) -> Float[Array, "b h w c"]:
+  """Lays the tokens of a square grid out as an image.
+
+  Args:
+    tokens: vectors of patch * patch * c values, the channel fastest.
+    patch: side of a patch.
+
+  Returns:
+    The image, with h = w = patch * sqrt(n).
+  """
+  grid = round(tokens.shape[1] ** 0.5)
+  return einops.rearrange(
+    tokens, "b (i j) (p q c) -> b (i p) (j q) c", i=grid, p=patch, q=patch
+  )
+
+
+class GeluMlp(nn.Module):
+  """Two-layer perceptron, hidden width 4 d, tanh-approximated GELU.
+
+  Attributes:
+    dtype: of the matrix products.
+  """
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """Applies the perceptron to each token."""
+    y = dense(4 * x.shape[-1], self.dtype, name="fc1")(x)
+    y = nn.gelu(y, approximate=True)
+    return dense(x.shape[-1], self.dtype, name="fc2")(y)
+
+
+class SwiGlu(nn.Module):
+  """Gated perceptron silu(a) * b, hidden width floor(8 d / 3).
+
+  Attributes:
+    dtype: of the matrix products.
+
+  Source: Shazeer (2020), arXiv 2002.05202.
+  """
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """Applies the perceptron to each token."""
+    width = x.shape[-1]
+    y = dense(2 * (8 * width // 3), self.dtype, name="w12")(x)
+    a, b = jnp.split(y, 2, axis=-1)
+    return dense(width, self.dtype, name="w3")(nn.silu(a) * b)
+
+
+class Projector(nn.Module):
+  """Maps tokens to the space of the image encoder's tokens (REPA).
+
+  Attributes:
+    hidden: width of the two hidden layers.
+    width: width of the image encoder's tokens.
+    dtype: of the matrix products.
+
+  Source: Yu et al. (2024), arXiv 2410.06940.
+  """
+
+  hidden: int
+  width: int
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n z"]:
+    """Projects each token."""
+    x = nn.silu(dense(self.hidden, self.dtype, name="fc1")(x))
+    x = nn.silu(dense(self.hidden, self.dtype, name="fc2")(x))
+    return dense(self.width, self.dtype, name="fc3")(x)
+
+
+class FinalLayer(nn.Module):
+  """Norm, modulation and the linear map from tokens to patches.
+
+  Attributes:
+    width: values per token, patch * patch * channels.
+    rms_norm: RMSNorm with a scale instead of LayerNorm without.
+    zero_init: start the modulation and the linear map at zero.
+    dtype: of the matrix products.
+  """
+
+  width: int
+  rms_norm: bool
+  zero_init: bool
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b n d"], cond: Float[Array, "b d"]
+  ) -> Float[Array, "b n o"]:
+    """Maps tokens to patches.
+
+    Args:
+      x: tokens after the last block.
+      cond: SiLU of the condition.
+
+    Returns:
+      One flattened patch for each token.
+    """
+    zero, d = self.zero_init, x.shape[-1]
+    mod = dense(2 * d, self.dtype, "modulation", zero)(cond)
+    shift, scale = jnp.split(mod[:, None, :], 2, axis=-1)
+    y = Norm(self.rms_norm, affine=self.rms_norm, name="norm")(x)
+    y = modulate(y, shift, scale)
+    return dense(self.width, self.dtype, "linear", zero)(y)
+
+
+def keep_mask(
+  key: Key[Array, ""], rate: float, shape: tuple[int, ...]
+) -> Bool[Array, "..."]:
+  """Draws which elements a dropout of the given rate keeps."""
+  return jax.random.bernoulli(key, 1.0 - rate, shape)
+
+
+def keep(
+  x: Float[Array, "*s"], mask: Bool[Array, "*s"], rate: float
+) -> Float[Array, "*s"]:
+  """Inverted dropout for a given mask.
+
+  Args:
+    x: values.
+    mask: True where a value is kept.
+    rate: probability with which a value was dropped, in [0, 1).
+
+  Returns:
+    x / (1 - rate) where kept, 0 elsewhere.
+  """
+  return jnp.where(mask, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def dropout(
+  x: Float[Array, "*s"], rate: float, key: Key[Array, ""] | None
+) -> Float[Array, "*s"]:
+  """Drops single elements at random; without a key returns x itself."""
+  if key is None or rate == 0.0:
+    return x
+  return keep(x, keep_mask(key, rate, x.shape), rate)
