@@ -126,7 +126,7 @@ def _safetensors_metadata(path: pathlib.Path) -> Any:
     with safetensors.safe_open(path, "numpy") as file:
       header = file.metadata() or {}
   except safetensors.SafetensorError as e:
-    raise ValueError(f"{path} is not a safetensors file: {e}") from None
+    raise ValueError(f"{path} holds no converted weights ({e})") from None
   return json.loads(header.get(_HEADER_KEY, "null"))
 
 

@@ -153,7 +153,8 @@ class NamesError(ValueError):
     super().__init__("\n  ".join(lines))
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of `flatten`."""
   tree: dict[str, Any] = {}
   for path, value in flat.items():
     *parents, leaf = path.split("/")
@@ -294,7 +295,7 @@ def to_flax(
       problems.append(f"{names[0]} -> {path}: {e}")
   if problems:
     raise NamesError("state dict does not fit its table", problems)
-  return _nest(flat)
+  return nest(flat)
 
 
 def buffers(

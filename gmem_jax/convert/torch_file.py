@@ -170,8 +170,13 @@ class TorchFile:
 
   def release(self) -> None:
     """Lets the system drop the pages of the file that were read so far."""
-    if hasattr(self._map, "madvise"):
-      self._map.madvise(mmap.MADV_DONTNEED)
+    drop_pages(self._map)
+
+
+def drop_pages(data: mmap.mmap) -> None:
+  """Lets the system drop the pages of a mapped file that were read so far."""
+  if hasattr(mmap, "MADV_DONTNEED"):
+    data.madvise(mmap.MADV_DONTNEED)
 
 
 def _map(file: Any) -> mmap.mmap:
