@@ -16,13 +16,24 @@ al., "Applying guidance in a limited interval"; GMem, section 4.
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
+
+# Maps points [b ...] and times [b] to predictions. Parameters and condition are
+# bound to it.
+Network = Callable[
+  [Float[Array, "b ..."], Float[Array, " b"]], Float[Array, "b ..."]
+]
+# Likewise, to the predictions with and without the condition; see `pair`.
+NetworkPair = Callable[
+  [Float[Array, "b ..."], Float[Array, " b"]],
+  tuple[Float[Array, "b ..."], Float[Array, "b ..."]],
+]
 
 
 class Branch(enum.Enum):
@@ -66,28 +77,6 @@ class GuidanceConfig:
   def on(self) -> bool:
     """Whether any evaluation could be guided."""
     return self.scale != 1
-
-
-@runtime_checkable
-class Network(Protocol):
-  """A network with its parameters and condition bound to it."""
-
-  def __call__(
-    self, x: Float[Array, "b ..."], t: Float[Array, " b"], /
-  ) -> Float[Array, "b ..."]:
-    """Returns the prediction at points x and times t."""
-    ...
-
-
-@runtime_checkable
-class NetworkPair(Protocol):
-  """A network evaluated with and without its condition; `pair`."""
-
-  def __call__(
-    self, x: Float[Array, "b ..."], t: Float[Array, " b"], /
-  ) -> tuple[Float[Array, "b ..."], Float[Array, "b ..."]]:
-    """Returns the conditional and the unconditional prediction."""
-    ...
 
 
 def branch_at(config: GuidanceConfig, t: float) -> Branch:
@@ -150,6 +139,15 @@ def pair(
   return output[0], output[1]
 
 
+def _given(config: GuidanceConfig, pairs: NetworkPair | None) -> NetworkPair:
+  if pairs is None:
+    raise ValueError(
+      f"sampler.guidance.scale is {config.scale}, but the network without its "
+      "condition was not given; pass pair, or set the scale to 1."
+    )
+  return pairs
+
+
 def select(
   config: GuidanceConfig,
   branch: Branch,
@@ -168,10 +166,13 @@ def select(
   Returns:
     A function of (x, t). The unconditional branch, which only the published
     interval with an end knows, also computes the pair.
+
+  Raises:
+    ValueError: the branch is not conditional and `pairs` is None.
   """
   if branch is Branch.CONDITIONAL:
     return network
-  assert pairs is not None
+  pairs = _given(config, pairs)
 
   def evaluate(x, t):
     conditional, unconditional = pairs(x, t)
@@ -182,7 +183,34 @@ def select(
   return evaluate
 
 
-def inside(config: GuidanceConfig, t: Float[Array, " b"]) -> Bool[Array, " b"]:
-  """`branch_at(config, t) == GUIDED` for traced times, in float32."""
-  t = t.astype(jnp.float32)
-  return (t >= np.float32(config.start)) & (t <= np.float32(config.end))
+def select_at_run_time(
+  config: GuidanceConfig, network: Network, pairs: NetworkPair | None
+) -> Network:
+  """Like `select` for times that only a run knows, each sample its own.
+
+  The unconditional branch is computed if any sample of the batch needs it.
+  """
+  if not config.on:
+    return network
+  pairs = _given(config, pairs)
+
+  def evaluate(x, t):
+    # The comparisons of `branch_at`.
+    seen = t.astype(jnp.float32)
+    late = seen > np.float32(config.end)
+    guided = (seen >= np.float32(config.start)) & ~late
+    dropped = late & (config.after_end == "unconditional")
+
+    def both(x, t):
+      conditional, unconditional = pairs(x, t)
+      column = (-1,) + (1,) * (x.ndim - 1)
+      output = jnp.where(
+        guided.reshape(column),
+        combine(config.scale, conditional, unconditional),
+        conditional,
+      )
+      return jnp.where(dropped.reshape(column), unconditional, output)
+
+    return jax.lax.cond(jnp.any(guided | dropped), both, network, x, t)
+
+  return evaluate

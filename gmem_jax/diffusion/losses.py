@@ -17,7 +17,8 @@ Source: GMem (arXiv 2412.08781), section 3.2; SiT (weightings); LightningDiT
 """
 
 import dataclasses
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -79,15 +80,12 @@ class LossConfig:
       )
 
 
-@runtime_checkable
-class TrainingNetwork(Protocol):
-  """A network with everything but point and time bound to it."""
-
-  def __call__(
-    self, x: Float[Array, "b h w c"], t: Float[Array, " b"], /
-  ) -> tuple[Float[Array, "b h w c"], Float[Array, "b n d"] | None]:
-    """Returns the prediction, and the projected tokens or None."""
-    ...
+# Maps points and times to predictions and projected tokens (or None).
+# Everything else is bound to it.
+TrainingNetwork = Callable[
+  [Float[Array, "b h w c"], Float[Array, " b"]],
+  tuple[Float[Array, "b h w c"], Float[Array, "b n d"] | None],
+]
 
 
 def sample_time(

@@ -47,17 +47,29 @@ RK4 = Tableau(
 )
 
 
-def _advance(y, h, weights: Sequence[float], slopes: Sequence):
-  """Returns y + h sum_i weights_i slopes_i, leaf by leaf."""
+def advance(
+  y: PyTree[Array],
+  h: Float[Array, "*b"],
+  weights: Sequence[float],
+  slopes: Sequence[PyTree[Array]],
+) -> PyTree[Array]:
+  """Returns y + h sum_i weights_i slopes_i.
+
+  Args:
+    y: the state; every leaf has a leading batch axis.
+    h: the length of the step, one for all or one per sample.
+    weights: one per slope.
+    slopes: of the structure of `y`.
+  """
   used = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
   if not used:
     return y
   weights, slopes = zip(*used, strict=True)
 
   def leaf(value, *derivatives):
-    step = h if h.ndim == 0 else h.reshape((-1,) + (1,) * (value.ndim - 1))
+    length = h if not h.ndim else h.reshape((-1,) + (1,) * (value.ndim - 1))
     total = sum(w * k for w, k in zip(weights, derivatives, strict=True))
-    return value + step * total
+    return value + length * total
 
   return jax.tree.map(leaf, y, *slopes)
 
@@ -83,6 +95,6 @@ def runge_kutta_step(
   """
   slopes = []
   for stage, field in enumerate(fields):
-    point = _advance(y, h, tableau.a[stage], slopes)
+    point = advance(y, h, tableau.a[stage], slopes)
     slopes.append(field(point, times[stage]))
-  return _advance(y, h, tableau.b, slopes)
+  return advance(y, h, tableau.b, slopes)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gmem_jax.diffusion import guidance, ode, paths, schedule, sde
+from gmem_jax.diffusion import dopri5, guidance, ode, paths, schedule, sde
 
 SamplerConfig = schedule.SamplerConfig
 num_calls = schedule.num_calls
@@ -70,19 +70,45 @@ def trajectory(
   """Like `sample`, with every state on the way.
 
   Returns:
-    For an ODE the states on the grid, beginning with `x0`; for an SDE the
+    For an ODE the states on the grid, beginning with `x0` ("ode_dopri5" ends a
+    step at each point of the grid, which `sample` need not); for an SDE the
     states after each step, and after the last step.
   """
-  return _solve(config, network, x0, noise, pair, keep=True)[1]
+  _, states = _solve(config, network, x0, noise, pair, keep=True)
+  assert states is not None
+  return states
+
+
+def invert(
+  config: SamplerConfig,
+  network: guidance.Network,
+  x1: Float[Array, "b ..."],
+  pair: guidance.NetworkPair | None = None,
+) -> Float[Array, "b ..."]:
+  """Integrates data back to its noise, along the probability-flow ODE.
+
+  Args:
+    config: a sampler with an ODE method; the steps of `sample`, backwards.
+    network: maps (x, t) to the prediction.
+    x1: data.
+    pair: see `sample`.
+
+  Returns:
+    The noise from which `sample` returns to x1, up to the solver's error.
+
+  Raises:
+    ValueError: the method is an SDE, or guidance lacks `pair`.
+  """
+  if config.is_sde:
+    raise ValueError(
+      f"sampler.method is {config.method!r}, but only an ODE can be inverted; "
+      "choose one of the ode_* methods."
+    )
+  return solve_ode(config, network, x1, pair, reverse=True)[0]
 
 
 def _solve(config, network, x0, noise, pair, keep):
   """Returns the final state, and the kept states or None."""
-  if config.guidance.on and pair is None:
-    raise ValueError(
-      f"sampler.guidance.scale is {config.guidance.scale}, but the "
-      "unconditional network was not given; pass pair, or set the scale to 1."
-    )
   if not config.is_sde:
     return solve_ode(config, network, x0, pair, keep=keep)
   if noise is None:
@@ -115,6 +141,18 @@ def solve_ode(
   Returns:
     The last state, and the states on the grid from `x` on (None unless kept).
   """
+  if config.method == "ode_dopri5":
+    times = schedule.grid(config)[::-1] if reverse else schedule.grid(config)
+    chosen = guidance.select_at_run_time(config.guidance, network, pair)
+    states, _ = dopri5.solve(
+      velocity_field(config, chosen),
+      x,
+      times if keep else times[[0, -1]],
+      atol=config.atol,
+      rtol=config.rtol,
+      shared=config.step_control == "batch",
+    )
+    return states[-1], (states if keep else None)
 
   def advance(tableau, branches, x, step):
     _, times, length = step

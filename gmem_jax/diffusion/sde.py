@@ -35,8 +35,9 @@ def kick(
   length: Float[Array, ""],
 ) -> Float[Array, "b ..."]:
   """The noise of a step, sqrt(2 w(t) length) times a standard normal draw."""
+  t = jnp.broadcast_to(t, normal.shape[:1])
   w = paths.diffusion(
-    config.path, config.diffusion_form, config.diffusion_norm, t[None]
+    config.path, config.diffusion_form, config.diffusion_norm, t
   )
   return paths.expand(jnp.sqrt(2 * w * length), normal) * normal
 

@@ -1,0 +1,26 @@
+"""python -m gmem_jax.bench NAME [options]: runs one benchmark."""
+
+import importlib
+import pkgutil
+import sys
+
+from gmem_jax import bench
+
+
+def main() -> int:
+  """Runs the benchmark that the first argument names."""
+  names = sorted(
+    module.name
+    for module in pkgutil.iter_modules(bench.__path__)
+    if not module.name.startswith("_")
+  )
+  if len(sys.argv) < 2 or sys.argv[1] not in names:
+    print(f"usage: python -m gmem_jax.bench {{{','.join(names)}}} [options]")
+    return 2
+  return importlib.import_module(f"gmem_jax.bench.{sys.argv[1]}").main(
+    sys.argv[2:]
+  )
+
+
+if __name__ == "__main__":
+  sys.exit(main())

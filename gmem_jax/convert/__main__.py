@@ -1,0 +1,237 @@
+"""python -m gmem_jax.convert: published weights to what gmem_jax loads."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from gmem_jax import weights
+from gmem_jax.convert import detect, identify, read, torch_export, torch_import
+
+_EXAMPLES = """\
+examples:
+  What is in a file, and whether it is complete (nothing is written):
+    python -m gmem_jax.convert checkpoint.pt --dry-run
+  A trainer's checkpoint, its averaged weights (the default where there are any)
+  or those of the last step:
+    python -m gmem_jax.convert 0200000.pt weights/xl --weights=ema
+    python -m gmem_jax.convert 0200000.pt weights/xl_last --weights=model
+  The autoencoder and the memory bank:
+    python -m gmem_jax.convert vavae-imagenet256-f16d32-dinov2.pt weights/va_vae
+    python -m gmem_jax.convert bank.pth weights/bank
+  A network of unpublished width without rotary embedding, whose number of heads
+  is in no file:
+    python -m gmem_jax.convert small.pt weights/small --model num_heads=2
+  Back to PyTorch, bit for bit:
+    python -m gmem_jax.convert weights/xl xl.pth --to-torch
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m gmem_jax.convert",
+    description=(
+      "Converts published PyTorch files to weights that gmem_jax loads, "
+      "without PyTorch and without running anything that is in them. What a "
+      "file is, is told by its contents, and every name and shape is checked."
+    ),
+    epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("src", metavar="SRC", help="the file to convert")
+  parser.add_argument(
+    "out", metavar="OUT", nargs="?", help="what to write; must not exist"
+  )
+  parser.add_argument(
+    "--weights",
+    choices=("ema", "model"),
+    help="which weights of a trainer's file (default: ema, if it has them)",
+  )
+  parser.add_argument(
+    "--format",
+    choices=weights.FORMATS,
+    default="orbax",
+    help="orbax: a directory (default); safetensors: one file",
+  )
+  parser.add_argument(
+    "--dry-run", action="store_true", help="check and report, write nothing"
+  )
+  parser.add_argument(
+    "--to-torch",
+    action="store_true",
+    help="SRC is what this program wrote; write a PyTorch file",
+  )
+  parser.add_argument(
+    "--allow-opaque",
+    action="store_true",
+    help="keep objects of unknown classes as inert records instead of refusing",
+  )
+  parser.add_argument(
+    "--model",
+    metavar="NAME=N",
+    nargs="+",
+    action="extend",
+    default=[],
+    help=(
+      "what the tensors do not tell: num_heads, encoder_depth, num_groups "
+      "(default: as published for that width)"
+    ),
+  )
+  return parser
+
+
+def _settings(parser: argparse.ArgumentParser, pairs: Sequence[str]):
+  """Parses --model num_heads=2 .. ."""
+  settings = {}
+  for pair in pairs:
+    name, _, number = pair.partition("=")
+    if (
+      name not in identify.SETTINGS or not number.isdecimal() or not int(number)
+    ):
+      parser.error(
+        f"--model {pair}: expected NAME=N, N positive, NAME one of "
+        f"{', '.join(identify.SETTINGS)}"
+      )
+    settings[identify.SETTINGS[name]] = int(number)
+  return settings
+
+
+def _say(text: str, stream: Any = None) -> None:
+  """Prints text that may come from a file: nothing that drives a terminal."""
+  safe = "".join(
+    c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text
+  )
+  print(safe, file=stream or sys.stdout, flush=True)
+
+
+def _progress(total: int, what: str) -> tqdm.tqdm:
+  return tqdm.tqdm(
+    total=total,
+    desc=what,
+    unit="B",
+    unit_scale=True,
+    unit_divisor=1024,
+    disable=not sys.stderr.isatty(),
+    leave=False,
+  )
+
+
+def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
+  if weights.is_converted(args.src):
+    raise ValueError(f"{args.src} is converted already (--to-torch goes back)")
+  if not args.dry_run:
+    _refuse_existing(args.out)
+  source = read.open_source(args.src, allow_opaque=args.allow_opaque)
+  try:
+    found = detect.detect(source, args.weights)
+    identity = identify.identify(found, settings)
+  except read.WrongFile as e:
+    raise ValueError(f"{args.src} {e}") from e
+  except ValueError as e:
+    raise ValueError(f"{args.src}: {e}") from e
+  _say(_report(source, found, identity))
+  if args.dry_run:
+    _say("complete; nothing written (--dry-run)")
+    return
+  size = source.path.stat().st_size
+  with _progress(size, "checksums") as bar:
+    source.verify(bar.update)
+  nbytes = sum(tensor.nbytes for tensor in found.tensors.values())
+  with _progress(nbytes, "convert") as bar:
+    result = torch_import.convert(source, found, identity, bar.update)
+  weights.save_converted(args.out, result.trees, result.metadata, args.format)
+  _say(f"wrote {args.out} ({args.format})")
+
+
+def _report(
+  source: read.Source, found: detect.Found, identity: identify.Identity
+) -> str:
+  """What was found, one fact a line."""
+  tensors = found.tensors.values()
+  dtypes = sorted({str(tensor.dtype) for tensor in tensors})
+  facts = {
+    "kind": f"{identity.title} [{found.kind}]",
+    "file": f"{source.format}, {source.path.stat().st_size:,} bytes",
+    "tensors": f"{len(found.tensors)} of {', '.join(dtypes)}",
+  }
+  parameters = identity.parameters(found.tensors)
+  facts["parameters"] = f"{parameters:,}"
+  if found.weights:
+    facts["weights"] = found.weights
+  if found.step is not None:
+    facts["step"] = f"{found.step:,}"
+  if found.bank:
+    facts["bank"] = f"{len(found.bank.get('memoryfreq', ()))} rows"
+  if found.ignored:
+    facts["left out"] = ", ".join(found.ignored)
+  lines = [str(source.path)]
+  lines += [f"  {key:<11} {value}" for key, value in facts.items()]
+  lines += [f"  note        {note}" for note in identity.notes]
+  return "\n".join(lines)
+
+
+def _export(args: argparse.Namespace) -> None:
+  metadata = weights.read_metadata(args.src)
+  _say(f"{args.src}\n  kind        {metadata['title']} [{metadata['kind']}]")
+  if not args.dry_run:
+    _refuse_existing(args.out)
+  trees = {
+    name: weights.load_converted(args.src, name)[0]
+    for name in metadata["trees"]
+  }
+  value = torch_export.published_value(trees, metadata)
+  if args.dry_run:
+    _say("complete; nothing written (--dry-run)")
+    return
+  nbytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trees))
+  with _progress(nbytes, "write") as bar:
+    torch_export.save(value, args.out, bar.update)
+  _say(f"wrote {args.out} (PyTorch)")
+
+
+def _refuse_existing(out: str) -> None:
+  """Fails before the work, not after it."""
+  path = pathlib.Path(out)
+  if path.is_dir() and not any(path.iterdir()):
+    return
+  if path.exists():
+    raise FileExistsError(f"{out} already exists; it is left as it is")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program.
+
+  Args:
+    argv: arguments, by default those of the process.
+
+  Returns:
+    Exit code: 0, or 1 on a file that cannot be converted. Wrong usage exits
+    with 2.
+  """
+  parser = _parser()
+  args = parser.parse_args(argv)
+  settings = _settings(parser, args.model)
+  if args.out is None and not args.dry_run:
+    parser.error("OUT is missing (or give --dry-run)")
+  if args.to_torch and (args.weights or args.model or args.format != "orbax"):
+    parser.error("--to-torch takes no --weights, --model or --format")
+  try:
+    if args.to_torch:
+      _export(args)
+    else:
+      _import(args, settings)
+  except (ValueError, OSError) as e:
+    _say(f"error: {e}", sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == "__main__":
+  # Networks are only asked for their shapes: no accelerator is needed.
+  jax.config.update("jax_platforms", "cpu")
+  sys.exit(main())

@@ -1,0 +1,249 @@
+r"""Names of the autoencoders: two PyTorch layouts onto one Flax tree.
+
+  LDM        encoder.down.0.block.1.conv2, decoder.up.4.attn.0.proj_out,
+             encoder.mid.block_1: VA-VAE, MAR-VAE and what else was trained
+             with the original code. up.N is numbered by resolution, 0 the
+             image's.
+  diffusers  encoder.down_blocks.0.resnets.1.conv2, decoder.up_blocks.0: SD-VAE.
+             up_blocks.N is numbered in the order of computation, and the
+             projections of attention are linear layers under either of two
+             generations of names.
+
+The Flax tree counts everything from 0 and numbers levels by resolution:
+encoder/down_0/block_1/conv_2, decoder/up_4/attn_0/out, encoder/mid/block_0.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gmem_jax.convert import rules
+from gmem_jax.convert.rules import Rule
+from gmem_jax.encoders import vae
+
+_PART = r"(?P<part>encoder|decoder)"
+# Generations of attention in diffusers: names of q, k, v and the output.
+ATTENTION = ("to_q", "to_k", "to_v", r"to_out\.0")
+OLD_ATTENTION = ("query", "key", "value", "proj_attn")
+
+
+def _layer(torch: str, flax: str, transform: str) -> tuple[Rule, ...]:
+  """Weight and bias of a convolution or projection."""
+  return (
+    Rule(rf"{torch}\.weight", f"{flax}/kernel", transform),
+    Rule(rf"{torch}\.bias", f"{flax}/bias"),
+  )
+
+
+def _norm(torch: str, flax: str) -> tuple[Rule, ...]:
+  return (
+    Rule(rf"{torch}\.weight", f"{flax}/scale"),
+    Rule(rf"{torch}\.bias", f"{flax}/bias"),
+  )
+
+
+def _block(torch: str, flax: str, shortcut: str) -> tuple[Rule, ...]:
+  return (
+    *_norm(rf"{torch}\.norm(?P<k>[12])", f"{flax}/norm_{{k}}"),
+    *_layer(rf"{torch}\.conv(?P<k>[12])", f"{flax}/conv_{{k}}", "conv"),
+    *_layer(rf"{torch}\.{shortcut}", f"{flax}/shortcut", "conv"),
+  )
+
+
+def _attention(
+  torch: str, flax: str, norm: str, names: Iterable[str], transform: str
+) -> tuple[Rule, ...]:
+  layers = (
+    _layer(rf"{torch}\.{name}", f"{flax}/{ours}", transform)
+    for name, ours in zip(names, ("q", "k", "v", "out"), strict=True)
+  )
+  return (*_norm(rf"{torch}\.{norm}", f"{flax}/norm"), *sum(layers, ()))
+
+
+def _ends(norm_out: str) -> tuple[Rule, ...]:
+  """What surrounds the levels; both layouts name it almost alike."""
+  return (
+    *_layer(rf"{_PART}\.conv_(?P<end>in|out)", "{part}/conv_{end}", "conv"),
+    *_norm(rf"{_PART}\.{norm_out}", "{part}/norm_out"),
+    *_layer(r"(?P<name>quant_conv|post_quant_conv)", "{name}", "conv"),
+  )
+
+
+def _ldm_attention(torch: str, flax: str) -> tuple[Rule, ...]:
+  names = ("q", "k", "v", "proj_out")
+  return _attention(torch, flax, "norm", names, "conv_1x1")
+
+
+_LDM_LEVEL = rf"{_PART}\.(?P<way>down|up)\.(?P<i>\d+)"
+_LEVEL = "{part}/{way}_{i}"
+
+LDM: tuple[Rule, ...] = (
+  *_ends("norm_out"),
+  *_block(
+    rf"{_LDM_LEVEL}\.block\.(?P<j>\d+)", f"{_LEVEL}/block_{{j}}", "nin_shortcut"
+  ),
+  *_ldm_attention(rf"{_LDM_LEVEL}\.attn\.(?P<j>\d+)", f"{_LEVEL}/attn_{{j}}"),
+  *_layer(
+    rf"{_LDM_LEVEL}\.(?P<resample>downsample|upsample)\.conv",
+    f"{_LEVEL}/{{resample}}",
+    "conv",
+  ),
+  *_block(rf"{_PART}\.mid\.block_1", "{part}/mid/block_0", "nin_shortcut"),
+  *_ldm_attention(rf"{_PART}\.mid\.attn_1", "{part}/mid/attn"),
+  *_block(rf"{_PART}\.mid\.block_2", "{part}/mid/block_1", "nin_shortcut"),
+  # What the training of VA-VAE leaves in its checkpoint: perceptual loss and
+  # discriminator, the vision model it aligned to, the projection onto it.
+  Rule(r"loss\..+", "", "drop"),
+  Rule(r"foundation_model\..+", "", "drop"),
+  Rule(r"linear_proj\..+", "", "drop"),
+)
+
+
+def _diffusers_level(torch: str, flax: str) -> tuple[Rule, ...]:
+  return (
+    *_block(
+      rf"{torch}\.resnets\.(?P<j>\d+)", f"{flax}/block_{{j}}", "conv_shortcut"
+    ),
+    *_layer(
+      rf"{torch}\.(?P<way>down|up)samplers\.0\.conv",
+      f"{flax}/{{way}}sample",
+      "conv",
+    ),
+  )
+
+
+def diffusers(
+  levels: int = 4, attention: Iterable[str] = ATTENTION
+) -> tuple[Rule, ...]:
+  """The table of diffusers' AutoencoderKL.
+
+  Args:
+    levels: number of resolutions, on which the numbers of up_blocks depend.
+    attention: names of the projections, ATTENTION or OLD_ATTENTION.
+
+  Returns:
+    The table.
+  """
+  ups = (
+    _diffusers_level(
+      rf"decoder\.up_blocks\.{levels - 1 - i}", f"decoder/up_{i}"
+    )
+    for i in range(levels)
+  )
+  mid = rf"{_PART}\.mid_block"
+  return (
+    *_ends("conv_norm_out"),
+    *_diffusers_level(r"encoder\.down_blocks\.(?P<i>\d+)", "encoder/down_{i}"),
+    *sum(ups, ()),
+    *_block(
+      rf"{mid}\.resnets\.(?P<j>\d+)", "{part}/mid/block_{j}", "conv_shortcut"
+    ),
+    *_attention(
+      rf"{mid}\.attentions\.0",
+      "{part}/mid/attn",
+      "group_norm",
+      attention,
+      "linear",
+    ),
+  )
+
+
+def table(names: Iterable[str]) -> tuple[Rule, ...]:
+  """Recognises the layout of a state dict.
+
+  Args:
+    names: its PyTorch names.
+
+  Returns:
+    The table that fits.
+
+  Raises:
+    ValueError: if the names are of no known autoencoder.
+  """
+  names = list(names)
+  if any(n.startswith("encoder.down.") for n in names):
+    return LDM
+  if any(n.startswith("encoder.down_blocks.") for n in names):
+    ups = (re.match(r"decoder\.up_blocks\.(\d+)\.", n) for n in names)
+    levels = 1 + max((int(m[1]) for m in ups if m), default=0)
+    old = any(".attentions.0.query." in n for n in names)
+    return diffusers(levels, OLD_ATTENTION if old else ATTENTION)
+  raise ValueError(
+    "not an autoencoder: there is neither encoder.down.* (VA-VAE, MAR-VAE) nor "
+    f"encoder.down_blocks.* (diffusers) among its {len(names)} names"
+  )
+
+
+def network(
+  params: Mapping[str, Any], num_groups: int = 32
+) -> vae.AutoencoderKL:
+  """The network that parameters are of, read off their paths and shapes.
+
+  Args:
+    params: nested dict of arrays or shapes (anything with `.shape`).
+    num_groups: groups of the group norms, which leave no trace in parameters.
+
+  Returns:
+    The network; `check` tells whether the parameters are complete.
+
+  Raises:
+    NamesError: if a parameter that tells a width is missing or misshapen.
+  """
+  shapes = {path: x.shape for path, x in rules.flatten(params).items()}
+
+  def levels(pattern: str) -> tuple[int, ...]:
+    matches = (re.match(pattern, path) for path in shapes)
+    return tuple(sorted({int(m[1]) for m in matches if m}))
+
+  def width(path: str, unit: int = 1) -> int:
+    shape = shapes.get(path)
+    if shape is None:
+      raise rules.NamesError("autoencoder", [f"{path}: missing"])
+    if len(shape) != 1 or shape[0] < unit or shape[0] % unit:
+      problem = f"{path}: shape {shape}, expected [a multiple of {unit}]"
+      raise rules.NamesError("autoencoder", [problem])
+    return shape[0] // unit
+
+  ch = width("encoder/conv_in/bias")
+  return vae.AutoencoderKL(
+    latent_channels=width("post_quant_conv/bias"),
+    ch=ch,
+    ch_mult=tuple(
+      width(f"encoder/down_{i}/block_0/conv_1/bias", ch)
+      for i in range(1 + max(levels(r"encoder/down_(\d+)/"), default=0))
+    ),
+    num_res_blocks=len(levels(r"encoder/down_0/block_(\d+)/")),
+    encoder_attention=levels(r"encoder/down_(\d+)/attn_"),
+    decoder_attention=levels(r"decoder/up_(\d+)/attn_"),
+    num_groups=num_groups,
+  )
+
+
+def check(params: Mapping[str, Any], model: vae.AutoencoderKL) -> None:
+  """Checks that parameters are those of a network, all of them and no others.
+
+  Args:
+    params: nested dict of arrays or shapes.
+    model: the network.
+
+  Raises:
+    NamesError: listing every path that is missing, unexpected or misshapen.
+  """
+  side = model.downsampling
+  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  expected = rules.flatten(variables["params"])
+  given = rules.flatten(params)
+  problems = [f"{path}: missing" for path in expected if path not in given]
+  for path, value in given.items():
+    if path not in expected:
+      problems.append(f"{path}: unexpected")
+    elif value.shape != expected[path].shape:
+      problems.append(
+        f"{path}: shape {value.shape}, expected {expected[path].shape}"
+      )
+  if problems:
+    raise rules.NamesError("autoencoder", problems)

@@ -1,0 +1,356 @@
+r"""Tables of names, and the engine that applies them in both directions.
+
+A table is a sequence of `Rule`s. Each says how one family of PyTorch names
+becomes one family of Flax paths:
+
+    Rule(r"blocks\.(?P<i>\d+)\.attn\.qkv\.weight",
+         "blocks/attn/qkv/kernel", "linear", stack="i")
+
+`to_flax` applies a table to a state dict, `to_torch` applies it backwards. Both
+are strict: a name that no rule takes, that two rules take, or that a stack of
+layers lacks is listed in the one error they raise, never dropped in silence.
+
+The regular expressions are restricted so that a table can be inverted: literal
+text (with `\.` for a dot) and named groups without groups inside them.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Not parameters: "buffer" is computed by the network and only kept so that the
+# PyTorch file can be written back; "drop" belongs to something else entirely.
+_NOT_PARAMETERS = ("buffer", "drop")
+# More layers than any network has; a larger index is a damaged name.
+_MAX_LAYERS = 10_000
+_GROUP = re.compile(r"\(\?P<(\w+)>([^()]*)\)")
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+def _needs(shape: tuple[int, ...] | None) -> tuple[int, ...]:
+  if shape is None:
+    raise ValueError("its PyTorch shape must be given in `shapes`")
+  return shape
+
+
+def _conv_linear_inverse(x: np.ndarray, shape: Any) -> np.ndarray:
+  o, c, p, q = _needs(shape)
+  return x.reshape(p, q, c, o).transpose(3, 2, 0, 1)
+
+
+def _conv_linear(x: np.ndarray) -> np.ndarray:
+  o, c, p, q = x.shape
+  return x.transpose(2, 3, 1, 0).reshape(p * q * c, o)
+
+
+# name: (number of axes in PyTorch or None, forward, inverse). The inverse also
+# gets the PyTorch shape, or None where the caller does not know it.
+TRANSFORMS: dict[str, tuple[int | None, Any, Any]] = {
+  "keep": (None, lambda x: x, lambda x, _: x),
+  # [out, in] -> [in, out]
+  "linear": (2, lambda x: x.T, lambda x, _: x.T),
+  # OIHW -> HWIO
+  "conv": (
+    4,
+    lambda x: x.transpose(2, 3, 1, 0),
+    lambda x, _: x.transpose(3, 2, 0, 1),
+  ),
+  # A convolution of stride = kernel size as a Dense layer on patches:
+  # [O, C, P, Q] -> [P*Q*C, O], channel fastest.
+  "conv_linear": (4, _conv_linear, _conv_linear_inverse),
+  # A 1x1 convolution as a Dense layer: [O, I, 1, 1] -> [I, O].
+  "conv_1x1": (
+    4,
+    lambda x: x.reshape(x.shape[:2]).T,
+    lambda x, _: x.T[:, :, None, None],
+  ),
+  # Statistics of each channel: [1, C, 1, 1] -> [C].
+  "per_channel": (
+    4,
+    lambda x: x.reshape(x.shape[1]),
+    lambda x, _: x[None, :, None, None],
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  r"""How one family of PyTorch names becomes one family of Flax paths.
+
+  Attributes:
+    torch: regular expression that a whole PyTorch name must match; literal text
+      and named groups, e.g. r"blocks\.(?P<i>\d+)\.norm1\.weight".
+    flax: '/'-joined path whose fields are the groups, e.g. "blocks_{i}/scale".
+      Empty for the transforms "buffer" and "drop".
+    transform: a key of TRANSFORMS; or "buffer": a table that the network
+      computes itself, kept beside the parameters; or "drop": ignored.
+    stack: name of a group whose integer (0, 1, ..) becomes the leading axis of
+      one array that holds all layers; it does not appear in `flax`.
+  """
+
+  torch: str
+  flax: str
+  transform: str = "keep"
+  stack: str | None = None
+
+  def __post_init__(self):
+    allowed = (*TRANSFORMS, *_NOT_PARAMETERS)
+    if self.transform not in allowed:
+      raise ValueError(
+        f"rule {self.torch!r}: transform {self.transform!r} is not one of "
+        f"{', '.join(allowed)}"
+      )
+    if self.transform in _NOT_PARAMETERS:
+      return
+    groups = {name for name, _ in _GROUP.findall(self.torch)}
+    fields = set(_FIELD.findall(self.flax))
+    if groups != fields | ({self.stack} if self.stack else set()):
+      raise ValueError(
+        f"rule {self.torch!r}: its groups {sorted(groups)} must be the fields "
+        f"{sorted(fields)} of {self.flax!r} and the stack {self.stack!r}"
+      )
+
+  @functools.cached_property
+  def torch_pattern(self) -> re.Pattern[str]:
+    """Matches the PyTorch names of this rule."""
+    return re.compile(self.torch)
+
+  @functools.cached_property
+  def flax_pattern(self) -> re.Pattern[str]:
+    """Matches the Flax paths of this rule."""
+    patterns, seen, out = dict(_GROUP.findall(self.torch)), set(), []
+    for k, part in enumerate(_FIELD.split(self.flax)):
+      if k % 2 == 0:
+        out.append(re.escape(part))
+      elif part in seen:
+        out.append(f"(?P={part})")
+      else:
+        out.append(f"(?P<{part}>{patterns[part]})")
+        seen.add(part)
+    return re.compile("".join(out))
+
+  def torch_name(self, groups: Mapping[str, Any]) -> str:
+    """The PyTorch name for the values of the groups."""
+    literal = _GROUP.sub(lambda m: f"\0{m[1]}\0", self.torch)
+    parts = literal.replace("\\", "").split("\0")
+    name = "".join(str(groups[p]) if k % 2 else p for k, p in enumerate(parts))
+    if not self.torch_pattern.fullmatch(name):
+      raise ValueError(f"rule {self.torch!r} does not match its own {name!r}")
+    return name
+
+
+class NamesError(ValueError):
+  """All names that do not fit, listed in one message."""
+
+  def __init__(self, title: str, problems: Sequence[str]):
+    """Args: title: what was being converted; problems: one line each."""
+    self.problems = tuple(problems)
+    lines = [f"{title}: {len(problems)} problem(s)", *problems]
+    super().__init__("\n  ".join(lines))
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of `flatten`."""
+  tree: dict[str, Any] = {}
+  for path, value in flat.items():
+    *parents, leaf = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = value
+  return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """'/'-joined paths of the leaves of a nested dict, in its order."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat.update(flatten(value, f"{prefix}{key}/"))
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def _takers(
+  rules: Iterable[Rule], name: str, pattern: str
+) -> list[tuple[Rule, dict[str, str]]]:
+  """The rules whose `pattern` attribute matches all of `name`."""
+  matches = ((r, getattr(r, pattern).fullmatch(name)) for r in rules)
+  return [(r, m.groupdict()) for r, m in matches if m]
+
+
+def _gaps(rule: Rule, path: str, entries: Mapping[int, str]) -> list[str]:
+  """One line for each layer that a stack lacks."""
+  match, last = rule.flax_pattern.fullmatch(path), max(entries)
+  if match is None or last >= _MAX_LAYERS:
+    return [f"{entries[last]}: layer {last} of {path}"]
+  absent = set(range(last)) - set(entries)
+  names = ({**match.groupdict(), str(rule.stack): i} for i in sorted(absent))
+  return [f"{rule.torch_name(groups)}: missing" for groups in names]
+
+
+def plan(
+  rules: Sequence[Rule], names: Iterable[str]
+) -> tuple[dict[str, tuple[Rule, list[str]]], list[str], list[str]]:
+  """Assigns every PyTorch name to its Flax path, without reading any tensor.
+
+  Args:
+    rules: the table.
+    names: PyTorch names.
+
+  Returns:
+    (paths, buffers, problems): for each Flax path its rule and its PyTorch
+    names (several, in order, when the rule stacks), the names of the buffers,
+    and one line for each name that does not fit.
+  """
+  slots: dict[str, tuple[Rule, dict[int, str]]] = {}
+  buffers, problems = [], []
+  for name in names:
+    takers = _takers(rules, name, "torch_pattern")
+    if len(takers) != 1:
+      by = " and ".join(repr(r.torch) for r, _ in takers)
+      problems.append(f"{name}: " + (f"taken by {by}" if by else "unexpected"))
+      continue
+    rule, groups = takers[0]
+    if rule.transform in _NOT_PARAMETERS:
+      buffers += [name] if rule.transform == "buffer" else []
+      continue
+    index = int(groups.pop(rule.stack)) if rule.stack else 0
+    path = rule.flax.format(**groups)
+    taken_by, entries = slots.setdefault(path, (rule, {}))
+    if index in entries or taken_by is not rule:
+      other = entries.get(index) or next(iter(entries.values()))
+      problems.append(f"{name}: doubled, {path} already comes from {other}")
+      continue
+    entries[index] = name
+  paths = {}
+  for path, (rule, entries) in slots.items():
+    problems += _gaps(rule, path, entries)
+    paths[path] = rule, [entries[i] for i in sorted(entries)]
+  return paths, buffers, problems
+
+
+def _gather(
+  rule: Rule, tensors: Sequence[np.ndarray], on_tensor: Callable[[int], Any]
+) -> np.ndarray:
+  """One Flax array from its PyTorch tensor, or from those of all layers."""
+  rank, forward, _ = TRANSFORMS[rule.transform]
+  if rank is not None and tensors[0].ndim != rank:
+    raise ValueError(
+      f"shape {tensors[0].shape}, but transform {rule.transform!r} takes "
+      f"{rank} axes"
+    )
+  first = forward(tensors[0])
+  if rule.stack is None:
+    out = np.array(first, order="C")
+    on_tensor(out.nbytes)
+    return out
+  out = np.empty((len(tensors), *first.shape), first.dtype)
+  for k, tensor in enumerate(tensors):
+    if tensor.shape != tensors[0].shape or tensor.dtype != first.dtype:
+      raise ValueError(
+        f"layer {k} is {tensor.dtype}{list(tensor.shape)}, layer 0 is "
+        f"{first.dtype}{list(tensors[0].shape)}"
+      )
+    out[k] = forward(tensor)
+    on_tensor(tensor.nbytes)
+  return out
+
+
+def to_flax(
+  rules: Sequence[Rule],
+  state_dict: Mapping[str, Any],
+  on_tensor: Callable[[int], Any] = lambda nbytes: None,
+) -> dict[str, Any]:
+  """Converts a PyTorch state dict into a nested dict of Flax parameters.
+
+  Tensors are read one at a time, so a mapping whose values are memory maps is
+  never whole in memory. The results own their memory and are C-contiguous.
+
+  Args:
+    rules: the table.
+    state_dict: PyTorch names to arrays.
+    on_tensor: called after each tensor with its size in bytes.
+
+  Returns:
+    Nested dict of numpy arrays with the dtypes of the source.
+
+  Raises:
+    NamesError: names without a rule, with several, doubled, missing from a
+      stack of layers, or of a shape that their transform does not take.
+  """
+  paths, _, problems = plan(rules, state_dict)
+  if problems:
+    raise NamesError("state dict does not fit its table", problems)
+  flat = {}
+  for path, (rule, names) in paths.items():
+    try:
+      flat[path] = _gather(rule, [state_dict[n] for n in names], on_tensor)
+    except ValueError as e:
+      problems.append(f"{names[0]} -> {path}: {e}")
+  if problems:
+    raise NamesError("state dict does not fit its table", problems)
+  return nest(flat)
+
+
+def buffers(
+  rules: Sequence[Rule], state_dict: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+  """The tensors that are no parameters but belong to the PyTorch file.
+
+  Args:
+    rules: the table.
+    state_dict: PyTorch names to arrays.
+
+  Returns:
+    PyTorch names to copies of the arrays that a "buffer" rule takes.
+  """
+  return {n: np.array(state_dict[n]) for n in plan(rules, state_dict)[1]}
+
+
+def to_torch(
+  rules: Sequence[Rule],
+  params: Mapping[str, Any],
+  shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> dict[str, np.ndarray]:
+  """Converts Flax parameters back into a PyTorch state dict.
+
+  Args:
+    rules: the table that made `params`, or would have.
+    params: nested dict of arrays.
+    shapes: PyTorch names to shapes, where a transform ("conv_linear") needs
+      them. `compare` tells whether the result is what it should be.
+
+  Returns:
+    PyTorch names to arrays (views where possible).
+
+  Raises:
+    NamesError: paths without a rule, with several, or doubled names.
+  """
+  out: dict[str, np.ndarray] = {}
+  problems = []
+  for path, value in flatten(params).items():
+    takers = _takers(rules, path, "flax_pattern")
+    if len(takers) != 1:
+      by = " and ".join(repr(r.flax) for r, _ in takers)
+      problems.append(f"{path}: " + (f"taken by {by}" if by else "unexpected"))
+      continue
+    rule, groups = takers[0]
+    value = np.asarray(value)
+    for index, layer in enumerate(value if rule.stack else [value]):
+      name = rule.torch_name({**groups, str(rule.stack): index})
+      if name in out:
+        problems.append(f"{name}: doubled, second from {path}")
+      try:
+        inverse = TRANSFORMS[rule.transform][2]
+        out[name] = inverse(layer, (shapes or {}).get(name))
+      except ValueError as e:
+        problems.append(f"{path} -> {name}: {e}")
+  if problems:
+    raise NamesError("parameters do not fit their table", problems)
+  return out

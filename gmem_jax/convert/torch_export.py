@@ -1,0 +1,229 @@
+"""Writes converted weights back as a file that torch.load opens, without torch.
+
+The file is what torch.save would write: a zip of uncompressed members, the
+first of which is a pickle that refers to the bytes of the others. It loads with
+weights_only=True, and in the layout that the published code expects.
+"""
+
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gmem_jax.convert import rules, torch_types
+from gmem_jax.convert.names import dinov2, dit, inception, tables, vae
+from gmem_jax.convert.rules import Rule
+
+_ALIGNMENT = 64
+_ROOT = "archive"
+_TABLES: Mapping[str, Sequence[Rule]] = {
+  "lightning_dit": dit.LIGHTNING_DIT,
+  "sit": dit.SIT,
+  "dinov2": dinov2.RULES,
+  "inception": inception.RULES,
+  "bank": tables.BANK,
+  "low_rank_bank": tables.LOW_RANK_BANK,
+  "latent_stats": tables.LATENT_STATS,
+}
+
+
+def published_value(
+  trees: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]
+) -> Any:
+  """What a PyTorch file of converted weights holds.
+
+  Args:
+    trees: the converted trees, by name.
+    metadata: what `torch_import.convert` wrote beside them.
+
+  Returns:
+    Containers and numpy arrays, in the layout of the published file. A
+    trainer's file comes back as the plain state dict that was converted.
+
+  Raises:
+    ValueError: there is no PyTorch file of this kind.
+    NamesError: parameters are missing, unexpected or misshapen.
+  """
+  kind, container = metadata["kind"], metadata["source"]["container"]
+  if kind == "fid_stats":
+    raise ValueError("FID statistics are an npz, there is no PyTorch file")
+  shapes = {name: tuple(shape) for name, shape in metadata["tensors"]}
+  table = vae.table(shapes) if kind == "vae" else _TABLES[kind]
+  tree = next(trees[n] for n in ("params", "bank", "stats") if n in trees)
+  tensors = {**rules.to_torch(table, tree, shapes), **trees.get("buffers", {})}
+  tensors = _in_order(tensors, shapes, table)
+  if kind == "bank":
+    return tensors["rows"]
+  if kind == "low_rank_bank":
+    feature_dim, latent_dim = tensors["M"].shape
+    return {**tensors, "latent_dim": latent_dim, "feature_dim": feature_dim}
+  if kind == "sit" and "bank" in trees:
+    bank = trees["bank"]
+    counts = [int(count) for count in bank["counts"]]
+    return {
+      "network": tensors,
+      "memorybank": bank["rows"],
+      "memoryfreq": counts,
+    }
+  if container in (None, "ema") or metadata["weights"]:
+    return tensors
+  return {container: tensors}
+
+
+def _in_order(
+  tensors: Mapping[str, np.ndarray],
+  shapes: Mapping[str, tuple[int, ...]],
+  table: Sequence[Rule],
+) -> dict[str, np.ndarray]:
+  """The tensors in the order of the source file, if they are the same."""
+  dropped = [r.torch_pattern for r in table if r.transform == "drop"]
+  problems, out = [], {}
+  for name, shape in shapes.items():
+    if name not in tensors:
+      if not any(pattern.fullmatch(name) for pattern in dropped):
+        problems.append(f"{name}: missing")
+      continue
+    out[name] = np.asarray(tensors[name])
+    if out[name].shape != shape:
+      problems.append(f"{name}: shape {out[name].shape}, expected {shape}")
+  problems += [f"{name}: unexpected" for name in tensors if name not in shapes]
+  if problems:
+    raise rules.NamesError("parameters changed since conversion", problems)
+  return out
+
+
+def save(
+  value: Any,
+  path: str | os.PathLike,
+  on_tensor: Callable[[int], Any] = lambda nbytes: None,
+) -> None:
+  """Writes what torch.save(value, path) would.
+
+  Args:
+    value: dicts, lists, tuples, strings, numbers, booleans, None and numpy
+      arrays, which become tensors.
+    path: the file; it must not exist.
+    on_tensor: called after each tensor with its size in bytes.
+
+  Raises:
+    FileExistsError: there is something at `path`.
+    TypeError: anything else in `value`.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    raise FileExistsError(f"{path} already exists; it is left as it is")
+  writer = _PickleWriter()
+  program = writer.program(value)
+  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+  try:
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+      _write(archive, "data.pkl", program)
+      _write(archive, "byteorder", b"little")
+      for key, tensor in enumerate(writer.tensors):
+        flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+        _write(archive, f"data/{key}", flat.data)
+        on_tensor(tensor.nbytes)
+      _write(archive, "version", b"3\n")
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _write(archive: zipfile.ZipFile, name: str, data: bytes | memoryview):
+  """Adds a member whose bytes begin at a multiple of _ALIGNMENT."""
+  info = zipfile.ZipInfo(f"{_ROOT}/{name}", (1980, 1, 1, 0, 0, 0))
+  if len(data):
+    begins = archive.fp.tell() + 30 + len(info.filename) + 4  # type: ignore
+    padding = -begins % _ALIGNMENT
+    # The tag that PyTorch gives its own padding.
+    info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
+  with archive.open(info, "w", force_zip64=len(data) >= 2**31) as member:
+    member.write(data)
+
+
+class _PickleWriter:
+  """Emits a pickle of protocol 2, with tensors as PyTorch writes them."""
+
+  def __init__(self):
+    self.tensors: list[np.ndarray] = []
+    self._names = {np.dtype(d): n for n, (d, _) in torch_types.DTYPES.items()}
+
+  def program(self, value: Any) -> bytes:
+    """The whole pickle; `tensors` then holds what it refers to, in order."""
+    return pickle.PROTO + b"\x02" + self._emit(value) + pickle.STOP
+
+  def _emit(self, value: Any) -> bytes:
+    if value is None:
+      return pickle.NONE
+    if isinstance(value, bool):
+      return pickle.NEWTRUE if value else pickle.NEWFALSE
+    if isinstance(value, int):
+      digits = pickle.encode_long(value)
+      return pickle.LONG1 + bytes([len(digits)]) + digits
+    if isinstance(value, float):
+      return pickle.BINFLOAT + struct.pack(">d", value)
+    if isinstance(value, str):
+      data = value.encode("utf-8", "surrogatepass")
+      return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+    if isinstance(value, np.ndarray):
+      return self._tensor(value)
+    if isinstance(value, tuple):
+      return pickle.MARK + self._all(value) + pickle.TUPLE
+    if isinstance(value, list):
+      return pickle.EMPTY_LIST + pickle.MARK + self._all(value) + pickle.APPENDS
+    if isinstance(value, Mapping):
+      pairs = [part for pair in value.items() for part in pair]
+      return (
+        pickle.EMPTY_DICT + pickle.MARK + self._all(pairs) + (pickle.SETITEMS)
+      )
+    raise TypeError(f"cannot write a {type(value).__name__}")
+
+  def _all(self, values: Sequence[Any]) -> bytes:
+    return b"".join(map(self._emit, values))
+
+  def _tensor(self, tensor: np.ndarray) -> bytes:
+    """A call of torch's function on a reference to the bytes."""
+    if tensor.dtype not in self._names:
+      raise TypeError(f"PyTorch has no tensors of {tensor.dtype}")
+    name = self._names[tensor.dtype]
+    storage = torch_types.DTYPES[name][1]
+    key = str(len(self.tensors))
+    self.tensors.append(tensor)
+    numel = tensor.size if storage else tensor.nbytes
+    strides, step = [], 1
+    for size in reversed(tensor.shape):
+      strides.insert(0, step)
+      step *= size
+    hooks = _global("collections", "OrderedDict") + b")" + pickle.REDUCE
+    reference = (
+      pickle.MARK
+      + self._emit("storage")
+      + (_global("torch", storage) if storage else _UNTYPED)
+      + self._all([key, "cpu", numel])
+      + pickle.TUPLE
+      + pickle.BINPERSID
+    )
+    arguments = [0, tuple(tensor.shape), tuple(strides), False]
+    version = "v2" if storage else "v3"
+    return (
+      _global("torch._utils", f"_rebuild_tensor_{version}")
+      + pickle.MARK
+      + reference
+      + self._all(arguments)
+      + hooks
+      + (b"" if storage else _global("torch", name))
+      + pickle.TUPLE
+      + pickle.REDUCE
+    )
+
+
+def _global(module: str, name: str) -> bytes:
+  return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+_UNTYPED = _global("torch.storage", "UntypedStorage")

@@ -1,0 +1,198 @@
+"""Reads the configuration of a transformer off its state dict."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gmem_jax.convert import manifest, rules
+from gmem_jax.convert.detect import Found
+from gmem_jax.convert.manifest import Identity, Shapes
+from gmem_jax.convert.names import dit
+from gmem_jax.models import lightning_dit, sit
+from gmem_jax.models import transformer as networks
+
+_FAMILIES = {
+  "sit": ("SiT", sit.SiT, sit.SIZES),
+  "lightning_dit": (
+    "LightningDiT",
+    lightning_dit.LightningDiT,
+    lightning_dit.SIZES,
+  ),
+}
+# Fields that say how to run a network, not what it is.
+_RUNTIME = ("parent", "name", "dtype", "scan_layers", "remat", "attention")
+# The trainer's flags: ours, and whether it is the opposite.
+_FLAGS = {
+  "use_swiglu": ("swiglu", False),
+  "use_rope": ("rope", False),
+  "use_rmsnorm": ("rms_norm", False),
+  "use_qknorm": ("qk_norm", False),
+  "wo_shift": ("shift", True),
+}
+
+
+def identify(found: Found, settings: Mapping[str, int]) -> Identity:
+  """Finds the network of a transformer's file and checks all its names.
+
+  Args:
+    found: what the file holds.
+    settings: `heads` and `projector_depth`, where the user gives them.
+
+  Returns:
+    What it is.
+
+  Raises:
+    NamesError: names that are missing, unexpected or misshapen.
+    ValueError: the number of heads is needed, or contradicts the file.
+  """
+  label, family, sizes = _FAMILIES[found.kind]
+  shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
+  complete = _completed(shapes, found.kind == "sit")
+  heads = _heads(complete, sizes, settings)
+  network = dit.network(complete, **{**settings, "heads": heads})
+
+  tokens = manifest.vote(shapes, (("pos_embed", 1), ("feat_rope.freqs_cos", 0)))
+  wanted = dit.state_dict_shapes(network, math.isqrt(tokens or 256))
+  rotation = [n for n in wanted if n.startswith("feat_rope.")]
+  buffers = {name: wanted.pop(name) for name in rotation}
+  problems = manifest.compare(found.tensors, wanted, buffers)
+  problems += _conflicts(found.config, network)
+  own = {k: getattr(network, k) for k in ("width", "depth", "heads", "patch")}
+  size = next((name for name, s in sizes.items() if s == own), None)
+  title = f"{label}-{size}" if size else f"{label} ({_words(own)})"
+  if problems:
+    raise rules.NamesError(f"not a complete {title}", problems)
+
+  fields = {
+    field.name: getattr(network, field.name)
+    for field in dataclasses.fields(family)
+    if field.name not in _RUNTIME
+  }
+  model = {"family": found.kind, **fields, "grid": math.isqrt(tokens or 256)}
+  notes = tuple(_notes(network, size, settings))
+  return Identity(title, dit.table(network), model, notes)
+
+
+def _words(fields: Mapping[str, Any]) -> str:
+  return ", ".join(f"{key} {value}" for key, value in fields.items())
+
+
+def _completed(shapes: Shapes, is_sit: bool) -> Shapes:
+  """Replaces what tells the configuration where it is missing or misshapen.
+
+  With it the configuration can be read off a damaged file too, and everything
+  that is wrong with the file be listed.
+  """
+  vote = manifest.vote
+  projector = "projectors.0" if is_sit else "projector.0"
+  patch, channels = (2, 4) if is_sit else (1, 32)
+  width_places = (
+    ("pos_embed", -1),
+    ("x_embedder.proj.bias", 0),
+    ("t_embedder.mlp.2.bias", 0),
+    ("condition_projection.linear.bias", 0),
+    ("final_layer.linear.weight", 1),
+    ("blocks.0.attn.proj.bias", 0),
+  )
+  hidden_places = ((f"{projector}.0.bias", 0), (f"{projector}.2.bias", 0))
+  width = vote(shapes, width_places) or 0
+  hidden = vote(shapes, hidden_places) or 2048
+  out = vote(shapes, [("final_layer.linear.bias", 0)]) or channels * patch**2
+  token = vote(shapes, [(f"{projector}.4.bias", 0)]) or 768
+  guesses: Shapes = {
+    "x_embedder.proj.weight": (width, channels, patch, patch),
+    "final_layer.linear.weight": (out, width),
+    "condition_projection.linear.weight": (width, 768),
+    f"{projector}.0.weight": (hidden, width),
+    f"{projector}.4.weight": (token, hidden),
+    "blocks.0.adaLN_modulation.1.weight": (6 * width, width),
+  }
+  # One table of the rotation, and one block, speak for the others.
+  for k in range(manifest.depth(shapes, limit=len(shapes))):
+    for name in ("q_norm", "k_norm"):
+      shape = shapes.get(f"blocks.{k}.attn.{name}.weight")
+      if shape and len(shape) == 1:
+        guesses.setdefault("blocks.0.attn.q_norm.weight", shape)
+    for name in ("mlp.w12.weight", "norm1.weight"):
+      if f"blocks.{k}.{name}" in shapes:
+        guesses.setdefault(f"blocks.0.{name}", shapes[f"blocks.{k}.{name}"])
+  for name in ("feat_rope.freqs_cos", "feat_rope.freqs_sin"):
+    if name in shapes and len(shapes[name]) == 2:
+      guesses.setdefault("feat_rope.freqs_cos", shapes[name])
+  complete = dict(shapes)
+  for name, guess in guesses.items():
+    shape = shapes.get(name, ())
+    if len(shape) != len(guess) or 0 in shape:
+      complete[name] = guess
+  patch_shape = complete["x_embedder.proj.weight"]
+  complete["x_embedder.proj.weight"] = (width, *patch_shape[1:])
+  return complete
+
+
+def _heads(
+  shapes: Shapes,
+  sizes: Mapping[str, Mapping[str, int]],
+  settings: Mapping[str, int],
+) -> int:
+  """The number of heads: from a shape, from the user, or as published."""
+  width = shapes["x_embedder.proj.weight"][0]
+  head_width = manifest.vote(
+    shapes,
+    (("feat_rope.freqs_cos", 1), ("blocks.0.attn.q_norm.weight", 0)),
+  )
+  given = settings.get("heads")
+  if head_width and width % head_width == 0:
+    told = width // head_width
+    if given not in (None, told):
+      raise ValueError(f"--model num_heads={given}, but the file has {told}")
+    return told
+  published = {size["width"]: size["heads"] for size in sizes.values()}
+  heads = given or published.get(width)
+  if heads is None:
+    raise ValueError(
+      "the number of attention heads is in no tensor of this file, and width "
+      f"{width} is not a published one ({', '.join(map(str, published))}): "
+      "give it with --model num_heads=N"
+    )
+  return heads
+
+
+def _conflicts(
+  config: Mapping[str, Any], network: networks.FlowTransformer
+) -> list[str]:
+  """Flags of the trainer's configuration that the tensors contradict."""
+  model = config.get("model")
+  if not isinstance(model, Mapping):
+    return []
+  problems = []
+  for flag, (field, opposite) in _FLAGS.items():
+    value = model.get(flag)
+    if isinstance(value, bool) and value ^ opposite != getattr(network, field):
+      problems.append(f"config.model.{flag} is {value}, the tensors differ")
+  return problems
+
+
+def _notes(
+  network: networks.FlowTransformer,
+  size: str | None,
+  settings: Mapping[str, int],
+) -> list[str]:
+  notes = []
+  unusual = [
+    f"{field.name}={getattr(network, field.name)}"
+    for field in dataclasses.fields(network)
+    if isinstance(field.default, bool)
+    and field.name not in _RUNTIME
+    and getattr(network, field.name) != field.default
+  ]
+  if size is None:
+    notes.append("not one of the published sizes")
+  if unusual:
+    notes.append(f"differs from the published flags: {', '.join(unusual)}")
+  if size is None and "projector_depth" not in settings:
+    notes.append(
+      "the block that the projector follows is in no file; taken as "
+      f"{network.projector_depth} (--model encoder_depth=N)"
+    )
+  return notes
