@@ -57,7 +57,7 @@ def get_config() -> ml_collections.ConfigDict:
     learning_rate=2e-3,
     schedule="cosine",
     warmup_steps=50,
-    decay_steps=800,
+    decay_steps=500,
     b1=0.9,
     b2=0.95,
     eps=1e-8,
@@ -65,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     clip_norm=1.0,
   )
   c.train = dict(
-    steps=800,
+    steps=500,
     batch_size=128,  # over all devices
     steps_per_dispatch=10,
     ema_decay=0.99,
@@ -100,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
     weights="ema",  # or "params"
   )
   c.eval = dict(
-    every=100,  # steps; 0: only at the end
+    every=50,  # steps; 0: only at the end
     count=512,  # images
     grid=64,  # images in the sample picture
   )

@@ -105,6 +105,20 @@ def save_png(path: pathlib.Path, pixels: np.ndarray) -> None:
   temporary.replace(path)
 
 
+def read_png(path: pathlib.Path) -> np.ndarray:
+  """Reads a picture.
+
+  Args:
+    path: The PNG file.
+
+  Returns:
+    uint8 [H, W, channels].
+  """
+  with Image.open(path) as image:
+    pixels = np.asarray(image)
+  return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
 def make_grid(
   images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 2
 ) -> np.ndarray:
@@ -204,10 +218,8 @@ def write_grid(directory: pathlib.Path, count: int) -> None:
     count: How many to show.
   """
   images = np.stack(
-    [np.asarray(Image.open(directory / f"{i:06d}.png")) for i in range(count)]
+    [read_png(directory / f"{i:06d}.png") for i in range(count)]
   )
-  if images.ndim == 3:
-    images = images[..., None]
   scale = max(1, 64 // images.shape[1])
   columns = int(np.ceil(np.sqrt(count)))
   save_png(directory / "grid.png", make_grid(images, columns, scale=scale))

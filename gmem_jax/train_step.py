@@ -88,7 +88,7 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = {
       "train/loss": loss,
-      "train/grad_norm": optax.global_norm(grads),
+      "train/grad_norm": optax.tree.norm(grads),
       **{f"train/{name}": value for name, value in metrics.items()},
     }
     state = train_state.TrainState(
