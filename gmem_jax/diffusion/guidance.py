@@ -6,8 +6,8 @@ without it, and its output moves away from the unconditional one,
   guided = unconditional + scale (conditional - unconditional).
 
 Outside it the snippet alone is used, and the unconditional branch is never
-computed: every fixed-step sampler knows in advance which of its evaluations
-fall inside (`branches`), so they become scans of different static shapes.
+computed: a sampler knows in advance which of its evaluations fall inside, so
+they become loops of different static shapes.
 
 Source: Ho and Salimans, "Classifier-free diffusion guidance"; Kynkäänniemi et
 al., "Applying guidance in a limited interval"; GMem, section 4.
@@ -139,15 +139,6 @@ def pair(
   return output[0], output[1]
 
 
-def _given(config: GuidanceConfig, pairs: NetworkPair | None) -> NetworkPair:
-  if pairs is None:
-    raise ValueError(
-      f"sampler.guidance.scale is {config.scale}, but the network without its "
-      "condition was not given; pass pair, or set the scale to 1."
-    )
-  return pairs
-
-
 def select(
   config: GuidanceConfig,
   branch: Branch,
@@ -172,45 +163,16 @@ def select(
   """
   if branch is Branch.CONDITIONAL:
     return network
-  pairs = _given(config, pairs)
+  if pairs is None:
+    raise ValueError(
+      f"sampler.guidance.scale is {config.scale}, but the network without its "
+      "condition was not given; pass pair, or set the scale to 1."
+    )
 
   def evaluate(x, t):
     conditional, unconditional = pairs(x, t)
     if branch is Branch.UNCONDITIONAL:
       return unconditional
     return combine(config.scale, conditional, unconditional)
-
-  return evaluate
-
-
-def select_at_run_time(
-  config: GuidanceConfig, network: Network, pairs: NetworkPair | None
-) -> Network:
-  """Like `select` for times that only a run knows, each sample its own.
-
-  The unconditional branch is computed if any sample of the batch needs it.
-  """
-  if not config.on:
-    return network
-  pairs = _given(config, pairs)
-
-  def evaluate(x, t):
-    # The comparisons of `branch_at`.
-    seen = t.astype(jnp.float32)
-    late = seen > np.float32(config.end)
-    guided = (seen >= np.float32(config.start)) & ~late
-    dropped = late & (config.after_end == "unconditional")
-
-    def both(x, t):
-      conditional, unconditional = pairs(x, t)
-      column = (-1,) + (1,) * (x.ndim - 1)
-      output = jnp.where(
-        guided.reshape(column),
-        combine(config.scale, conditional, unconditional),
-        conditional,
-      )
-      return jnp.where(dropped.reshape(column), unconditional, output)
-
-    return jax.lax.cond(jnp.any(guided | dropped), both, network, x, t)
 
   return evaluate

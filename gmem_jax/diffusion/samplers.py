@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from gmem_jax.diffusion import dopri5, guidance, ode, paths, schedule, sde
@@ -142,17 +143,7 @@ def solve_ode(
     The last state, and the states on the grid from `x` on (None unless kept).
   """
   if config.method == "ode_dopri5":
-    times = schedule.grid(config)[::-1] if reverse else schedule.grid(config)
-    chosen = guidance.select_at_run_time(config.guidance, network, pair)
-    states, _ = dopri5.solve(
-      velocity_field(config, chosen),
-      x,
-      times if keep else times[[0, -1]],
-      atol=config.atol,
-      rtol=config.rtol,
-      shared=config.step_control == "batch",
-    )
-    return states[-1], (states if keep else None)
+    return _solve_adaptive(config, network, x, pair, reverse, keep)
 
   def advance(tableau, branches, x, step):
     _, times, length = step
@@ -167,6 +158,26 @@ def solve_ode(
   steps = schedule.plan(config, reverse=reverse)
   last, states = scan_plan(steps, advance, x, keep=keep)
   return last, (jnp.concatenate([x[None], states]) if keep else None)
+
+
+def _solve_adaptive(config, network, x, pair, reverse, keep):
+  """Integrates the ODE with steps of the solver's choice."""
+  grid = schedule.grid(config)[::-1] if reverse else schedule.grid(config)
+  times = grid if keep else grid[[0, -1]]
+  kept = [x[None]]
+  for branch, part in schedule.segments(config, times):
+    chosen = guidance.select(config.guidance, branch, network, pair)
+    states, _ = dopri5.solve(
+      velocity_field(config, chosen),
+      x,
+      part,
+      atol=config.atol,
+      rtol=config.rtol,
+      shared=config.step_control == "batch",
+    )
+    x = states[-1]
+    kept.append(states[np.flatnonzero(np.isin(part, times[1:]))])
+  return x, (jnp.concatenate(kept) if keep else None)
 
 
 def velocity_field(

@@ -198,6 +198,37 @@ def plan(config: SamplerConfig, *, reverse: bool = False) -> list[Step]:
   return steps
 
 
+def segments(
+  config: SamplerConfig, times: np.ndarray
+) -> list[tuple[guidance.Branch, np.ndarray]]:
+  """Cuts an adaptive integration where guidance begins and ends.
+
+  A solver that chooses its steps could leap over the whole guided interval, as
+  none of its stages need fall inside.
+
+  Args:
+    config: gives the interval of the guidance.
+    times: monotone, at least two.
+
+  Returns:
+    The branch and the times of each part. A part begins where the one before
+    ended, at the end of the guidance or its start, and no other times than
+    these are added.
+  """
+  low, high = sorted((times[0], times[-1]))
+  settings = config.guidance
+  ends = {settings.start, settings.end} if settings.on else set()
+  cuts = [low, *sorted(t for t in ends if low < t < high), high]
+  parts = []
+  for start, stop in itertools.pairwise(cuts):
+    branch = guidance.branch_at(settings, float((start + stop) / 2))
+    within = times[(times > start) & (times < stop)]
+    parts.append((branch, np.array([start, *np.sort(within), stop])))
+  if times[0] < times[-1]:
+    return parts
+  return [(branch, part[::-1]) for branch, part in reversed(parts)]
+
+
 def num_calls(config: SamplerConfig) -> tuple[int, int] | None:
   """Network evaluations per image: with the condition, and without it.
 
