@@ -79,6 +79,8 @@ def convert(
     if found.bank:
       trees["bank"] = release_bank(found.bank, identity.model)
     metadata = _metadata(source, found, identity, digest.result())
+  if found.kind == "latent_stats" and not np.all(trees["stats"]["std"] > 0):
+    raise WrongFile("has a standard deviation that is not positive")
   return Converted(trees, metadata)
 
 
