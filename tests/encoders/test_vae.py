@@ -22,12 +22,12 @@ def _params(state_dict):
   return rules.to_flax(names.table(state_dict), state_dict)
 
 
-def _assert_close(actual, nchw, tolerance=TOLERANCE):
+def _assert_close(actual, nchw):
   """Largest error relative to the largest magnitude of the expected array."""
   actual = np.moveaxis(np.asarray(actual), -1, 1)
   assert actual.shape == nchw.shape
   error = np.abs(actual - nchw).max() / np.abs(nchw).max()
-  assert error <= tolerance, f"relative error {error:.2e}"
+  assert error <= TOLERANCE, f"relative error {error:.2e}"
 
 
 def _nhwc(x):
@@ -244,12 +244,16 @@ def _diffusers_model(torch, model):
 
 def _rename_attention(state_dict):
   """The names that older releases of diffusers wrote."""
-  new = [f"attentions.0.{n.replace(chr(92), '')}." for n in names.ATTENTION]
-  old = [f"attentions.0.{n}." for n in names.OLD_ATTENTION]
+  old_names = {
+    "to_q": "query",
+    "to_k": "key",
+    "to_v": "value",
+    "to_out.0": "proj_attn",
+  }
   renamed = {}
   for name, value in state_dict.items():
-    for a, b in zip(new, old, strict=True):
-      name = name.replace(a, b)
+    for new, old in old_names.items():
+      name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
     renamed[name] = value
   assert renamed.keys() != state_dict.keys()
   return renamed
