@@ -1,0 +1,72 @@
+"""Images through the frozen networks: records and the memory bank."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmem_jax.bank import bank as bank_lib
+from gmem_jax.data import schema, sources
+from gmem_jax.encoders import protocols
+
+# Images that the frozen networks see at a time.
+BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """What training needs of a set of images.
+
+  Attributes:
+    records: The examples; example i's memory is row i of the bank.
+    bank: The features of the images, one a row.
+    info: Where the bank comes from.
+    stats: Statistics that normalise the latents.
+  """
+
+  records: schema.InMemoryRecords
+  bank: bank_lib.MemoryBank
+  info: bank_lib.BankInfo
+  stats: protocols.LatentStats
+
+
+def prepare(
+  images: sources.Images,
+  tokenizer: protocols.Tokenizer,
+  encoder: protocols.FeatureEncoder,
+) -> Prepared:
+  """Encodes images in memory.
+
+  Args:
+    images: The images; none may be left out, so that rows stay aligned.
+    tokenizer: Gives the latents.
+    encoder: Gives the memory rows.
+
+  Returns:
+    Records, bank and statistics.
+  """
+
+  @jax.jit
+  def encode(pixels):
+    floats = protocols.to_float(pixels)
+    return tokenizer.encode(floats), encoder(floats)[0]
+
+  parts = [
+    jax.device_get(encode(images.pixels[start : start + BATCH]))
+    for start in range(0, len(images), BATCH)
+  ]
+  latents, rows = (np.concatenate(p) for p in zip(*parts, strict=True))
+  bank = bank_lib.MemoryBank(rows=jnp.asarray(rows))
+  return Prepared(
+    records=schema.InMemoryRecords(
+      {
+        "latent": latents,
+        "row": np.arange(len(images), dtype=np.int32),
+        "label": images.labels,
+      }
+    ),
+    bank=bank,
+    info=bank_lib.make_info(bank, encoder=encoder.name, source=images.name),
+    stats=protocols.latent_stats(jnp.asarray(latents)),
+  )

@@ -1,0 +1,80 @@
+"""Sources of images."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from gmem_jax import rngs
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """A set of images in memory.
+
+  Attributes:
+    pixels: uint8 [n, H, W, channels].
+    labels: int32 [n], -1 where there is none.
+    name: Where they come from.
+  """
+
+  pixels: np.ndarray
+  labels: np.ndarray
+  name: str
+
+  def __len__(self) -> int:
+    return len(self.pixels)
+
+  def take(self, index: np.ndarray, name: str) -> "Images":
+    """The images at some positions, under another name."""
+    return Images(self.pixels[index], self.labels[index], name)
+
+
+def digits() -> Images:
+  """The 1,797 handwritten digits (8 x 8) that scikit-learn ships.
+
+  Returns:
+    Images of 8 x 8 x 1 pixels; the sixteen grey levels stretched to 0 … 255.
+
+  Raises:
+    ModuleNotFoundError: If scikit-learn is not installed.
+
+  Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI.
+  """
+  try:
+    from sklearn import datasets
+  except ModuleNotFoundError as e:
+    raise ModuleNotFoundError(
+      "data.source='digits' reads scikit-learn's digits:"
+      " pip install 'gmem_jax[demo]'"
+    ) from e
+  data = datasets.load_digits()
+  pixels = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+  return Images(pixels, data.target.astype(np.int32), "digits")
+
+
+def split(images: Images, holdout: int, seed: int) -> tuple[Images, Images]:
+  """Holds images out of training and of the bank.
+
+  Args:
+    images: All images.
+    holdout: How many to hold out, drawn at random.
+    seed: The run's seed.
+
+  Returns:
+    (images to train on, held-out images).
+
+  Raises:
+    ValueError: If that leaves nothing to train on.
+  """
+  if not 0 <= holdout < len(images):
+    raise ValueError(
+      f"data.holdout={holdout}: {images.name} has {len(images)} images"
+    )
+  order = np.asarray(
+    jax.random.permutation(rngs.key(seed, "data/holdout"), len(images))
+  )
+  held, kept = np.sort(order[:holdout]), np.sort(order[holdout:])
+  return images.take(kept, f"{images.name}/train"), images.take(
+    held, f"{images.name}/held-out"
+  )

@@ -1,0 +1,234 @@
+"""The training loss: flow matching, cosine direction, and REPA projection.
+
+For a batch of data x1, noise x0 and times t the network sees
+x_t = alpha x1 + sigma x0 and is fitted to the velocity alpha' x1 + sigma' x0
+(or to the noise or score). The total is
+
+  loss = mean |v - u|^2 + mean (1 - cos(v, u)) + weight * projection,
+
+where the cosine compares channel vectors at each pixel, and the projection
+aligns the network's projected tokens with the image's encoder tokens.
+
+Shapes: `b` batch, `h w c` latent, `n` tokens, `d` token width. All losses are
+computed and reduced in float32.
+
+Source: GMem (arXiv 2412.08781), section 3.2; SiT (weightings); LightningDiT
+(cosine, logit-normal time); REPA (arXiv 2410.06940), equation 8.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from gmem_jax.diffusion import interval, paths
+
+# Norms of the cosine loss and of the projection are kept above these.
+COSINE_EPS = 1e-8
+PROJECTION_EPS = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """What the network is trained to predict, and how errors are weighed.
+
+  Attributes:
+    path: how noise and data are joined.
+    prediction: what the network predicts.
+    weighting: weight in time of the squared error of noise and score networks:
+      "none" is 1, "velocity" makes it the error of the velocity, "likelihood"
+      the bound on the likelihood. Velocity networks know "none" alone.
+    time: law of t; "lognormal" is the logistic function of a standard normal,
+      which prefers the middle of the path.
+    cosine: whether to add the cosine loss (velocity networks only).
+    projection_weight: factor of the REPA projection; 0 turns it off.
+    train_eps: distance of t from the path's singular ends, or None for 0
+      (velocity on "linear" and "gvp"), 1e-5 ("vp") or 1e-3 (the rest).
+  """
+
+  path: paths.Path
+  prediction: paths.Prediction
+  weighting: Literal["none", "velocity", "likelihood"]
+  time: Literal["lognormal", "uniform"]
+  cosine: bool
+  projection_weight: float
+  train_eps: float | None
+
+  def __post_init__(self):
+    if self.prediction == "velocity" and self.weighting != "none":
+      raise ValueError(
+        f"loss.weighting is {self.weighting!r}, but with loss.prediction "
+        "'velocity' only 'none' is allowed."
+      )
+    if self.prediction != "velocity" and self.cosine:
+      raise ValueError(
+        f"loss.cosine needs loss.prediction 'velocity', not "
+        f"{self.prediction!r}; set loss.cosine to False."
+      )
+    if not 0 <= self.projection_weight < float("inf"):
+      raise ValueError(
+        f"loss.projection_weight is {self.projection_weight}; it must be "
+        "finite and at least 0."
+      )
+    if self.train_eps is not None and not 0 < self.train_eps < 0.5:
+      raise ValueError(
+        f"loss.train_eps is {self.train_eps}; it must lie in (0, 0.5), or be "
+        "None for the default of the path."
+      )
+
+
+# Maps points and times to predictions and projected tokens (or None).
+# Everything else is bound to it.
+TrainingNetwork = Callable[
+  [Float[Array, "b h w c"], Float[Array, " b"]],
+  tuple[Float[Array, "b h w c"], Float[Array, "b n d"] | None],
+]
+
+
+def sample_time(
+  config: LossConfig, key: Key[Array, ""], batch: int
+) -> Float[Array, " b"]:
+  """Draws one training time per sample.
+
+  Args:
+    config: gives the law and the interval.
+    key: a random key; used once.
+    batch: number of times.
+
+  Returns:
+    Float32 times inside the path's training interval.
+  """
+  if config.time == "lognormal":
+    t = jax.nn.sigmoid(jax.random.normal(key, (batch,)))
+  else:
+    t = jax.random.uniform(key, (batch,))
+  eps = config.train_eps
+  if eps is None:
+    eps = interval.default_train_eps(config.path, config.prediction)
+  t0, t1 = interval.interval(config.path, config.prediction, eps=eps)
+  return t0 + (t1 - t0) * t
+
+
+def squared_error(
+  config: LossConfig,
+  output: Float[Array, "b h w c"],
+  x1: Float[Array, "b h w c"],
+  x0: Float[Array, "b h w c"],
+  t: Float[Array, " b"],
+) -> Float[Array, " b"]:
+  """The weighted squared error of each sample, averaged over its elements.
+
+  Args:
+    config: names the prediction, path and weighting.
+    output: the network's output at x_t.
+    x1: data.
+    x0: noise.
+    t: times.
+
+  Returns:
+    |v - u|^2 for velocity, w |noise - x0|^2 for noise, and
+    w |sigma score + x0|^2 for score networks.
+  """
+  if config.prediction == "velocity":
+    error = output - paths.velocity(config.path, x1, x0, t)
+  elif config.prediction == "noise":
+    error = output - x0
+  else:
+    sigma = paths.coefficients(config.path, t).sigma
+    error = output * paths.expand(sigma, output) + x0
+  loss = jnp.mean(error**2, axis=(1, 2, 3))
+  if config.weighting == "none":
+    return loss
+  sigma = paths.coefficients(config.path, t).sigma
+  variance = paths.drift_variance(config.path, t)
+  if config.weighting == "velocity":
+    return (variance / sigma) ** 2 * loss
+  return variance / sigma**2 * loss
+
+
+def _norm(
+  vectors: Float[Array, "*axes d"], smallest: float
+) -> Float[Array, "*axes"]:
+  """Norms over the last axis, clamped; a zero vector has a zero gradient."""
+  return jnp.sqrt(jnp.maximum(jnp.sum(vectors**2, axis=-1), smallest**2))
+
+
+def cosine_loss(
+  v: Float[Array, "b h w c"], u: Float[Array, "b h w c"]
+) -> Float[Array, " b"]:
+  """One minus the cosine of the channel vectors, averaged over pixels."""
+  norms = _norm(v, COSINE_EPS) * _norm(u, COSINE_EPS)
+  return jnp.mean(1 - jnp.sum(v * u, axis=-1) / norms, axis=(1, 2))
+
+
+def projection_loss(
+  projected: Float[Array, "b n d"], tokens: Float[Array, "b n d"]
+) -> Float[Array, ""]:
+  """Minus the mean cosine between projected and encoder tokens.
+
+  Args:
+    projected: the network's projected tokens.
+    tokens: the encoder's tokens of the same image and orientation.
+
+  Returns:
+    A scalar in [-1, 1]; -1 is perfect alignment.
+  """
+  norms = _norm(projected, PROJECTION_EPS) * _norm(tokens, PROJECTION_EPS)
+  return -jnp.mean(jnp.sum(projected * tokens, axis=-1) / norms)
+
+
+def flow_loss(
+  config: LossConfig,
+  network: TrainingNetwork,
+  x1: Float[Array, "b h w c"],
+  x0: Float[Array, "b h w c"],
+  t: Float[Array, " b"],
+  tokens: Float[Array, "b n d"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """The training loss of one batch.
+
+  Args:
+    config: which terms, and their weights.
+    network: maps (x_t, t) to its prediction and its projected tokens.
+    x1: data, normalised latents.
+    x0: standard normal noise.
+    t: times, as `sample_time` draws them.
+    tokens: encoder tokens of the same images; needed with a projection.
+
+  Returns:
+    The loss, and its terms unweighted: the squared error under the name of
+    the prediction (published training curves show this term alone), and
+    "cosine" and "projection" where they are on.
+
+  Raises:
+    ValueError: the projection is on and `tokens` or projected tokens lack.
+  """
+  x1, x0, t = (array.astype(jnp.float32) for array in (x1, x0, t))
+  output, projected = network(paths.interpolate(config.path, x1, x0, t), t)
+  output = output.astype(jnp.float32)
+
+  loss = jnp.mean(squared_error(config, output, x1, x0, t))
+  metrics = {config.prediction: loss}
+  if config.cosine:
+    target = paths.velocity(config.path, x1, x0, t)
+    metrics["cosine"] = jnp.mean(cosine_loss(output, target))
+    loss = loss + metrics["cosine"]
+  if config.projection_weight:
+    if projected is None or tokens is None:
+      missing = (
+        "network projects no tokens"
+        if tokens is not None
+        else ("batch holds no encoder tokens")
+      )
+      raise ValueError(
+        f"loss.projection_weight is {config.projection_weight}, but the "
+        f"{missing}; set it to 0 or provide them."
+      )
+    metrics["projection"] = projection_loss(
+      projected.astype(jnp.float32), tokens.astype(jnp.float32)
+    )
+    loss = loss + config.projection_weight * metrics["projection"]
+  return loss, metrics

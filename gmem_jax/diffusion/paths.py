@@ -1,0 +1,263 @@
+"""Paths from noise to data, and every conversion between predictions.
+
+A path joins a noise x0 ~ N(0, I) to a data point x1 in unit time,
+
+  x_t = alpha(t) x1 + sigma(t) x0,    t = 0: noise,  t = 1: data,
+
+and its derivative in time is the velocity u_t = alpha'(t) x1 + sigma'(t) x0. A
+network may predict the velocity, the noise x0 or the score of x_t; given x_t
+each determines the other two, because (x1, x0) -> (x_t, u_t) is linear:
+
+  score = (alpha v - alpha' x) / (alpha' sigma^2 - alpha sigma sigma')
+  noise = -sigma score
+  v     = (alpha'/alpha) x + variance_drift score.
+
+Shapes: `b` batch; `...` the axes of one latent. Times are one per sample.
+Everything is computed in the dtype of its arguments.
+
+Source: Albergo et al., "Stochastic interpolants"; Ma et al., "SiT: exploring
+flow and diffusion-based generative models with scalable interpolant
+transformers", sections 2 and 3; GMem (arXiv 2412.08781), section 3.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Path = Literal["linear", "gvp", "vp"]
+Prediction = Literal["velocity", "noise", "score"]
+DiffusionForm = Literal[
+  "linear", "sigma", "sbdm", "constant", "decreasing", "increasing_decreasing"
+]
+
+# The noise schedule of the variance-preserving path.
+BETA_MIN = 0.1
+BETA_MAX = 20.0
+
+
+class Coefficients(NamedTuple):
+  """The scalars of a path at given times.
+
+  Attributes:
+    alpha: factor of the data.
+    d_alpha: its time derivative.
+    sigma: factor of the noise.
+    d_sigma: its time derivative; infinite at t=1 for "vp".
+    sigma_d_sigma: sigma times d_sigma, finite at every time of every path.
+  """
+
+  alpha: Float[Array, " b"]
+  d_alpha: Float[Array, " b"]
+  sigma: Float[Array, " b"]
+  d_sigma: Float[Array, " b"]
+  sigma_d_sigma: Float[Array, " b"]
+
+
+def coefficients(path: Path, t: Float[Array, " b"]) -> Coefficients:
+  """Evaluates a path.
+
+  Args:
+    path: "linear" (alpha = t, sigma = 1-t), "gvp" (the quarter circle alpha =
+      sin(pi t/2), sigma = cos(pi t/2)) or "vp" (the diffusion with beta linear
+      from 0.1 at the data to 20 at the noise).
+    t: times in [0, 1].
+
+  Returns:
+    alpha, sigma and their derivatives at t.
+
+  Source: SiT, section 2.2 and appendix A, with its time reversed.
+  """
+  if path == "linear":
+    one = jnp.ones_like(t)
+    return Coefficients(t, one, 1 - t, -one, t - 1)
+  if path == "gvp":
+    quarter = math.pi / 2
+    sin, cos = jnp.sin(quarter * t), jnp.cos(quarter * t)
+    return Coefficients(
+      sin, quarter * cos, cos, -quarter * sin, -quarter * sin * cos
+    )
+  s = 1 - t
+  log_alpha = -(s**2) * (BETA_MAX - BETA_MIN) / 4 - s * BETA_MIN / 2
+  d_log_alpha = s * (BETA_MAX - BETA_MIN) / 2 + BETA_MIN / 2
+  alpha = jnp.exp(log_alpha)
+  sigma = jnp.sqrt(-jnp.expm1(2 * log_alpha))
+  sigma_d_sigma = -(alpha**2) * d_log_alpha
+  return Coefficients(
+    alpha, alpha * d_log_alpha, sigma, sigma_d_sigma / sigma, sigma_d_sigma
+  )
+
+
+def expand(
+  scalar: Float[Array, " b"], x: Float[Array, "b ..."]
+) -> Float[Array, "b ..."]:
+  """Reshapes one scalar per sample so that it multiplies `x`, in its dtype."""
+  return scalar.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
+
+
+def interpolate(
+  path: Path,
+  x1: Float[Array, "b ..."],
+  x0: Float[Array, "b ..."],
+  t: Float[Array, " b"],
+) -> Float[Array, "b ..."]:
+  """The point x_t = alpha x1 + sigma x0 between data x1 and noise x0."""
+  at = coefficients(path, t)
+  return expand(at.alpha, x1) * x1 + expand(at.sigma, x0) * x0
+
+
+def velocity(
+  path: Path,
+  x1: Float[Array, "b ..."],
+  x0: Float[Array, "b ..."],
+  t: Float[Array, " b"],
+) -> Float[Array, "b ..."]:
+  """The target u_t = alpha' x1 + sigma' x0; x1 - x0 on the linear path."""
+  at = coefficients(path, t)
+  return expand(at.d_alpha, x1) * x1 + expand(at.d_sigma, x0) * x0
+
+
+def drift_mean(
+  path: Path, x: Float[Array, "b ..."], t: Float[Array, " b"]
+) -> Float[Array, "b ..."]:
+  """The linear part -(alpha'/alpha) x of the probability-flow drift, negated.
+
+  The velocity is `drift_variance * score - drift_mean`. Infinite at t=0 for
+  the paths that begin at pure noise, "linear" and "gvp".
+  """
+  at = coefficients(path, t)
+  return -expand(at.d_alpha / at.alpha, x) * x
+
+
+def drift_variance(path: Path, t: Float[Array, " b"]) -> Float[Array, " b"]:
+  """The score's factor (alpha'/alpha) sigma^2 - sigma sigma'; see `drift_mean`.
+
+  It is half of beta for "vp".
+  """
+  at = coefficients(path, t)
+  return at.d_alpha / at.alpha * at.sigma**2 - at.sigma_d_sigma
+
+
+def score_from_velocity(
+  path: Path,
+  v: Float[Array, "b ..."],
+  x: Float[Array, "b ..."],
+  t: Float[Array, " b"],
+) -> Float[Array, "b ..."]:
+  """Score of the density of x_t, from the velocity there.
+
+  On the linear path (t v - x) / (1 - t). Infinite at t=1 on "linear" and "gvp".
+
+  Source: SiT, equation 9.
+  """
+  at = coefficients(path, t)
+  scale = at.d_alpha * at.sigma**2 - at.alpha * at.sigma_d_sigma
+  return (expand(at.alpha, v) * v - expand(at.d_alpha, x) * x) / expand(
+    scale, x
+  )
+
+
+def noise_from_velocity(
+  path: Path,
+  v: Float[Array, "b ..."],
+  x: Float[Array, "b ..."],
+  t: Float[Array, " b"],
+) -> Float[Array, "b ..."]:
+  """The noise x0 that a velocity implies: (alpha' x - alpha v) / determinant.
+
+  The determinant alpha' sigma - alpha sigma' is 1 on the linear path and pi/2
+  on "gvp"; it is infinite at t=1 on "vp".
+  """
+  at = coefficients(path, t)
+  determinant = at.d_alpha * at.sigma - at.alpha * at.d_sigma
+  return (expand(at.d_alpha, x) * x - expand(at.alpha, v) * v) / expand(
+    determinant, x
+  )
+
+
+def velocity_from_score(
+  path: Path,
+  score: Float[Array, "b ..."],
+  x: Float[Array, "b ..."],
+  t: Float[Array, " b"],
+) -> Float[Array, "b ..."]:
+  """The probability-flow velocity; infinite at t=0 on "linear" and "gvp"."""
+  variance = drift_variance(path, t)
+  return expand(variance, score) * score - drift_mean(path, x, t)
+
+
+def to_velocity(
+  path: Path,
+  prediction: Prediction,
+  output: Float[Array, "b ..."],
+  x: Float[Array, "b ..."],
+  t: Float[Array, " b"],
+) -> Float[Array, "b ..."]:
+  """Reads a network output as the velocity at (x, t).
+
+  Args:
+    path: the path that the network was trained on.
+    prediction: what the network predicts.
+    output: the network's output at x and t.
+    x: the point x_t.
+    t: times, inside the interval where the conversion is regular.
+
+  Returns:
+    The velocity.
+  """
+  if prediction == "velocity":
+    return output
+  return velocity_from_score(
+    path, to_score(path, prediction, output, x, t), x, t
+  )
+
+
+def to_score(
+  path: Path,
+  prediction: Prediction,
+  output: Float[Array, "b ..."],
+  x: Float[Array, "b ..."],
+  t: Float[Array, " b"],
+) -> Float[Array, "b ..."]:
+  """Reads a network output as the score at (x, t); see `to_velocity`."""
+  if prediction == "velocity":
+    return score_from_velocity(path, output, x, t)
+  if prediction == "noise":
+    return -output / expand(coefficients(path, t).sigma, output)
+  return output
+
+
+def diffusion(
+  path: Path, form: DiffusionForm, norm: float, t: Float[Array, " b"]
+) -> Float[Array, " b"]:
+  """Half the squared noise coefficient, w(t), of the reverse SDE.
+
+  The SDE is dx = (v + w score) dt + sqrt(2 w) dW; every w >= 0 gives the same
+  densities.
+
+  Args:
+    path: the path, which "sigma" and "sbdm" depend on.
+    form: "linear" 1-t; "sigma" sigma(t); "sbdm" the drift variance, which is
+      the diffusion of score-based models and infinite at t=0 on "linear" and
+      "gvp"; "constant" 1; "decreasing" ((norm cos(pi t) + 1)/2)^2;
+      "increasing_decreasing" sin(pi t)^2.
+    norm: factor of the form (inside the square for "decreasing").
+    t: times in [0, 1].
+
+  Returns:
+    w at t.
+
+  Source: SiT, section 2.4.
+  """
+  if form == "linear":
+    return norm * (1 - t)
+  if form == "sigma":
+    return norm * coefficients(path, t).sigma
+  if form == "sbdm":
+    return norm * drift_variance(path, t)
+  if form == "constant":
+    return jnp.full_like(t, norm)
+  if form == "decreasing":
+    return (norm * jnp.cos(math.pi * t) + 1) ** 2 / 4
+  return norm * jnp.sin(math.pi * t) ** 2

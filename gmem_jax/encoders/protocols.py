@@ -1,0 +1,114 @@
+"""What a frozen network has to offer, and how pixels are counted.
+
+Shapes: b batch, H W image, h w c latent, n tokens, d feature width.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+  """Images to latents and back; holds its own weights."""
+
+  name: str
+
+  def encode(self, images: Float[Array, "b H W ch"]) -> Float[Array, "b h w c"]:
+    """Images in [-1, 1] to latents."""
+    ...
+
+  def decode(
+    self, latents: Float[Array, "b h w c"]
+  ) -> Float[Array, "b H W ch"]:
+    """Latents to images, nominally in [-1, 1], not clipped."""
+    ...
+
+
+@runtime_checkable
+class FeatureEncoder(Protocol):
+  """Images to the memory snippet and the targets of the projection loss."""
+
+  name: str
+  width: int
+
+  def __call__(
+    self, images: Float[Array, "b H W ch"]
+  ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
+    """Images in [-1, 1] to (one feature, one feature per patch)."""
+    ...
+
+
+@flax.struct.dataclass
+class LatentStats:
+  """Per-channel statistics that normalise latents.
+
+  Attributes:
+    mean: Mean of each latent channel over the training data.
+    std: Standard deviation of each.
+  """
+
+  mean: Float[Array, " c"]
+  std: Float[Array, " c"]
+
+
+def latent_stats(latents: Float[Array, "b h w c"]) -> LatentStats:
+  """Measures the statistics of latents.
+
+  Args:
+    latents: Latents of the training data, or of a sample of it.
+
+  Returns:
+    Mean and (n - 1) standard deviation per channel.
+  """
+  return LatentStats(
+    mean=jnp.mean(latents, axis=(0, 1, 2)),
+    std=jnp.std(latents, axis=(0, 1, 2), ddof=1),
+  )
+
+
+def normalise_latents(
+  latents: Float[Array, "b h w c"], stats: LatentStats
+) -> Float[Array, "b h w c"]:
+  """Latents to the scale that the flow works on.
+
+  Args:
+    latents: Latents as the tokenizer gives them.
+    stats: Their statistics.
+  """
+  return (latents - stats.mean[None, None, None]) / stats.std[None, None, None]
+
+
+def denormalise_latents(
+  latents: Float[Array, "b h w c"], stats: LatentStats
+) -> Float[Array, "b h w c"]:
+  """Undoes `normalise_latents`, before decoding.
+
+  Args:
+    latents: Latents on the flow's scale.
+    stats: The statistics they were normalised with.
+  """
+  return latents * stats.std[None, None, None] + stats.mean[None, None, None]
+
+
+def to_float(images: UInt8[Array, "b H W ch"]) -> Float[Array, "b H W ch"]:
+  """Bytes to [-1, 1].
+
+  Args:
+    images: Pixels, 0 to 255.
+  """
+  return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: Float[Array, "b H W ch"]) -> UInt8[Array, "b H W ch"]:
+  """[-1, 1] to bytes, clipped and truncated.
+
+  Args:
+    images: Pixels; values outside of [-1, 1] are clipped.
+
+  Source: the published evaluation, which adds 128, not 127.5: truncation then
+    rounds to the nearest level.
+  """
+  return jnp.clip(127.5 * images + 128.0, 0.0, 255.0).astype(jnp.uint8)

@@ -1,0 +1,80 @@
+"""A feature encoder that needs no training: random convolutions.
+
+Three fixed convolutions turn a small image into one unit vector, as wide as
+DINOv2's feature, that keeps near images near. It stands in for DINOv2 where no
+published weights are at hand.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from gmem_jax import rngs
+from gmem_jax.bank import bank as bank_lib
+
+# Output channels and stride of each layer.
+LAYERS = ((64, 1), (128, 2), (192, 2))
+
+
+class RandomConvEncoder:
+  """Fixed random convolutions, pooled to 2 x 2, as one unit vector.
+
+  Attributes:
+    name: Identifies the weights, so that a bank records what made it.
+    width: Width of the feature: 2 * 2 * 192 = 768.
+  """
+
+  width = 4 * LAYERS[-1][0]
+
+  def __init__(self, seed: int, channels: int):
+    """Draws the weights.
+
+    Args:
+      seed: Seed of the weights.
+      channels: Channels of the images.
+    """
+    self.name = f"random_conv(seed={seed})"
+    keys = jax.random.split(rngs.key(seed, "encoder"), len(LAYERS))
+    widths = [channels, *(width for width, _ in LAYERS)]
+    self.kernels = [
+      jax.random.normal(k, (3, 3, i, o)) * np.sqrt(2 / (9 * i))
+      for k, i, o in zip(keys, widths[:-1], widths[1:], strict=True)
+    ]
+
+  def __call__(
+    self, images: Float[Array, "b H W ch"]
+  ) -> tuple[Float[Array, "b d"], Float[Array, "b n z"]]:
+    """Encodes images.
+
+    Args:
+      images: Images in [-1, 1]; their sides are multiples of 8.
+
+    Returns:
+      Unit features [b, 768], and the last layer's [b, H/4 * W/4, 192].
+
+    Raises:
+      ValueError: If a side is not a multiple of 8.
+    """
+    b, height, width, _ = images.shape
+    if height % 8 or width % 8:
+      raise ValueError(
+        f"random_conv takes image sides that are multiples of 8, got"
+        f" {height} x {width}; change data.image_size"
+      )
+    x = images
+    for kernel, (_, stride) in zip(self.kernels, LAYERS, strict=True):
+      x = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
+      x = jax.nn.relu(x)
+    tokens = x.reshape(b, -1, x.shape[-1])
+    pooled = x.reshape(b, 2, height // 8, 2, width // 8, -1).mean(axis=(2, 4))
+    feature = pooled.reshape(b, -1)
+    # Rectified features share a large common part; without it the unit
+    # vectors of different images would nearly coincide.
+    feature = feature - feature.mean(axis=-1, keepdims=True)
+    return bank_lib.normalise(feature), tokens

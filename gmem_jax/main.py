@@ -1,0 +1,110 @@
+r"""Train, sample and compare: the command line.
+
+  python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits
+  python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits \
+    --mode=sample --config.sample.count=100
+
+Modes:
+  train     Train, from scratch or from where the run stopped; then report.
+  sample    Write images from the run's newest checkpoint to WORKDIR/images.
+
+Any key of the config can be set: --config.train.steps=2000. A run that was
+killed continues when the same command is given again.
+"""
+
+import logging
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging as absl_logging
+from ml_collections import config_flags
+
+from gmem_jax import config as config_lib
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The run's directory: checkpoints, metrics, pictures."
+)
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
+
+# The exit status of a process ended by SIGTERM: launchers start it again.
+PREEMPTED = 128 + 15
+
+
+def main(argv: list[str]) -> int:
+  """Resolves the config and dispatches to the mode.
+
+  Args:
+    argv: What absl left of the command line.
+
+  Returns:
+    The exit status.
+  """
+  _set_up_logging()
+  if len(argv) > 1:
+    return _fail(f"unknown argument(s) {argv[1:]}; see --help")
+  for flag in (_CONFIG, _WORKDIR):
+    if flag.value is None:
+      return _fail(f"--{flag.name} is needed; see --help")
+  # Devices, compilers and data come after the config was found good.
+  try:
+    config = config_lib.resolve(_CONFIG.value)
+  except OSError as error:  # ml_collections opens the file only now
+    return _fail(f"--config: {' '.join(str(error).split())}")
+  except ValueError as error:
+    return _fail(str(error))
+  from gmem_jax import metrics, modes, train
+
+  workdir = pathlib.Path(os.path.abspath(_WORKDIR.value))
+  try:
+    {"train": modes.train_mode, "sample": modes.sample_mode}[_MODE.value](
+      config, workdir
+    )
+  except train.Preempted as stop:
+    logging.getLogger(__name__).warning("%s", stop)
+    return PREEMPTED
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    return _fail(str(error))
+  except metrics.NonFiniteError as error:
+    return _fail(str(error))
+  return 0
+
+
+def _fail(message: str) -> int:
+  """Says what is wrong, without a traceback."""
+  print(f"gmem_jax: {message}", file=sys.stderr, flush=True)
+  return 2
+
+
+def _set_up_logging() -> None:
+  """Our log lines, and only the warnings of the libraries'."""
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  handler = logging.StreamHandler()
+  handler.setFormatter(
+    logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
+  )
+  logger = logging.getLogger("gmem_jax")
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """Parses the flags; an unknown config key is one clear line, too."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, OSError) as error:
+    message = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
+    sys.exit(_fail(f"--config: {' '.join(message.split())}"))
+
+
+def run() -> None:
+  """Entry point: absl parses the flags."""
+  app.run(main, flags_parser=_parse_flags)
+
+
+if __name__ == "__main__":
+  run()

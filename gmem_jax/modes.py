@@ -1,0 +1,246 @@
+"""What the modes of `main` do, from a resolved config."""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from gmem_jax import (
+  assemble,
+  checkpoint,
+  config as config_lib,
+  evaluate,
+  report,
+  sample,
+  sharding,
+  train,
+)
+from gmem_jax.bank import bank as bank_lib, draw
+
+_log = logging.getLogger(__name__)
+
+# Images sampled at a time in an evaluation.
+EVAL_BATCH = 256
+
+
+def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Trains, and compares with a network without memory if so configured.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+  """
+  mesh = _mesh(config)
+  config_lib.claim_workdir(config, workdir)
+  dataset = assemble.load_dataset(config)
+  memory = assemble.make_memory(dataset, mesh)
+  distance = frechet_to(dataset, config.seed)
+  run = make_run(config, workdir, mesh, dataset, memory, distance)
+  state = train.train(run)
+  if not config.report.unconditional:
+    return
+  other = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, conditioning="none")
+  )
+  other_dir = workdir / "unconditional"
+  config_lib.claim_workdir(other, other_dir)
+  other_run = make_run(other, other_dir, mesh, dataset, memory, distance)
+  other_state = train.train(other_run)
+  _log.info("sampling for the report")
+  sample_fn = _sample_fn(config, memory, config.seed)
+  material = report.Material(
+    train=dataset.train_images.pixels,
+    heldout=dataset.heldout_images.pixels,
+    from_bank=draw_samples(config, sample_fn, state.ema, memory.bank),
+    from_heldout=draw_samples(
+      config, sample_fn, state.ema, dataset.heldout.bank
+    ),
+    unconditional=draw_samples(
+      other,
+      _sample_fn(other, memory, config.seed),
+      other_state.ema,
+      memory.bank,
+    ),
+    distance=distance,
+  )
+  print(report.write(material, workdir, other_dir, config.train.steps))
+  print(f"Pictures: {workdir}/samples.png, {workdir}/curves.png")
+
+
+def sample_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Writes images from a run's newest checkpoint.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+  """
+  if not (workdir / "config.json").exists():
+    raise ValueError(f"--workdir={workdir}: no run was trained there")
+  config_lib.claim_workdir(config, workdir)
+  mesh = _mesh(config)
+  memory = assemble.load_memory(workdir / "memory", mesh)
+  step, params = load_params(config, workdir, memory, mesh)
+  sample_fn = _sample_fn(config, memory, config.sample.seed)
+
+  def make(images: np.ndarray) -> np.ndarray:
+    rows = draw.draw_rows(config.sample.seed, images, memory.bank.size)
+    return sample.sample_images(
+      sample_fn,
+      params,
+      memory.bank,
+      images,
+      np.asarray(rows),
+      config.sample.batch_size,
+    )
+
+  name = f"step_{step:07d}_{config.sample.weights}_seed_{config.sample.seed}"
+  directory = workdir / "images" / name
+  settings = dataclasses.asdict(config.sampler) | {
+    "bank": memory.info.digest,
+    "step": step,
+    "weights": config.sample.weights,
+    "seed": config.sample.seed,
+  }
+  sample.claim_directory(directory, settings)
+  made = sample.write_images(
+    directory, config.sample.count, config.sample.batch_size, make
+  )
+  sample.write_grid(directory, min(config.sample.count, config.eval.grid))
+  print(f"{made} images made, {config.sample.count} in {directory}")
+
+
+def load_params(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  memory: assemble.Memory,
+  mesh: jax.sharding.Mesh,
+) -> tuple[int, Any]:
+  """Loads the parameters to sample with, and nothing else.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+    memory: Its memory.
+    mesh: The devices.
+
+  Returns:
+    (step, parameters).
+
+  Raises:
+    ValueError: If the run has no checkpoint yet.
+  """
+  shapes = jax.eval_shape(assemble.make_init(config, memory))
+  target = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
+  with contextlib.closing(
+    checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint)
+  ) as checkpoints:
+    restored = checkpoints.restore_part(
+      target, lambda state: getattr(state, config.sample.weights)
+    )
+  if restored is None:
+    raise ValueError(f"--workdir={workdir}: the run has no checkpoint yet")
+  return restored
+
+
+def make_run(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  dataset: assemble.Dataset,
+  memory: assemble.Memory,
+  distance: Callable[[np.ndarray], float],
+) -> train.Run:
+  """Puts a run together; its evaluation is the distance of fresh samples.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+    mesh: Its devices.
+    dataset: Its images.
+    memory: What sampling needs.
+    distance: uint8 images -> Fréchet distance.
+  """
+  assemble.save_memory(workdir / "memory", memory)
+  sample_fn = _sample_fn(config, memory, config.seed)
+
+  def evaluate_fn(step: int, params: Any):
+    del step
+    found = draw_samples(config, sample_fn, params, memory.bank)
+    grid = sample.make_grid(found.pixels[: config.eval.grid], 16, scale=4)
+    return {"frechet": distance(found.pixels)}, {"bank": grid}
+
+  return train.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
+
+
+def draw_samples(
+  config: config_lib.Config,
+  sample_fn: sample.SampleFn,
+  params: Any,
+  bank: bank_lib.MemoryBank,
+) -> report.Samples:
+  """The samples of an evaluation: always the same rows and noise.
+
+  Args:
+    config: The run.
+    sample_fn: Makes the images.
+    params: Parameters.
+    bank: Where the snippets come from.
+  """
+  images = np.arange(config.eval.count, dtype=np.int32)
+  rows = np.asarray(draw.draw_rows(config.seed, images, bank.size))
+  pixels = sample.sample_images(
+    sample_fn, params, bank, images, rows, EVAL_BATCH
+  )
+  return report.Samples(pixels, rows)
+
+
+def frechet_to(
+  dataset: assemble.Dataset, seed: int
+) -> Callable[[np.ndarray], float]:
+  """The Fréchet distance of images to the training images.
+
+  Args:
+    dataset: The images.
+    seed: Seed of the classifier whose features are compared.
+  """
+  real = dataset.train_images
+  features = evaluate.classifier_features(real.pixels, real.labels, seed)
+  reference = evaluate.fit_gaussian(features(real.pixels))
+  return lambda pixels: evaluate.frechet_distance(
+    evaluate.fit_gaussian(features(pixels)), reference
+  )
+
+
+def _sample_fn(
+  config: config_lib.Config, memory: assemble.Memory, seed: int
+) -> sample.SampleFn:
+  tokenizer, _ = assemble.encoders(config, memory.latent_shape[-1])
+  return sample.make_sample_fn(
+    assemble.network(config, memory),
+    tokenizer,
+    memory.stats,
+    config.sampler,
+    memory.latent_shape,
+    seed=seed,
+  )
+
+
+def _mesh(config: config_lib.Config) -> jax.sharding.Mesh:
+  """The mesh, once the batches are known to fit it."""
+  mesh = sharding.make_mesh(config.mesh)
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  for key, size in (
+    ("train.batch_size", config.train.batch_size),
+    ("sample.batch_size", config.sample.batch_size),
+  ):
+    if size % ways:
+      raise ValueError(
+        f"config.{key}={size} is not a multiple of the mesh's"
+        f" data x fsdp = {ways}"
+      )
+  return mesh

@@ -1,0 +1,180 @@
+"""Where arrays live: the mesh, the path rules, host batches to global arrays.
+
+The mesh has three named axes. The batch is split over `data` and `fsdp`; the
+parameters, their moving average and the optimizer's moments over `fsdp` and
+`tensor`, by rules on their paths. Networks know nothing of it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+# Arrays below this many elements are replicated: splitting them costs more in
+# collectives than it saves in memory.
+MIN_SHARDED_SIZE = 4096
+
+# (pattern searched in the parameter's path, spec of its trailing axes). The
+# first match decides. A leading layer axis, where there is one, is not split.
+RULES: tuple[tuple[str, P], ...] = (
+  # Products that write to the residual stream: row parallel.
+  (r"(proj|fc2|w3)/kernel$", P("tensor", "fsdp")),
+  # All others: column parallel.
+  (r"kernel$", P("fsdp", "tensor")),
+  (r"(bias|scale)$", P()),
+  (r"pos_embed$", P()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Sizes of the mesh axes; one of them may be -1: all remaining devices.
+
+  Attributes:
+    data: Replicas of the parameters; the batch is split over it.
+    fsdp: Ways in which parameters and batch are split.
+    tensor: Ways in which single matrix products are split.
+  """
+
+  data: int
+  fsdp: int
+  tensor: int
+
+
+def make_mesh(
+  config: MeshConfig, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """Makes the device mesh.
+
+  Args:
+    config: Sizes of the axes.
+    devices: The devices to use; all of them by default.
+
+  Returns:
+    A mesh with the axes `AXES`.
+
+  Raises:
+    ValueError: If the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [config.data, config.fsdp, config.tensor]
+  keys = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+  if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
+    raise ValueError(f"{keys}: sizes are positive, and at most one is -1")
+  if -1 in sizes:
+    rest = math.prod(s for s in sizes if s != -1)
+    sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
+  if math.prod(sizes) != len(devices):
+    raise ValueError(
+      f"{keys}: a mesh of {' x '.join(map(str, sizes))} does not use the"
+      f" {len(devices)} available device(s); set one size to -1 to use the rest"
+    )
+  return jax.make_mesh(
+    tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  )
+
+
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+  """The partition of one array of the training state.
+
+  Args:
+    path: Its path in the state, joined by "/".
+    shape: Its shape.
+    mesh: The mesh.
+
+  Returns:
+    The spec of the first rule that matches; an axis that the mesh does not
+    divide is left whole.
+
+  Raises:
+    ValueError: If a large array matches no rule.
+  """
+  if math.prod(shape) < MIN_SHARDED_SIZE:
+    return P()
+  matching = [spec for pattern, spec in RULES if re.search(pattern, path)]
+  if not matching:
+    raise ValueError(f"{path} {shape}: no rule of sharding.RULES matches")
+  trailing = matching[0]
+  if not len(trailing) or len(trailing) > len(shape):
+    return P()
+  names = (None,) * (len(shape) - len(trailing)) + tuple(trailing)
+  return P(
+    *(
+      name if name and size % mesh.shape[name] == 0 else None
+      for name, size in zip(names, shape, strict=True)
+    )
+  )
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+  """Shardings of a whole (abstract) training state.
+
+  Args:
+    state: A pytree of arrays or `jax.ShapeDtypeStruct`s.
+    mesh: The mesh.
+
+  Returns:
+    The same tree with a `NamedSharding` at every leaf.
+  """
+
+  def one(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(one, state)
+
+
+def abstract(state: Any, shardings: Any) -> Any:
+  """Attaches shardings to shapes: the target a checkpoint is restored to.
+
+  Args:
+    state: A pytree of arrays or `jax.ShapeDtypeStruct`s.
+    shardings: Their shardings, the same tree.
+
+  Returns:
+    The tree of `jax.ShapeDtypeStruct`s with shardings.
+  """
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    state,
+    shardings,
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of what every device holds whole, e.g. the bank."""
+  return NamedSharding(mesh, P())
+
+
+def batch_sharding(mesh: Mesh, *, steps_axis: bool = False) -> NamedSharding:
+  """The sharding of a batch.
+
+  Args:
+    mesh: The mesh.
+    steps_axis: Whether a leading axis of several steps comes first.
+  """
+  return NamedSharding(mesh, P(None, *BATCH) if steps_axis else BATCH)
+
+
+def to_global(batch: Any, sharding: NamedSharding) -> Any:
+  """Assembles each process's rows into global arrays.
+
+  Args:
+    batch: Host arrays, this process's rows of the batch.
+    sharding: The sharding of the global arrays.
+
+  Returns:
+    The same tree of global `jax.Array`s; transfers are asynchronous.
+  """
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+    batch,
+  )

@@ -1,0 +1,137 @@
+"""One training step, as a pure function.
+
+(state, batch, bank) -> (state, metrics): draw t and noise, move the latent to
+x_t, let the network predict the velocity from x_t, t and the example's memory
+snippet, and step the optimizer and the moving average.
+
+Shapes: b batch, h w c latent, n tokens, d width, k steps of a dispatch.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from gmem_jax import rngs, train_state
+from gmem_jax.bank import bank as bank_lib
+from gmem_jax.diffusion import losses
+from gmem_jax.encoders import protocols
+from gmem_jax.models import transformer
+
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, "..."]]
+StepFn = Callable[
+  [train_state.TrainState, Batch, bank_lib.MemoryBank],
+  tuple[train_state.TrainState, Metrics],
+]
+
+
+def make_train_step(
+  network: transformer.FlowTransformer,
+  tx: optax.GradientTransformation,
+  loss_config: losses.LossConfig,
+  stats: protocols.LatentStats,
+  *,
+  seed: int,
+  ema_decay: float,
+) -> StepFn:
+  """Makes the training step.
+
+  Args:
+    network: The network.
+    tx: The optimizer.
+    loss_config: The loss.
+    stats: Normalise the batch's latents.
+    seed: Seed of the streams; with the step it addresses every random draw.
+    ema_decay: Decay of the moving average.
+
+  Returns:
+    (state, batch, bank) -> (state, metrics). The batch holds `latent`
+    [b h w c] as the tokenizer gave it, `row` [b], and with a projection loss
+    `tokens` [b n z]. Metrics are scalars under `train/`.
+
+  Source: paper §3; the published training loop.
+  """
+  project = loss_config.projection_weight > 0
+  conditioned = network.conditioning != "none"
+
+  def loss_fn(params, batch, bank, step):
+    x1 = protocols.normalise_latents(batch["latent"], stats)
+    t = losses.sample_time(
+      loss_config, rngs.key(seed, "train/time", step), x1.shape[0]
+    )
+    x0 = jax.random.normal(rngs.key(seed, "train/noise", step), x1.shape)
+    snippet = bank_lib.snippets(bank, batch["row"]) if conditioned else None
+
+    def predict(x_t, t):
+      out = network.apply(
+        {"params": params},
+        x_t,
+        t,
+        snippet,
+        dropout_key=rngs.key(seed, "train/dropout", step),
+        project=project,
+      )
+      return out if project else (out, None)
+
+    return losses.flow_loss(
+      loss_config, predict, x1, x0, t, batch.get("tokens")
+    )
+
+  def step_fn(state, batch, bank):
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, metrics), grads = grad_fn(state.params, batch, bank, state.step)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      "train/loss": loss,
+      "train/grad_norm": optax.global_norm(grads),
+      **{f"train/{name}": value for name, value in metrics.items()},
+    }
+    state = train_state.TrainState(
+      step=state.step + 1,
+      params=params,
+      ema=train_state.update_ema(state.ema, params, ema_decay),
+      opt_state=opt_state,
+    )
+    return state, metrics
+
+  return step_fn
+
+
+def repeat(step_fn: StepFn) -> StepFn:
+  """Makes one call take several steps.
+
+  Args:
+    step_fn: The step.
+
+  Returns:
+    The same function of batches with a leading axis [k, b, …]; its metrics
+    have one value per step, [k].
+  """
+
+  def steps_fn(state, batches, bank):
+    return jax.lax.scan(
+      lambda s, batch: step_fn(s, batch, bank), state, batches
+    )
+
+  return steps_fn
+
+
+def example_inputs(
+  latent_shape: tuple[int, int, int], snippet_dim: int | None
+) -> tuple[Any, ...]:
+  """Zeros of the shapes that a network is initialised with.
+
+  Args:
+    latent_shape: h, w, c.
+    snippet_dim: Width of the snippet, or None without conditioning.
+
+  Returns:
+    (x, t, snippet) of one example.
+  """
+  snippet = None if snippet_dim is None else jnp.zeros((1, snippet_dim))
+  return jnp.zeros((1, *latent_shape)), jnp.zeros((1,)), snippet

@@ -1,0 +1,184 @@
+"""Published samplers through the published networks."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gmem_jax.bank import select
+from gmem_jax.convert import torch_file
+from gmem_jax.diffusion import guidance, samplers, sit_release
+from tests.diffusion import common
+from tests.models import networks
+
+pytestmark = pytest.mark.golden
+
+TOLERANCE = 3e-5
+# Settings of the published configurations.
+SCALE, START = 7.75, 0.89
+LIGHTNING = [name for name in networks.WEIGHTS if name.startswith("light")]
+
+
+def _guidance(on, **changes):
+  settings = {
+    "scale": SCALE if on else 1.0,
+    "start": START,
+    "end": 1.0,
+    "after_end": "unconditional",
+  }
+  return guidance.GuidanceConfig(**settings | changes)
+
+
+def _bound(golden, c):
+  """The network, and the pair with the zero condition, bound to snippets."""
+
+  def apply(x, t, c):
+    return golden.network.apply({"params": golden.params}, x, t, c)
+
+  return (
+    lambda x, t: apply(x, t, c),
+    functools.partial(
+      guidance.pair, apply, condition=c, null=jnp.zeros_like(c)
+    ),
+  )
+
+
+@pytest.mark.parametrize("name", LIGHTNING)
+def test_one_guided_evaluation(golden_dir, name):
+  golden = networks.load(golden_dir, name)
+  if "cfg_runs" not in golden.data:
+    pytest.skip(f"{name}.npz holds no guided evaluations")
+  runs = json.loads(str(golden.data["cfg_runs"]))
+  assert runs
+  # The published function gets each sample twice and uses the first half.
+  n = len(golden.data["cfg_x"]) // 2
+  x = jnp.asarray(common.nhwc(golden.data["cfg_x"][:n]))
+  c = jnp.asarray(golden.data["cfg_c"][:n])
+  for run, settings in runs.items():
+    config = _guidance(
+      on=True,
+      scale=settings["cfg_scale"],
+      start=settings["start"] if settings["interval"] else 0.0,
+      end=settings["end"] or 1.0,
+    )
+    t = settings["t"]
+    expected = common.nhwc(golden.data[f"cfg_out_{run}"])[:n]
+    network, pair = _bound(golden, c)
+    with jax.default_matmul_precision("highest"):
+      times = jnp.full(n, t)
+      branch = guidance.branch_at(config, t)
+      output = guidance.select(config, branch, network, pair)(x, times)
+    error = common.relative_error(output, expected)
+    assert error < TOLERANCE, (run, error)
+
+
+def test_lightning_dit_runs(golden_dir):
+  golden = networks.load(golden_dir, "lightningdit_a")
+  runs = common.load(golden_dir, "samplers_lightningdit.npz")
+  settings = json.loads(str(runs["sde_conf"]))
+  published = json.loads(str(runs["nfe"]))
+  x0 = jnp.asarray(common.nhwc(runs["z"]))
+  network, pair = _bound(golden, jnp.asarray(runs["c"]))
+  errors = {}
+  for key in runs:
+    if not key.endswith("_out"):
+      continue
+    run = key.removesuffix("_out")
+    name, guided = run.rsplit("_", 1)
+    config_guidance = _guidance(guided == "cfg")
+    if name.startswith("sde"):
+      config = common.sampler_config(
+        method=f"sde_{settings['sampling_method'].lower()}",
+        steps=int(name.removeprefix("sde")),
+        diffusion_form=common.FORMS[settings["diffusion_form"]],
+        diffusion_norm=float(settings["diffusion_norm"]),
+        last_step=settings["last_step"].lower(),
+        last_step_size=settings["last_step_size"],
+        guidance=config_guidance,
+      )
+      noise = jnp.asarray(common.nhwc(runs[f"{run}_noise"]))
+      draw = noise.__getitem__
+      calls = published[run]
+      half = calls["calls_with_guidance"] // 2
+      assert samplers.num_calls(config) == (calls["distinct_inputs"], half)
+    else:
+      method, shift, steps = re.fullmatch(
+        r"ode_(\w+)_shift([\d.]+)_(\d+)", name
+      ).groups()
+      config = common.sampler_config(
+        method=f"ode_{method}",
+        steps=int(steps),
+        timestep_shift=float(shift),
+        guidance=config_guidance,
+      )
+      draw = None
+      if method != "dopri5":
+        calls, _ = samplers.num_calls(config)
+        assert calls == published[run]["model_calls"]
+    with jax.default_matmul_precision("highest"):
+      run_sampler = functools.partial(
+        samplers.trajectory, config, network, noise=draw, pair=pair
+      )
+      states = jax.jit(run_sampler)(x0)
+    error = common.relative_error(states[-1], common.nhwc(runs[key]))
+    if f"{run}_traj" in runs:
+      expected = common.nhwc(runs[f"{run}_traj"])
+      error = max(error, common.relative_error(states, expected))
+    adaptive = config.method == "ode_dopri5"
+    assert error < (config.rtol if adaptive else TOLERANCE), (run, error)
+    errors[run] = error
+  assert len(errors) > 3
+
+
+SIT_RUNS = {
+  "euler": ("euler", "linear"),
+  "heun": ("heun", "linear"),
+  "em_linear": ("euler_maruyama", "linear"),
+  "em_cosine": ("euler_maruyama", "gvp"),
+}
+
+
+@pytest.mark.parametrize("x64", [True, False])
+@pytest.mark.parametrize("run", SIT_RUNS)
+def test_sit_release_runs(golden_dir, run, x64):
+  golden = networks.load(golden_dir, "sit_tiny")
+  data = golden.data
+  sampler, path = SIT_RUNS[run]
+  config = sit_release.sampler_config(
+    sampler, int(data["sampler_num_steps"]), path
+  )
+  times, nfe = [], json.loads(str(data["nfe"]))
+  condition = jnp.asarray(data["sampler_cond"])
+
+  def network(x, t):
+    jax.debug.callback(lambda t: times.append(t), t[0], ordered=True)
+    return golden.network.apply({"params": golden.params}, x, t, condition)
+
+  with jax.enable_x64(x64), jax.default_matmul_precision("highest"):
+    dtype = jnp.float64 if x64 else jnp.float32
+    x0 = jnp.asarray(common.nhwc(data["sampler_latents"]), dtype)
+    noise = jnp.asarray(common.nhwc(data["em_noise"]), dtype)
+    turned = sit_release.turn_time(network)
+    draw = noise.__getitem__
+    x1 = jax.jit(lambda x: samplers.sample(config, turned, x, draw))(x0)
+    jax.effects_barrier()
+  assert x1.dtype == dtype
+  error = common.relative_error(x1, common.nhwc(data[f"{run}_out"]))
+  assert error < TOLERANCE
+  assert samplers.num_calls(config) == (nfe[run], 0)
+  np.testing.assert_allclose(times, data[f"{run}_model_t"], atol=1e-6)
+
+
+def test_sit_release_chooses_snippets_from_noise(golden_dir):
+  golden = networks.load(golden_dir, "sit_tiny")
+  file = torch_file.load(golden_dir / "sit_tiny.pth")
+  noise = jnp.asarray(common.nhwc(golden.data["sampler_latents"]))
+  rows = select.select_row(noise, np.asarray(file["memoryfreq"]))
+  np.testing.assert_array_equal(rows, golden.data["sampler_idx"])
+  bank = np.asarray(file["memorybank"])[np.asarray(rows)]
+  snippets = bank / np.linalg.norm(bank, axis=1, keepdims=True)
+  np.testing.assert_allclose(snippets, golden.data["sampler_cond"], atol=1e-6)

@@ -1,0 +1,120 @@
+"""Paths and conversions: published numbers, and the algebra between them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gmem_jax.diffusion import paths
+from tests.diffusion import common
+
+PATHS = ("linear", "gvp", "vp")
+TOLERANCE = 1e-5
+SCALARS = ("alpha", "d_alpha", "sigma", "d_sigma")
+
+
+def _coefficient(golden, path, name, t):
+  at = paths.coefficients(path, t)
+  if name in SCALARS:
+    return getattr(at, name)
+  if name == "d_alpha_alpha_ratio":
+    return at.d_alpha / at.alpha
+  if name == "drift_var":
+    return paths.drift_variance(path, t)
+  x, v, x0, x1 = (
+    jnp.asarray(common.nhwc(golden[key])) for key in ("x", "v", "x0", "x1")
+  )
+  return {
+    "drift_mean": lambda: paths.drift_mean(path, x, t),
+    "score_from_velocity": lambda: paths.score_from_velocity(path, v, x, t),
+    "noise_from_velocity": lambda: paths.noise_from_velocity(path, v, x, t),
+    "velocity_from_score": lambda: paths.velocity_from_score(path, v, x, t),
+    "xt": lambda: paths.interpolate(path, x1, x0, t),
+    "ut": lambda: paths.velocity(path, x1, x0, t),
+  }[name]()
+
+
+@pytest.mark.golden
+def test_published_numbers(golden_dir):
+  golden = common.load(golden_dir, "transport_path.npz")
+  t = jnp.asarray(golden["t"])
+  errors = {}
+  for key, expected in golden.items():
+    name, _, quantity = key.partition("_")
+    if name not in common.PATHS:
+      continue
+    if quantity.startswith("diffusion_"):
+      form, _, norm = quantity.removeprefix("diffusion_").rpartition("_norm")
+      actual = paths.diffusion(
+        common.PATHS[name], common.FORMS[form], float(norm), t
+      )
+    else:
+      actual = _coefficient(golden, common.PATHS[name], quantity, t)
+    if expected.ndim > 1:
+      expected = common.nhwc(expected)
+    for time, value, reference in zip(
+      golden["t"], actual, expected, strict=True
+    ):
+      largest = np.max(np.abs(reference))
+      # At a singular end the published code has inf or NaN, or about 1e7
+      # where float32 has 4e-8 for cos(pi/2).
+      if not largest < 1e6:
+        assert time in (0, 1), (key, time)
+        continue
+      error = np.max(np.abs(np.asarray(value) - reference))
+      errors[key, float(time)] = error / max(largest, 1e-3)
+      assert errors[key, float(time)] < _tolerance(name, time), (key, time)
+  assert len(errors) > 100
+
+
+def _tolerance(path, time):
+  """Relative tolerance, looser where the published numbers have lost digits.
+
+  Near the data of the variance-preserving path, sigma^2 = 1 - alpha^2 is small,
+  and the published code takes that difference in float32.
+  """
+  if path != "VP":
+    return TOLERANCE
+  sigma = paths.coefficients("vp", jnp.array([time])).sigma[0]
+  return TOLERANCE + float(jnp.finfo(jnp.float32).eps / sigma**2)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_derivatives_are_those_of_the_coefficients(path):
+  t = jnp.linspace(0.05, 0.95, 10)
+  at = paths.coefficients(path, t)
+  ones = jnp.ones_like(t)
+  _, slopes = jax.jvp(lambda t: paths.coefficients(path, t), (t,), (ones,))
+  np.testing.assert_allclose(at.d_alpha, slopes.alpha, rtol=1e-5)
+  np.testing.assert_allclose(at.d_sigma, slopes.sigma, rtol=1e-4)
+  np.testing.assert_allclose(
+    at.sigma_d_sigma, at.sigma * slopes.sigma, rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_joins_noise_to_data(path):
+  at = paths.coefficients(path, jnp.array([0.0, 1.0]))
+  # The variance-preserving path keeps exp(-5) of the data at t=0.
+  np.testing.assert_allclose(at.alpha, [0, 1], atol=0.01)
+  np.testing.assert_allclose(at.sigma, [1, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_predictions_determine_each_other(path):
+  x1, x0 = jax.random.normal(jax.random.key(0), (2, 9, 4, 4, 3))
+  t = jnp.linspace(0.1, 0.9, 9)
+  x = paths.interpolate(path, x1, x0, t)
+  v = paths.velocity(path, x1, x0, t)
+  score = -x0 / paths.expand(paths.coefficients(path, t).sigma, x0)
+  np.testing.assert_allclose(
+    paths.noise_from_velocity(path, v, x, t), x0, atol=1e-4
+  )
+  outputs = {"velocity": v, "noise": x0, "score": score}
+  for prediction, output in outputs.items():
+    np.testing.assert_allclose(
+      paths.to_velocity(path, prediction, output, x, t), v, atol=2e-3
+    )
+    np.testing.assert_allclose(
+      paths.to_score(path, prediction, output, x, t), score, atol=2e-3
+    )
