@@ -54,7 +54,7 @@ def identify(found: Found, settings: Mapping[str, int]) -> Identity:
 
   tables = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
   tokens = manifest.vote(shapes, [(name, -2) for name in tables]) or 256
-  wanted = dit.state_dict_shapes(network, math.isqrt(tokens))
+  wanted = dict(dit.state_dict_shapes(network, math.isqrt(tokens)))
   rotation = [n for n in wanted if n.startswith("feat_rope.")]
   buffers = {name: wanted.pop(name) for name in rotation}
   problems = manifest.compare(found.tensors, wanted, buffers)

@@ -1,5 +1,6 @@
 """What a file is taken for, and what is said of a file that is incomplete."""
 
+import functools
 import json
 import pathlib
 import re
@@ -18,7 +19,7 @@ from gmem_jax.convert import (
   torch_import,
 )
 from gmem_jax.convert.detect import Found
-from gmem_jax.convert.names import dinov2, vae
+from gmem_jax.convert.names import dinov2, dit, vae
 from gmem_jax.encoders import dinov2 as dinov2_net
 from gmem_jax.encoders import vae as vae_net
 from tests.convert import helpers
@@ -111,8 +112,11 @@ def _deciding(names):
 
 @pytest.mark.golden
 @pytest.mark.parametrize("missing", [True, False])
-def test_one_wrong_name_is_named(golden_dir, missing):
+def test_one_wrong_name_is_named(golden_dir, monkeypatch, missing):
   """Whichever it is, also one that the configuration is read off."""
+  # Hundreds of files are of the same few networks.
+  implied = functools.cache(dit.state_dict_shapes)
+  monkeypatch.setattr(dit, "state_dict_shapes", implied)
   tried = 0
   for path in helpers.golden_files(golden_dir):
     found = detect.detect(read.open_source(path))
