@@ -15,8 +15,8 @@ import pytest
 
 from gmem_jax import weights
 from gmem_jax.bench import convert as bench
-from gmem_jax.convert import __main__ as cli
 from gmem_jax.convert import (
+  __main__ as cli,
   detect,
   identify,
   read,
