@@ -157,7 +157,7 @@ def test_gradient_of_unstack_is_one_concatenation():
 
 
 def test_gradients_reach_every_trainable_parameter(family):
-  # Without a trained position table the key's bias would matter to nothing.
+  # The rotation makes even the bias of the keys' norm matter to the softmax.
   _, grad = _value_and_grad(family(), _weights(family()))
   for path, g in _paths(grad).items():
     if path == "pos_embed":
