@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import (
@@ -88,7 +89,9 @@ def sample_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   sample_fn = make_sample_fn(config, memory, config.sample.seed)
 
   def make(images: np.ndarray) -> np.ndarray:
-    rows = draw.draw_rows(config.sample.seed, images, memory.bank.size)
+    rows = draw.draw_rows(
+      config.sample.seed, jnp.asarray(images), memory.bank.size
+    )
     return sample.sample_images(
       sample_fn,
       params,
@@ -192,7 +195,7 @@ def draw_samples(
     bank: Where the snippets come from.
   """
   images = np.arange(config.eval.count, dtype=np.int32)
-  rows = np.asarray(draw.draw_rows(config.seed, images, bank.size))
+  rows = np.asarray(draw.draw_rows(config.seed, jnp.asarray(images), bank.size))
   pixels = sample.sample_images(
     sample_fn, params, bank, images, rows, EVAL_BATCH
   )

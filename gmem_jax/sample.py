@@ -3,7 +3,7 @@
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,8 @@ def make_sample_fn(
     snippet = bank_lib.snippets(bank, rows) if conditioned else None
 
     def predict(x, t):
-      return network.apply({"params": params}, x, t, snippet)
+      velocity = network.apply({"params": params}, x, t, snippet)
+      return cast(jax.Array, velocity)
 
     x1 = samplers.sample(sampler, predict, x0)
     latents = protocols.denormalise_latents(x1, stats)
