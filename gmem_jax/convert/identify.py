@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from gmem_jax.convert import manifest, rules, transformer
 from gmem_jax.convert.detect import Found
 from gmem_jax.convert.manifest import Identity, Shapes
-from gmem_jax.convert.names import dinov2 as dinov2_names
-from gmem_jax.convert.names import inception as inception_names
-from gmem_jax.convert.names import tables
-from gmem_jax.convert.names import vae as vae_names
+from gmem_jax.convert.names import (
+  dinov2 as dinov2_names,
+  inception as inception_names,
+  tables,
+  vae as vae_names,
+)
 from gmem_jax.encoders import dinov2, inception, vae
 
 # What --model takes, in the reference's words and in ours.

@@ -9,8 +9,7 @@ from gmem_jax.convert import manifest, rules
 from gmem_jax.convert.detect import Found
 from gmem_jax.convert.manifest import Identity, Shapes
 from gmem_jax.convert.names import dit
-from gmem_jax.models import lightning_dit, sit
-from gmem_jax.models import transformer as networks
+from gmem_jax.models import lightning_dit, sit, transformer as networks
 
 _FAMILIES = {
   "sit": ("SiT", sit.SiT, sit.SIZES),

@@ -20,8 +20,7 @@ from gmem_jax.convert import (
 )
 from gmem_jax.convert.detect import Found
 from gmem_jax.convert.names import dinov2, dit, vae
-from gmem_jax.encoders import dinov2 as dinov2_net
-from gmem_jax.encoders import vae as vae_net
+from gmem_jax.encoders import dinov2 as dinov2_net, vae as vae_net
 from tests.convert import helpers
 from tests.convert.test_torch_file import tensor_program
 
