@@ -5,12 +5,13 @@ the progress as JSON. Orbax writes into a temporary directory and renames it
 when all hosts are done: a step that is listed was written whole.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -109,13 +110,14 @@ class Checkpoints:
     return self._newest(lambda step: self._load(step, target))
 
   def restore_part(
-    self, target: Any, part: Callable[[Any], Any]
+    self, target: Any, part: Callable[[Any], Any], step: int | None = None
   ) -> tuple[int, Any] | None:
-    """Restores a part of the newest readable checkpoint, reading no more.
+    """Restores a part of a checkpoint, reading no more.
 
     Args:
       target: The whole state's shapes with the shardings to restore to.
       part: The state -> the part that is wanted.
+      step: The checkpoint; by default the newest readable one.
 
     Returns:
       (step, part), or None where there is no checkpoint at all.
@@ -127,7 +129,11 @@ class Checkpoints:
     partial = jax.tree.map(
       lambda leaf: leaf if id(leaf) in wanted else ocp.PLACEHOLDER, target
     )
-    return self._newest(lambda step: (step, part(self._load(step, partial)[0])))
+
+    def load(step: int) -> tuple[int, Any]:
+      return step, part(self._load(step, partial)[0])
+
+    return self._newest(load) if step is None else load(step)
 
   def _load(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
     progress = self._checkpointer.metadata(step).custom_metadata
@@ -173,6 +179,23 @@ class Checkpoints:
   def close(self) -> None:
     """Waits, and releases the directory."""
     self._checkpointer.close()
+
+
+@contextlib.contextmanager
+def opened(
+  directory: pathlib.Path, config: CheckpointConfig
+) -> Iterator[Checkpoints]:
+  """Opens checkpoints and closes them again, also after an error.
+
+  Args:
+    directory: Where they lie.
+    config: What to keep.
+  """
+  checkpoints = Checkpoints(directory, config)
+  try:
+    yield checkpoints
+  finally:
+    checkpoints.close()
 
 
 def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """What the modes of `main` do, from a resolved config."""
 
-import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -139,8 +138,8 @@ def load_params(
   """
   shapes = jax.eval_shape(assemble.make_init(config, memory))
   target = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
-  with contextlib.closing(
-    checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint)
+  with checkpoint.opened(
+    workdir / "checkpoints", config.checkpoint
   ) as checkpoints:
     restored = checkpoints.restore_part(
       target, lambda state: getattr(state, config.sample.weights)
