@@ -56,8 +56,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.optim = dict(
     learning_rate=2e-3,
     schedule="cosine",
-    warmup_steps=50,
-    decay_steps=800,
+    warmup_steps=20,
+    decay_steps=500,
     b1=0.9,
     b2=0.95,
     eps=1e-8,
@@ -65,10 +65,10 @@ def get_config() -> ml_collections.ConfigDict:
     clip_norm=1.0,
   )
   c.train = dict(
-    steps=800,
+    steps=500,
     batch_size=128,  # over all devices
     steps_per_dispatch=10,
-    ema_decay=0.99,
+    ema_decay=0.97,
     log_every=50,
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
@@ -100,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
     weights="ema",  # or "params"
   )
   c.eval = dict(
-    every=100,  # steps; 0: only at the end
+    every=50,  # steps; 0: only at the end
     count=512,  # images
     grid=64,  # images in the sample picture
   )

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -62,13 +63,15 @@ class Checkpoints:
       config: What to keep.
     """
     self.directory = directory
-    kept = [policies.LatestN(config.keep_latest)]
+    kept: list[Any] = [policies.LatestN(config.keep_latest)]
     if config.keep_every:
       kept.append(policies.EveryNSteps(config.keep_every))
     self._open = lambda: ocp.training.Checkpointer(
-      directory,
+      str(directory),
       context=_context(),
-      preservation_policy=policies.AnyPreservationPolicy(kept),
+      preservation_policy=typing.cast(
+        policies.PreservationPolicy, policies.AnyPreservationPolicy(kept)
+      ),
       cleanup_tmp_directories=True,
     )
     self._checkpointer = self._open()
@@ -128,7 +131,7 @@ class Checkpoints:
 
   def _load(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
     progress = self._checkpointer.metadata(step).custom_metadata
-    if not progress:
+    if not isinstance(progress, dict) or not progress:
       raise ValueError("its metadata is damaged")
     return self._checkpointer.load(step, target), progress
 
@@ -181,7 +184,7 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
     metadata: JSON.
   """
   with _context():
-    ocp.save(path, tree, overwrite=True, custom_metadata=metadata)
+    ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
 
 
 def load_tree(
@@ -202,12 +205,12 @@ def load_tree(
   if not path.is_dir():
     raise ValueError(f"{path}: no such checkpoint directory")
   with _context():
-    stored = ocp.metadata(path)
+    stored = ocp.metadata(str(path))
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
       stored.metadata,
     )
-    return ocp.load(path, target), stored.custom_metadata
+    return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, Any]:
@@ -216,7 +219,13 @@ def read_metadata(path: pathlib.Path) -> dict[str, Any]:
   Args:
     path: The directory.
   """
-  return dict(ocp.metadata(path).custom_metadata or {})
+  return _json_dict(ocp.metadata(str(path)).custom_metadata)
+
+
+def _json_dict(value: Any) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    raise ValueError(f"checkpoint metadata is {value!r}, not a table")
+  return value
 
 
 def _root_cause(error: BaseException) -> str:

@@ -14,6 +14,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import ml_collections
+
 from gmem_jax import checkpoint, optim, sharding
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
@@ -150,7 +152,7 @@ FREE = (
 )
 
 
-def resolve(tree: Mapping[str, Any]) -> Config:
+def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
   """Checks a config and freezes it.
 
   Args:
@@ -162,6 +164,8 @@ def resolve(tree: Mapping[str, Any]) -> Config:
   Raises:
     ValueError: Naming the key, its value and what is allowed.
   """
+  if isinstance(tree, ml_collections.ConfigDict):
+    tree = tree.to_dict()
   config = _build(Config, tree, prefix="")
   _check(config)
   return config
@@ -187,9 +191,9 @@ def _value(hint: Any, value: Any, key: str) -> Any:
   """Checks one value against its type hint."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if dataclasses.is_dataclass(hint):
-    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+    if not isinstance(value, Mapping):
       raise ValueError(f"config.{key}={value!r}: a section is expected")
-    return _build(typing.cast(type, hint), dict(value.items()), key + ".")
+    return _build(typing.cast(type, hint), value, key + ".")
   if origin is Literal:
     if value not in args:
       raise ValueError(f"config.{key}={value!r}: allowed are {list(args)}")

@@ -13,7 +13,6 @@ killed continues when the same command is given again.
 """
 
 import logging
-import os
 import pathlib
 import sys
 
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> int:
     return _fail(str(error))
   from gmem_jax import metrics, modes, train
 
-  workdir = pathlib.Path(os.path.abspath(_WORKDIR.value))
+  workdir = pathlib.Path(str(_WORKDIR.value)).absolute()
   try:
     {"train": modes.train_mode, "sample": modes.sample_mode}[_MODE.value](
       config, workdir

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import (
@@ -35,7 +36,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     config: The run.
     workdir: Its directory.
   """
-  mesh = _mesh(config)
+  mesh = make_mesh(config)
   config_lib.claim_workdir(config, workdir)
   dataset = assemble.load_dataset(config)
   memory = assemble.make_memory(dataset, mesh)
@@ -52,7 +53,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   other_run = make_run(other, other_dir, mesh, dataset, memory, distance)
   other_state = train.train(other_run)
   _log.info("sampling for the report")
-  sample_fn = _sample_fn(config, memory, config.seed)
+  sample_fn = make_sample_fn(config, memory, config.seed)
   material = report.Material(
     train=dataset.train_images.pixels,
     heldout=dataset.heldout_images.pixels,
@@ -62,7 +63,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     ),
     unconditional=draw_samples(
       other,
-      _sample_fn(other, memory, config.seed),
+      make_sample_fn(other, memory, config.seed),
       other_state.ema,
       memory.bank,
     ),
@@ -82,13 +83,15 @@ def sample_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   if not (workdir / "config.json").exists():
     raise ValueError(f"--workdir={workdir}: no run was trained there")
   config_lib.claim_workdir(config, workdir)
-  mesh = _mesh(config)
+  mesh = make_mesh(config)
   memory = assemble.load_memory(workdir / "memory", mesh)
   step, params = load_params(config, workdir, memory, mesh)
-  sample_fn = _sample_fn(config, memory, config.sample.seed)
+  sample_fn = make_sample_fn(config, memory, config.sample.seed)
 
   def make(images: np.ndarray) -> np.ndarray:
-    rows = draw.draw_rows(config.sample.seed, images, memory.bank.size)
+    rows = draw.draw_rows(
+      config.sample.seed, jnp.asarray(images), memory.bank.size
+    )
     return sample.sample_images(
       sample_fn,
       params,
@@ -166,7 +169,7 @@ def make_run(
     distance: uint8 images -> Fréchet distance.
   """
   assemble.save_memory(workdir / "memory", memory)
-  sample_fn = _sample_fn(config, memory, config.seed)
+  sample_fn = make_sample_fn(config, memory, config.seed)
 
   def evaluate_fn(step: int, params: Any):
     del step
@@ -192,7 +195,7 @@ def draw_samples(
     bank: Where the snippets come from.
   """
   images = np.arange(config.eval.count, dtype=np.int32)
-  rows = np.asarray(draw.draw_rows(config.seed, images, bank.size))
+  rows = np.asarray(draw.draw_rows(config.seed, jnp.asarray(images), bank.size))
   pixels = sample.sample_images(
     sample_fn, params, bank, images, rows, EVAL_BATCH
   )
@@ -216,9 +219,16 @@ def frechet_to(
   )
 
 
-def _sample_fn(
+def make_sample_fn(
   config: config_lib.Config, memory: assemble.Memory, seed: int
 ) -> sample.SampleFn:
+  """The sampling function of a run.
+
+  Args:
+    config: The run.
+    memory: Its memory.
+    seed: Image i's noise depends on (seed, i) alone.
+  """
   tokenizer, _ = assemble.encoders(config, memory.latent_shape[-1])
   return sample.make_sample_fn(
     assemble.network(config, memory),
@@ -230,8 +240,15 @@ def _sample_fn(
   )
 
 
-def _mesh(config: config_lib.Config) -> jax.sharding.Mesh:
-  """The mesh, once the batches are known to fit it."""
+def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
+  """The mesh of a run, once the batches are known to fit it.
+
+  Args:
+    config: The run.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
   mesh = sharding.make_mesh(config.mesh)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   for key, size in (

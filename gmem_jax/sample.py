@@ -3,7 +3,7 @@
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,8 @@ def make_sample_fn(
     snippet = bank_lib.snippets(bank, rows) if conditioned else None
 
     def predict(x, t):
-      return network.apply({"params": params}, x, t, snippet)
+      velocity = network.apply({"params": params}, x, t, snippet)
+      return cast(jax.Array, velocity)
 
     x1 = samplers.sample(sampler, predict, x0)
     latents = protocols.denormalise_latents(x1, stats)
@@ -103,6 +104,20 @@ def save_png(path: pathlib.Path, pixels: np.ndarray) -> None:
     temporary, format="PNG"
   )
   temporary.replace(path)
+
+
+def read_png(path: pathlib.Path) -> np.ndarray:
+  """Reads a picture.
+
+  Args:
+    path: The PNG file.
+
+  Returns:
+    uint8 [H, W, channels].
+  """
+  with Image.open(path) as image:
+    pixels = np.asarray(image)
+  return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def make_grid(
@@ -204,10 +219,8 @@ def write_grid(directory: pathlib.Path, count: int) -> None:
     count: How many to show.
   """
   images = np.stack(
-    [np.asarray(Image.open(directory / f"{i:06d}.png")) for i in range(count)]
+    [read_png(directory / f"{i:06d}.png") for i in range(count)]
   )
-  if images.ndim == 3:
-    images = images[..., None]
   scale = max(1, 64 // images.shape[1])
   columns = int(np.ceil(np.sqrt(count)))
   save_png(directory / "grid.png", make_grid(images, columns, scale=scale))

@@ -49,9 +49,7 @@ class MeshConfig:
   tensor: int
 
 
-def make_mesh(
-  config: MeshConfig, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   """Makes the device mesh.
 
   Args:
@@ -103,7 +101,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   if not matching:
     raise ValueError(f"{path} {shape}: no rule of sharding.RULES matches")
   trailing = matching[0]
-  if len(trailing) > len(shape):
+  if not len(trailing) or len(trailing) > len(shape):
     return P()
   names = (None,) * (len(shape) - len(trailing)) + tuple(trailing)
   return P(

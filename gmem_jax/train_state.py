@@ -7,7 +7,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
 
 from gmem_jax import optim
 
@@ -16,14 +15,16 @@ from gmem_jax import optim
 class TrainState:
   """What a checkpoint holds.
 
+  Its leaves are arrays, or their shapes or shardings, hence untyped.
+
   Attributes:
-    step: Steps taken; it alone addresses data, keys and schedule.
+    step: Steps taken, int32; it alone addresses data, keys and schedule.
     params: The network's parameters.
     ema: Their exponential moving average, float32.
     opt_state: The optimizer's state.
   """
 
-  step: Int[Array, ""]
+  step: Any
   params: Any
   ema: Any
   opt_state: Any

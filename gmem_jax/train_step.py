@@ -8,7 +8,7 @@ Shapes: b batch, h w c latent, n tokens, d width, k steps of a dispatch.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def make_train_step(
         dropout_key=rngs.key(seed, "train/dropout", step),
         project=project,
       )
-      return out if project else (out, None)
+      return cast(tuple[Array, Array | None], out if project else (out, None))
 
     return losses.flow_loss(
       loss_config, predict, x1, x0, t, batch.get("tokens")
@@ -88,7 +88,7 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     metrics = {
       "train/loss": loss,
-      "train/grad_norm": optax.global_norm(grads),
+      "train/grad_norm": optax.tree.norm(grads),
       **{f"train/{name}": value for name, value in metrics.items()},
     }
     state = train_state.TrainState(

@@ -22,3 +22,10 @@ def golden_dir() -> pathlib.Path:
   """Directory of the golden files (GMEM_GOLDEN_DIR, or tests/golden)."""
   default = pathlib.Path(__file__).parent / "golden"
   return pathlib.Path(os.environ.get("GMEM_GOLDEN_DIR", default))
+
+
+@pytest.fixture
+def standard_promotion():
+  """Lets a library mix dtypes; optax does in its bias correction."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield

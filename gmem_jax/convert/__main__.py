@@ -128,24 +128,32 @@ def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
     _refuse_existing(args.out)
   source = read.open_source(args.src, allow_opaque=args.allow_opaque)
   try:
-    found = detect.detect(source, args.weights)
-    identity = identify.identify(found, settings)
+    result = _convert(args, source, settings)
   except read.WrongFile as e:
     raise ValueError(f"{args.src} {e}") from e
   except ValueError as e:
     raise ValueError(f"{args.src}: {e}") from e
-  _say(_report(source, found, identity))
-  if args.dry_run:
+  if result is None:
     _say("complete; nothing written (--dry-run)")
     return
-  size = source.path.stat().st_size
-  with _progress(size, "checksums") as bar:
+  weights.save_converted(args.out, result.trees, result.metadata, args.format)
+  _say(f"wrote {args.out} ({args.format})")
+
+
+def _convert(
+  args: argparse.Namespace, source: read.Source, settings: dict[str, int]
+) -> torch_import.Converted | None:
+  """Recognises, reports, and unless it is a dry run checks and converts."""
+  found = detect.detect(source, args.weights)
+  identity = identify.identify(found, settings)
+  _say(_report(source, found, identity))
+  if args.dry_run:
+    return None
+  with _progress(source.path.stat().st_size, "checksums") as bar:
     source.verify(bar.update)
   nbytes = sum(tensor.nbytes for tensor in found.tensors.values())
   with _progress(nbytes, "convert") as bar:
-    result = torch_import.convert(source, found, identity, bar.update)
-  weights.save_converted(args.out, result.trees, result.metadata, args.format)
-  _say(f"wrote {args.out} ({args.format})")
+    return torch_import.convert(source, found, identity, bar.update)
 
 
 def _report(

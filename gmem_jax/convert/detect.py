@@ -150,7 +150,7 @@ def _mapping(value: Mapping[Any, Any], weights: str | None, stem: str) -> Found:
     return Found("low_rank_bank", {n: value[n] for n in names}, config=numbers)
   if value.keys() == {"mean", "std"}:
     return Found("latent_stats", _state_dict(value))
-  if "network" in value and {"memorybank", "memoryfreq"} & value.keys():
+  if isinstance(value.get("network"), Mapping):
     bank = {k: v for k, v in value.items() if k != "network"}
     return _network(value["network"], "network", bank=bank)
   if isinstance(value.get("ema"), Mapping) or isinstance(

@@ -102,7 +102,7 @@ def open_source(
       "diffusion_pytorch_model.safetensors"
     )
   with open(path, "rb") as file:
-    head = file.read(16)
+    head = file.read(64)
   if head[:4] == b"PK\x03\x04" and _is_npz(path):
     return Source(path, "npz", _read_npz(path))
   if len(head) > 8 and head[8:9] == b"{" and head[7] == 0:

@@ -13,7 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 from gmem_jax.convert import inert_pickle, torch_types
 
@@ -48,16 +48,20 @@ class _Member:
   crc: int
 
 
-def _members(file: zipfile.ZipFile, data: mmap.mmap) -> dict[str, _Member]:
+def _members(archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, _Member]:
   """Where the bytes of every member lie; checks both of the zip's indices."""
   members: dict[str, _Member] = {}
-  for info in file.infolist():
-    name, at = info.filename, info.header_offset
-    header = _LOCAL_HEADER.unpack_from(data, at)
-    magic, flags, method, name_size, extra_size = (header[k] for k in _FIELDS)
-    at += _LOCAL_HEADER.size
-    start = at + name_size + extra_size
-    if magic != _ZIP_MAGIC or data[at : at + name_size] != name.encode():
+  length = os.fstat(file.fileno()).st_size
+  for info in archive.infolist():
+    name = info.filename
+    # Reads of a few bytes: a map would fetch their neighbours from the disk.
+    header = os.pread(file.fileno(), _LOCAL_HEADER.size, info.header_offset)
+    fields = _LOCAL_HEADER.unpack(header)
+    magic, flags, method, name_size, extra_size = (fields[k] for k in _FIELDS)
+    begin = info.header_offset + _LOCAL_HEADER.size
+    local_name = os.pread(file.fileno(), name_size, begin)
+    start = begin + name_size + extra_size
+    if magic != _ZIP_MAGIC or local_name != name.encode():
       raise TorchFileError(f"the zip's entry for {name!r} is damaged")
     if method or info.compress_type or (flags | info.flag_bits) & 1:
       raise TorchFileError(
@@ -65,7 +69,7 @@ def _members(file: zipfile.ZipFile, data: mmap.mmap) -> dict[str, _Member]:
       )
     if name in members:
       raise TorchFileError(f"{name!r} is in the zip twice")
-    if start + max(info.file_size, info.compress_size) > len(data):
+    if start + max(info.file_size, info.compress_size) > length:
       raise TorchFileError(f"{name!r} does not lie inside the file")
     members[name] = _Member(name, start, info.file_size, info.CRC)
   return members
@@ -94,7 +98,7 @@ class TorchFile:
       with open(path, "rb") as file:
         self._map = _map(file)
         with zipfile.ZipFile(file) as archive:
-          self._members = _members(archive, self._map)
+          self._members = _members(archive, file)
       # torch.serialization.set_crc32_options(False) writes zeros.
       self._has_checksums = any(m.crc for m in self._members.values())
       self.value = self._load(allow_opaque)
@@ -164,9 +168,7 @@ class TorchFile:
         if left or (self._has_checksums and crc != member.crc):
           bad.append(member.name)
     if bad:
-      raise TorchFileError(
-        f"{self.path}: damaged, checksums differ of {', '.join(bad)}"
-      )
+      raise TorchFileError(f"damaged, checksums differ of {', '.join(bad)}")
 
   def release(self) -> None:
     """Lets the system drop the pages of the file that were read so far."""
@@ -179,7 +181,7 @@ def drop_pages(data: mmap.mmap) -> None:
     data.madvise(mmap.MADV_DONTNEED)
 
 
-def _map(file: Any) -> mmap.mmap:
+def _map(file: BinaryIO) -> mmap.mmap:
   """Maps a file after looking at how it begins."""
   head = file.read(512)
   if not head:

@@ -1,8 +1,10 @@
 """From a recognised PyTorch file to converted weights."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -68,13 +70,18 @@ def convert(
     on_tensor(nbytes)
 
   name = _TREES.get(found.kind, "params")
-  trees = {name: rules.to_flax(identity.table, found.tensors, on_read)}
-  buffers = rules.buffers(identity.table, found.tensors)
-  if buffers:
-    trees["buffers"] = buffers
-  if found.bank:
-    trees["bank"] = release_bank(found.bank, identity.model)
-  return Converted(trees, _metadata(source, found, identity))
+  with concurrent.futures.ThreadPoolExecutor(1) as background:
+    digest = background.submit(_sha256, source.path)
+    trees = {name: rules.to_flax(identity.table, found.tensors, on_read)}
+    buffers = rules.buffers(identity.table, found.tensors)
+    if buffers:
+      trees["buffers"] = buffers
+    if found.bank:
+      trees["bank"] = release_bank(found.bank, identity.model)
+    metadata = _metadata(source, found, identity, digest.result())
+  if found.kind == "latent_stats" and not np.all(trees["stats"]["std"] > 0):
+    raise WrongFile("has a standard deviation that is not positive")
+  return Converted(trees, metadata)
 
 
 def release_bank(
@@ -124,11 +131,14 @@ def _refuse_expansion(source: Source, found: Found) -> None:
     )
 
 
+def _sha256(path: pathlib.Path) -> str:
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _metadata(
-  source: Source, found: Found, identity: Identity
+  source: Source, found: Found, identity: Identity, digest: str
 ) -> dict[str, Any]:
-  with open(source.path, "rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
   return {
     "kind": found.kind,
     "title": identity.title,

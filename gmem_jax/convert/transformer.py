@@ -9,8 +9,7 @@ from gmem_jax.convert import manifest, rules
 from gmem_jax.convert.detect import Found
 from gmem_jax.convert.manifest import Identity, Shapes
 from gmem_jax.convert.names import dit
-from gmem_jax.models import lightning_dit, sit
-from gmem_jax.models import transformer as networks
+from gmem_jax.models import lightning_dit, sit, transformer as networks
 
 _FAMILIES = {
   "sit": ("SiT", sit.SiT, sit.SIZES),
@@ -52,8 +51,9 @@ def identify(found: Found, settings: Mapping[str, int]) -> Identity:
   heads = _heads(complete, sizes, settings)
   network = dit.network(complete, **{**settings, "heads": heads})
 
-  tokens = manifest.vote(shapes, (("pos_embed", 1), ("feat_rope.freqs_cos", 0)))
-  wanted = dit.state_dict_shapes(network, math.isqrt(tokens or 256))
+  tables = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+  tokens = manifest.vote(shapes, [(name, -2) for name in tables]) or 256
+  wanted = dict(dit.state_dict_shapes(network, math.isqrt(tokens)))
   rotation = [n for n in wanted if n.startswith("feat_rope.")]
   buffers = {name: wanted.pop(name) for name in rotation}
   problems = manifest.compare(found.tensors, wanted, buffers)
@@ -69,7 +69,7 @@ def identify(found: Found, settings: Mapping[str, int]) -> Identity:
     for field in dataclasses.fields(family)
     if field.name not in _RUNTIME
   }
-  model = {"family": found.kind, **fields, "grid": math.isqrt(tokens or 256)}
+  model = {"family": found.kind, **fields, "grid": math.isqrt(tokens)}
   notes = tuple(_notes(network, size, settings))
   return Identity(title, dit.table(network), model, notes)
 
@@ -86,7 +86,7 @@ def _completed(shapes: Shapes, is_sit: bool) -> Shapes:
   """
   vote = manifest.vote
   projector = "projectors.0" if is_sit else "projector.0"
-  patch, channels = (2, 4) if is_sit else (1, 32)
+  patch = 2 if is_sit else 1
   width_places = (
     ("pos_embed", -1),
     ("x_embedder.proj.bias", 0),
@@ -98,18 +98,25 @@ def _completed(shapes: Shapes, is_sit: bool) -> Shapes:
   hidden_places = ((f"{projector}.0.bias", 0), (f"{projector}.2.bias", 0))
   width = vote(shapes, width_places) or 0
   hidden = vote(shapes, hidden_places) or 2048
-  out = vote(shapes, [("final_layer.linear.bias", 0)]) or channels * patch**2
+  out_places = (
+    ("final_layer.linear.bias", 0),
+    ("final_layer.linear.weight", 0),
+  )
+  out = vote(shapes, out_places) or (16 if is_sit else 32)
   token = vote(shapes, [(f"{projector}.4.bias", 0)]) or 768
+  depth = manifest.depth(shapes, limit=len(shapes))
+  modulations = [f"blocks.{k}.adaLN_modulation.1.bias" for k in range(depth)]
+  modulation = vote(shapes, [(name, 0) for name in modulations]) or 6 * width
   guesses: Shapes = {
-    "x_embedder.proj.weight": (width, channels, patch, patch),
+    "x_embedder.proj.weight": (width, out // patch**2, patch, patch),
     "final_layer.linear.weight": (out, width),
     "condition_projection.linear.weight": (width, 768),
     f"{projector}.0.weight": (hidden, width),
     f"{projector}.4.weight": (token, hidden),
-    "blocks.0.adaLN_modulation.1.weight": (6 * width, width),
+    "blocks.0.adaLN_modulation.1.weight": (modulation, width),
   }
   # One table of the rotation, and one block, speak for the others.
-  for k in range(manifest.depth(shapes, limit=len(shapes))):
+  for k in range(depth):
     for name in ("q_norm", "k_norm"):
       shape = shapes.get(f"blocks.{k}.attn.{name}.weight")
       if shape and len(shape) == 1:
@@ -159,10 +166,10 @@ def _heads(
 
 
 def _conflicts(
-  config: Mapping[str, Any], network: networks.FlowTransformer
+  trainer: Mapping[str, Any], network: networks.FlowTransformer
 ) -> list[str]:
   """Flags of the trainer's configuration that the tensors contradict."""
-  model = config.get("model")
+  model = trainer.get("model")
   if not isinstance(model, Mapping):
     return []
   problems = []

@@ -6,8 +6,7 @@ a run continues exactly, also on another number of hosts.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import grain
 import numpy as np
@@ -17,7 +16,7 @@ STEP_FIELDS = ("latent", "row")
 
 
 def make_dataset(
-  records: Sequence[Any],
+  records: grain.sources.RandomAccessDataSource,
   *,
   seed: int,
   batch_size: int,

@@ -59,8 +59,7 @@ class Activations(NamedTuple):
 
 
 def preprocess(
-  images: Num[Array, "b h w 3"],
-  preprocessing: str = "pytorch_fid",
+  images: Num[Array, "b h w 3"], preprocessing: str = "pytorch_fid"
 ) -> Float[Array, "b 299 299 3"]:
   """Resizes images to 299 x 299 and scales them.
 
@@ -233,7 +232,7 @@ class MixedE(nn.Module):
 
   Attributes:
     max_pool: pool by maximum instead of by average. The published network does
-      so in its last block, a slip that every FID has since kept.
+      so in its last block, apparently by a slip that every FID has since kept.
   """
 
   max_pool: bool

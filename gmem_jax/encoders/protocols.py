@@ -3,13 +3,14 @@
 Shapes: b batch, H W image, h w c latent, n tokens, d feature width.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """Images to latents and back; holds its own weights."""
 
@@ -26,6 +27,7 @@ class Tokenizer(Protocol):
     ...
 
 
+@runtime_checkable
 class FeatureEncoder(Protocol):
   """Images to the memory snippet and the targets of the projection loss."""
 

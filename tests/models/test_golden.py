@@ -25,17 +25,18 @@ def _exact_products():
     yield
 
 
-@pytest.fixture(params=networks.WEIGHTS)
+@pytest.fixture(params=networks.WEIGHTS, scope="module")
 def golden(request, golden_dir):
   return networks.load(golden_dir, request.param)
 
 
-def _apply(golden, *inputs, **kwargs):
+@pytest.fixture(scope="module")
+def train_mode(golden):
+  """The network with its projector, as a function of x, t and the snippet."""
+  network = golden.network.clone(scan_layers=True)  # Fast to compile.
   return jax.jit(
-    lambda *args: golden.network.apply(
-      {"params": golden.params}, *args, **kwargs
-    )
-  )(*inputs)
+    lambda *args: network.apply({"params": golden.params}, *args, project=True)
+  )
 
 
 def _layers(network, params, x, t, snippet):
@@ -83,11 +84,13 @@ def _layers(network, params, x, t, snippet):
 
 
 def test_velocity(golden):
-  velocity = networks.nchw(_apply(golden, *golden.inputs()))
+  velocity = jax.jit(golden.network.apply)(
+    {"params": golden.params}, *golden.inputs()
+  )
   keys = [k for k in ("out", "out_eval", "out_eval_f64") if k in golden.data]
   assert keys
   for key in keys:
-    networks.assert_close(velocity, golden.data[key], key)
+    networks.assert_close(networks.nchw(velocity), golden.data[key], key)
 
 
 def test_intermediates(golden):
@@ -101,7 +104,7 @@ def test_intermediates(golden):
     networks.assert_close(seen[key.removeprefix("mid_")], golden.data[key], key)
 
 
-def test_projected_tokens(golden):
+def test_projected_tokens(golden, train_mode):
   keys = {
     k: golden.data[k]
     for k in golden.data
@@ -110,7 +113,7 @@ def test_projected_tokens(golden):
   if not keys:
     assert not any(k.startswith("out_train") for k in golden.data)
     return
-  velocity, z = _apply(golden, *golden.inputs(), project=True)
+  velocity, z = train_mode(*golden.inputs())
   for key, expected in keys.items():
     step = networks.every(key, "z_train_nodrop") or 1
     networks.assert_close(np.asarray(z)[..., ::step], expected, key)
@@ -119,15 +122,15 @@ def test_projected_tokens(golden):
       networks.assert_close(networks.nchw(velocity), golden.data[key], key)
 
 
-def test_dropout_of_a_given_mask(golden):
+def test_dropout_of_a_given_mask(golden, train_mode):
   if "drop_keep" not in golden.data:
     assert not any("_drop" in k for k in golden.data)
     return
   x, t, c = golden.inputs()
   mask = jnp.asarray(golden.data["drop_keep"])
-  # The network drops elements of the raw snippet; test_networks checks that.
+  # The network drops elements of the raw snippet; test_transformer checks that.
   dropped = layers.keep(c, mask, golden.network.snippet_dropout)
-  velocity, z = _apply(golden, x, t, dropped, project=True)
+  velocity, z = train_mode(x, t, dropped)
   expected = golden.data["out_train_drop"]
   networks.assert_close(networks.nchw(velocity), expected, "out_train_drop")
   keys = [k for k in golden.data if networks.every(k, "z_train_drop")]

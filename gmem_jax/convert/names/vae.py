@@ -168,7 +168,7 @@ def table(names: Iterable[str]) -> tuple[Rule, ...]:
     return LDM
   if any(n.startswith("encoder.down_blocks.") for n in names):
     ups = (re.match(r"decoder\.up_blocks\.(\d+)\.", n) for n in names)
-    levels = 1 + max((int(m[1]) for m in ups if m), default=0)
+    levels = len({m[1] for m in ups if m})
     old = any(".attentions.0.query." in n for n in names)
     return diffusers(levels, OLD_ATTENTION if old else ATTENTION)
   raise ValueError(

@@ -1,0 +1,53 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gmem_jax.data import prepare, sources
+from gmem_jax.encoders import identity, protocols, random_conv
+
+
+@pytest.fixture(scope="module")
+def digits():
+  return sources.digits()
+
+
+def test_digits_are_the_real_ones(digits):
+  assert digits.pixels.shape == (1797, 8, 8, 1)
+  assert digits.pixels.dtype == np.uint8
+  assert (digits.pixels.min(), digits.pixels.max()) == (0, 255)
+  assert np.bincount(digits.labels).min() > 170
+
+
+def test_split_holds_out_and_loses_nothing(digits):
+  kept, held = sources.split(digits, 360, seed=0)
+  assert (len(kept), len(held)) == (1437, 360)
+  together = np.concatenate([kept.pixels, held.pixels]).reshape(1797, -1)
+  original = digits.pixels.reshape(1797, -1)
+  assert sorted(map(bytes, together)) == sorted(map(bytes, original))
+  again, _ = sources.split(digits, 360, seed=0)
+  np.testing.assert_array_equal(kept.pixels, again.pixels)
+  other, _ = sources.split(digits, 360, seed=1)
+  assert (kept.pixels != other.pixels).any()
+
+
+@pytest.mark.parametrize("holdout", [-1, 1797])
+def test_impossible_holdout_names_the_key(digits, holdout):
+  with pytest.raises(ValueError, match=f"data.holdout={holdout}"):
+    sources.split(digits, holdout, seed=0)
+
+
+def test_prepare_aligns_records_and_bank(digits):
+  images = digits.take(np.arange(300), "first")
+  encoder = random_conv.RandomConvEncoder(0, 1)
+  prepared = prepare.prepare(images, identity.IdentityTokenizer(), encoder)
+  assert prepared.info.size == len(prepared.records) == 300
+  assert prepared.info.source == "first"
+  record = prepared.records[280]
+  floats = protocols.to_float(jnp.asarray(digits.pixels[280:281]))
+  np.testing.assert_allclose(record["latent"], floats[0], rtol=1e-6)
+  np.testing.assert_allclose(
+    prepared.bank.rows[record["row"]], encoder(floats)[0][0], atol=1e-6
+  )
+  latents = prepared.records.fields["latent"]
+  np.testing.assert_allclose(prepared.stats.mean, [latents.mean()], rtol=1e-4)
+  np.testing.assert_allclose(prepared.stats.std, [latents.std()], rtol=1e-3)

@@ -1,0 +1,121 @@
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from gmem_jax import config
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def digits():
+  spec = importlib.util.spec_from_file_location(
+    "digits", ROOT / "configs" / "digits.py"
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def test_digits_resolves_to_frozen_sections():
+  resolved = config.resolve(digits())
+  assert resolved.model.width == 96
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    resolved.seed = 1
+  assert hash(resolved) == hash(config.resolve(digits()))
+
+
+def test_json_round_trip():
+  resolved = config.resolve(digits())
+  text = json.dumps(config.to_json(resolved))
+  assert config.resolve(json.loads(text)) == resolved
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "match"),
+  [
+    (
+      "model.conditioning",
+      "label",
+      r"config\.model\.conditioning='label'.*adaln",
+    ),
+    ("model.width", 96.0, r"config\.model\.width=96\.0: expected int"),
+    ("model.width", True, r"config\.model\.width=True: expected int"),
+    ("loss.cosine", 1, r"config\.loss\.cosine=1: expected bool"),
+    ("optim.learning_rate", "1", r"config\.optim\.learning_rate='1'"),
+    ("optim.b2", 1.5, r"optim\.b2"),
+    ("train.steps", 801, r"config\.train\.steps=801"),
+    ("train.batch_size", 0, r"config\.train\.batch_size=0"),
+    ("train.ema_decay", 1.0, r"config\.train\.ema_decay"),
+    ("checkpoint.every", 75, r"config\.checkpoint\.every=75.*log_every=50"),
+    ("eval.every", 10, r"config\.eval\.every=10"),
+    ("eval.count", 0, r"config\.eval\.count"),
+    ("sampler.steps", 1, r"sampler\.steps"),
+    ("sampler.path", "gvp", r"config\.sampler\.path='gvp'"),
+    ("sampler.guidance.scale", -1.0, r"sampler\.guidance\.scale"),
+    ("data", 3, r"config\.data=3: a section"),
+  ],
+)
+def test_wrong_value_names_the_key(key, value, match):
+  tree = digits().to_dict()
+  section = tree
+  *parents, last = key.split(".")
+  for name in parents:
+    section = section[name]
+  section[last] = value
+  with pytest.raises(ValueError, match=match):
+    config.resolve(tree)
+
+
+def test_unknown_and_missing_keys_are_named():
+  tree = digits().to_dict()
+  tree["model"]["dpeth"] = 3
+  with pytest.raises(ValueError, match=r"\['dpeth'\] in config\.model"):
+    config.resolve(tree)
+  tree = digits().to_dict()
+  del tree["optim"]["b1"]
+  with pytest.raises(ValueError, match=r"\['b1'\] in config\.optim"):
+    config.resolve(tree)
+
+
+def test_whole_numbers_serve_as_floats():
+  tree = digits().to_dict()
+  tree["optim"]["weight_decay"] = 0
+  value = config.resolve(tree).optim.weight_decay
+  assert value == 0.0
+  assert isinstance(value, float)
+
+
+def test_workdir_of_another_config_is_refused_with_the_keys(tmp_path):
+  ours = config.resolve(digits())
+  config.claim_workdir(ours, tmp_path / "run")
+  config.claim_workdir(ours, tmp_path / "run")
+  tree = digits().to_dict()
+  tree["model"]["depth"] = 3
+  tree["seed"] = 1
+  with pytest.raises(ValueError, match="another config") as error:
+    config.claim_workdir(config.resolve(tree), tmp_path / "run")
+  message = str(error.value)
+  assert "config.model.depth: 4 there, 3 now" in message
+  assert "config.seed: 0 there, 1 now" in message
+  assert "width" not in message
+  assert json.loads((tmp_path / "run/config.json").read_text())["seed"] == 0
+
+
+def test_free_keys_may_change(tmp_path):
+  config.claim_workdir(config.resolve(digits()), tmp_path)
+  tree = digits().to_dict()
+  tree["train"]["steps"] = 1600
+  tree["mesh"]["fsdp"] = 2
+  tree["model"]["scan_layers"] = True
+  config.claim_workdir(config.resolve(tree), tmp_path)
+  stored = json.loads((tmp_path / "config.json").read_text())
+  assert stored["train"]["steps"] == 1600
+
+
+def test_free_keys_exist():
+  flat = config.flatten(digits().to_dict())
+  for key in config.FREE:
+    assert any(k.startswith(key) for k in flat), key

@@ -1,0 +1,291 @@
+"""The command line, as real processes: bad input, kills, continuation."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gmem_jax import assemble, checkpoint, metrics, sharding
+from tests import tiny
+
+pytestmark = [
+  pytest.mark.process,
+  # The resource tracker of a killed process's pool is not ours to close.
+  pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+  """One device, and a compilation cache that the processes share."""
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+
+
+def command(workdir, *extra, **changes):
+  return [
+    sys.executable,
+    "-m",
+    "gmem_jax.main",
+    f"--config={tiny.ROOT}/configs/digits.py",
+    f"--workdir={workdir}",
+    *tiny.flags(**changes),
+    *extra,
+  ]
+
+
+@pytest.fixture(scope="module")
+def run(environment):
+  def run(workdir, *extra, **changes):
+    return subprocess.run(
+      command(workdir, *extra, **changes),
+      env=environment,
+      cwd=tiny.ROOT,
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+    )
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(run, tmp_path_factory):
+  """The directory of a run that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+  result = run(workdir)
+  assert result.returncode == 0, result.stderr
+  return workdir
+
+
+def final_state(workdir: pathlib.Path):
+  config = tiny.make_config()
+  mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+  memory = assemble.load_memory(workdir / "memory", mesh)
+  with jax.numpy_dtype_promotion("standard"):
+    shapes = jax.eval_shape(assemble.make_init(config, memory))
+  target = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
+  checkpoints = checkpoint.Checkpoints(
+    workdir / "checkpoints", config.checkpoint
+  )
+  state, _ = checkpoints.restore(target)
+  checkpoints.close()
+  return jax.device_get(state)
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+  return {
+    r["step"]: r["train/loss"]
+    for r in metrics.read_jsonl(workdir / "metrics.jsonl")
+    if "train/loss" in r
+  }
+
+
+def pictures(workdir: pathlib.Path, run) -> dict[str, bytes]:
+  result = run(workdir, "--mode=sample", sample__count=6, sample__batch_size=4)
+  assert result.returncode == 0, result.stderr
+  found = sorted((workdir / "images").rglob("*.png"))
+  return {str(f.relative_to(workdir)): f.read_bytes() for f in found}
+
+
+def assert_same_run(workdir, reference, run):
+  ours, theirs = final_state(workdir), final_state(reference)
+  assert int(ours.step) == tiny.CHANGES["train.steps"]
+  jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+  assert losses(workdir) == losses(reference)
+  expected = pictures(reference, run)
+  assert len(expected) == 7  # six images and their grid
+  assert pictures(workdir, run) == expected
+
+
+def saving(workdir: pathlib.Path, since: float) -> bool:
+  """Whether a checkpoint is half written now."""
+  try:
+    return any(
+      p.stat().st_mtime > since
+      for p in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")
+    )
+  except FileNotFoundError:  # just finished
+    return False
+
+
+def logging_began(workdir: pathlib.Path, since: float) -> bool:
+  path = workdir / "metrics.jsonl"
+  return path.exists() and path.stat().st_mtime > since
+
+
+def test_run_leaves_its_files(uninterrupted):
+  names = {p.name for p in uninterrupted.iterdir()}
+  assert {
+    "checkpoints", "config.json", "memory", "metrics.jsonl", "samples",
+    "tensorboard",
+  } <= names  # fmt: skip
+  found = losses(uninterrupted)
+  assert list(found) == list(range(8, 168, 8))
+  assert found[160] < found[8]
+  assert len(list((uninterrupted / "samples").glob("bank_*.png"))) == 2
+
+
+def kill_once(workdir, environment, *, while_saving: bool, delay: float):
+  """Starts the run, kills it; returns whether that hit what it should."""
+  began = time.time()
+  process = subprocess.Popen(
+    command(workdir),
+    env=environment,
+    cwd=tiny.ROOT,
+    stderr=subprocess.DEVNULL,
+  )
+  condition = saving if while_saving else logging_began
+  while process.poll() is None and not condition(workdir, began):
+    time.sleep(0.0005)
+  time.sleep(0 if while_saving else delay)
+  hit = process.poll() is None and (not while_saving or saving(workdir, began))
+  process.kill()
+  process.wait()
+  return hit
+
+
+def test_killed_runs_end_as_if_nothing_had_happened(
+  uninterrupted, environment, run, tmp_path
+):
+  """SIGKILL six times, half of them while a checkpoint is being written."""
+  rng = np.random.default_rng(0)
+  workdir, kills = tmp_path / "run0", {True: 0, False: 0}
+  for attempt in range(30):
+    while_saving = kills[True] <= kills[False]
+    kills[while_saving] += kill_once(
+      workdir,
+      environment,
+      while_saving=while_saving,
+      delay=rng.uniform(0, 0.4),
+    )
+    if sum(kills.values()) >= 6:
+      break
+    # A run that is nearly done leaves nothing to kill: begin another.
+    if max(losses(workdir), default=0) > 0.8 * tiny.CHANGES["train.steps"]:
+      workdir = tmp_path / f"run{attempt + 1}"
+  assert kills == {True: 3, False: 3}
+  result = run(workdir)
+  assert result.returncode == 0, result.stderr
+  assert_same_run(workdir, uninterrupted, run)
+
+
+def test_sigterm_saves_and_says_so(uninterrupted, environment, run, tmp_path):
+  workdir = tmp_path / "run"
+  process = subprocess.Popen(
+    command(workdir, checkpoint__every=1000),
+    env=environment,
+    cwd=tiny.ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while process.poll() is None and not losses(workdir):
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == 143, stderr
+  assert "stopped by SIGTERM at step" in stderr
+  (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir())
+  assert 0 < saved < 160
+  result = run(workdir)
+  assert result.returncode == 0, result.stderr
+  assert f"continuing from step {saved}" in result.stderr
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    final_state(workdir),
+    final_state(uninterrupted),
+  )
+
+
+def test_sampling_continues_and_does_not_depend_on_the_batch(
+  uninterrupted, run
+):
+  first = pictures(uninterrupted, run)
+  images = [n for n in first if "grid" not in n]
+  (uninterrupted / images[2]).unlink()
+  result = run(
+    uninterrupted, "--mode=sample", sample__count=6, sample__batch_size=1
+  )
+  assert "1 images made, 6 in" in result.stdout
+  assert pictures(uninterrupted, run) == first
+  other = run(uninterrupted, "--mode=sample", sample__count=6, sample__seed=1)
+  assert other.returncode == 0
+  assert len(list((uninterrupted / "images").iterdir())) == 2
+
+
+def test_nan_stops_and_names_the_step(run, tmp_path):
+  result = run(tmp_path / "run", optim__learning_rate=1e30)
+  assert result.returncode == 2
+  (line,) = [x for x in result.stderr.splitlines() if x.startswith("gmem_jax:")]
+  assert "a metric of step" in line
+  assert "Traceback" not in result.stderr
+
+
+def test_nan_keeps_the_last_good_checkpoint(uninterrupted, run, tmp_path):
+  """The run goes on at a rate that blows it up."""
+  workdir = tmp_path / "run"
+  shutil.copytree(uninterrupted, workdir)
+  path = workdir / "config.json"
+  settings = json.loads(path.read_text())
+  settings["optim"] |= {"learning_rate": 1e30, "decay_steps": 1000}
+  path.write_text(json.dumps(settings))
+  result = run(
+    workdir,
+    optim__learning_rate=1e30,
+    optim__decay_steps=1000,
+    train__steps=200,
+  )
+  assert result.returncode == 2
+  assert "a metric of step 16" in result.stderr
+  assert int(final_state(workdir).step) == 160
+
+
+BAD_INPUT = {
+  "no such config": (["--config=configs/nope.py"], "nope.py"),
+  "unknown key": (["--config.model.dpeth=3"], 'instead of "dpeth"'),
+  "wrong type": (["--config.model.depth=abc"], "--config.model.depth=abc"),
+  "wrong value": (["--config.model.family=unet"], "config.model.family='unet'"),
+  "wrong batch": (
+    ["--config.train.batch_size=0"],
+    "config.train.batch_size=0",
+  ),
+  "large batch": (
+    ["--config.train.batch_size=4096"],
+    "train.batch_size=4096",
+  ),
+  "wrong mesh": (["--config.mesh.fsdp=3"], "mesh.fsdp=3"),
+  "wrong mode": (["--mode=eat"], "--mode=eat"),
+  "stray argument": (["eat"], "unknown argument(s) ['eat']"),
+  "no run to sample": (["--mode=sample"], "no run was trained there"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_clear_line(case, run, tmp_path):
+  extra, expected = BAD_INPUT[case]
+  result = run(tmp_path / "run", *extra)
+  assert result.returncode not in (0, None)
+  assert "Traceback" not in result.stderr
+  assert expected in result.stderr
+  assert not (tmp_path / "run" / "checkpoints").exists() or (
+    case == "large batch"
+  )
+
+
+def test_workdir_of_another_config(uninterrupted, run):
+  result = run(uninterrupted, model__depth=1, model__projector_depth=1)
+  assert result.returncode == 2
+  assert "config.model.depth: 2 there, 1 now" in result.stderr
+  assert "Traceback" not in result.stderr

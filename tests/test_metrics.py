@@ -1,0 +1,93 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gmem_jax import metrics
+
+
+def test_interval_averages_over_steps_and_dispatches():
+  interval = metrics.Interval()
+  interval.add(0, {"train/loss": jnp.array([1.0, 2.0])})
+  interval.add(2, {"train/loss": jnp.array([3.0, 6.0])})
+  closed = interval.close(4)
+  assert closed.step == 4
+  assert closed.fetch() == {"train/loss": 3.0}
+  interval.add(4, {"train/loss": jnp.array([7.0])})
+  assert interval.close(5).fetch() == {"train/loss": 7.0}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_first_bad_step_is_named(bad):
+  interval = metrics.Interval()
+  interval.add(10, {"loss": jnp.ones(4), "grad_norm": jnp.ones(4)})
+  interval.add(
+    14, {"loss": jnp.ones(4), "grad_norm": jnp.array([1.0, 1.0, bad, bad])}
+  )
+  interval.add(18, {"loss": jnp.full(4, bad), "grad_norm": jnp.ones(4)})
+  with pytest.raises(metrics.NonFiniteError, match="step 17 "):
+    interval.close(22).fetch()
+
+
+def test_a_bad_interval_does_not_taint_the_next():
+  interval = metrics.Interval()
+  interval.add(0, {"loss": jnp.array([np.nan])})
+  interval.close(1)
+  interval.add(1, {"loss": jnp.array([1.0])})
+  assert interval.close(2).fetch() == {"loss": 1.0}
+
+
+def test_writer_drops_what_a_killed_run_wrote_too_much(tmp_path):
+  writer = metrics.Writer(tmp_path, 0)
+  for step in (10, 20, 30):
+    writer.write_scalars(step, {"train/loss": 1.0 / step})
+  writer.close()
+  with (tmp_path / "metrics.jsonl").open("a") as f:
+    f.write('{"step": 40, "train/lo')  # killed while writing
+  writer = metrics.Writer(tmp_path, 20)
+  writer.write_scalars(30, {"train/loss": 0.5})
+  writer.close()
+  records = metrics.read_jsonl(tmp_path / "metrics.jsonl")
+  assert [r["step"] for r in records] == [10, 20, 30]
+  assert records[-1] == {"step": 30, "train/loss": 0.5}
+
+
+def test_tensorboard_file_holds_the_scalars(tmp_path):
+  from tensorboardX.proto import event_pb2
+
+  writer = metrics.Writer(tmp_path, 0)
+  writer.write_scalars(7, {"train/loss": 0.25})
+  writer.write_images(7, {"grid": np.zeros((4, 4, 1), np.uint8)})
+  writer.write_texts(7, {"table": "text"})
+  writer.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  data, found = path.read_bytes(), {}
+  while data:  # TFRecord: length, checksum, record, checksum
+    length = int.from_bytes(data[:8], "little")
+    event = event_pb2.Event.FromString(data[12 : 12 + length])
+    found |= {v.tag: v for v in event.summary.value}
+    data = data[16 + length :]
+  assert found["train/loss"].simple_value == 0.25
+  assert {"grid", "table/text_summary"} <= set(found)
+
+
+def test_progress_off_a_terminal_is_a_log_line(caplog):
+  import logging
+
+  line = metrics.Progress("train", 0, 100)
+  with caplog.at_level(logging.INFO, logger="gmem_jax"):
+    line.update(40)
+    line.report(12.0, {"train/loss": 0.5})
+  line.close()
+  assert "train 40/100 steps" in caplog.text
+  assert "ETA 00:05" in caplog.text
+  assert "loss 0.5" in caplog.text
+
+
+def test_jsonl_is_valid_json(tmp_path):
+  writer = metrics.Writer(tmp_path, 0)
+  writer.write_scalars(1, {"a": 1.5})
+  writer.close()
+  text = (tmp_path / "metrics.jsonl").read_text()
+  assert json.loads(text) == {"step": 1, "a": 1.5}

@@ -1,0 +1,198 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gmem_jax import assemble, modes, optim, sharding, train, train_step
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+  return assemble.load_dataset(tiny.make_config())
+
+
+def make_run(config, dataset, devices, tmp_path):
+  mesh = sharding.make_mesh(config.mesh, devices=devices)
+  memory = assemble.make_memory(dataset, mesh)
+  return train.Run(config, tmp_path, mesh, dataset, memory, None)
+
+
+def fresh(run):
+  init = assemble.make_init(run.config, run.memory)
+  shardings = sharding.state_shardings(jax.eval_shape(init), run.mesh)
+  return jax.jit(init, out_shardings=shardings)(), shardings
+
+
+def take_steps(run, dataset, dispatches):
+  state, shardings = fresh(run)
+  step_fn = train.compile_step(run, shardings)
+  rows = run.config.train.batch_size
+  k = run.config.train.steps_per_dispatch
+  where = sharding.batch_sharding(run.mesh, steps_axis=True)
+  metrics = []
+  for i in range(dispatches):
+    index = np.arange(i * k * rows, (i + 1) * k * rows).reshape(k, rows)
+    fields = dataset.train.records.fields
+    batch = {name: fields[name][index] for name in ("latent", "row")}
+    state, values = step_fn(
+      state, sharding.to_global(batch, where), run.memory.bank
+    )
+    jax.block_until_ready(state)
+    metrics.append(jax.device_get(values))
+  losses = np.concatenate([m["train/loss"] for m in metrics])
+  return state, losses
+
+
+@pytest.mark.multidevice
+def test_one_and_four_devices_agree_and_the_state_is_sharded(dataset, tmp_path):
+  one = make_run(
+    tiny.make_config(model__width=64), dataset, jax.devices()[:1], tmp_path
+  )
+  config = tiny.make_config(model__width=64, mesh__data=2, mesh__fsdp=2)
+  four = make_run(config, dataset, jax.devices(), tmp_path)
+  expected, expected_losses = take_steps(one, dataset, 6)
+  state, losses = take_steps(four, dataset, 6)
+  np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
+
+  for part in (state.params, state.ema, state.opt_state[1][0].mu):
+    kernel = part["blocks"]["attn"]["qkv"]["kernel"]
+    assert kernel.sharding.spec == P(None, "fsdp", "tensor")
+    assert kernel.addressable_shards[0].data.shape == (2, 32, 192)
+  sharded = [
+    x.size
+    for x in jax.tree.leaves(state.params)
+    if any(name is not None for name in x.sharding.spec)
+  ]
+  assert sum(sharded) > 0.8 * sum(x.size for x in jax.tree.leaves(state.params))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-4),
+    jax.device_get(state.params),
+    jax.device_get(expected.params),
+  )
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("mesh", [(1, 1, 4), (1, 2, 2)])
+def test_tensor_axis_agrees(dataset, tmp_path, mesh):
+  one = make_run(tiny.make_config(), dataset, jax.devices()[:1], tmp_path)
+  data, fsdp, tensor = mesh
+  config = tiny.make_config(
+    mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor
+  )
+  other = make_run(config, dataset, jax.devices(), tmp_path)
+  _, expected = take_steps(one, dataset, 3)
+  _, losses = take_steps(other, dataset, 3)
+  np.testing.assert_allclose(losses, expected, rtol=2e-5)
+
+
+def test_a_dispatch_of_steps_equals_single_steps(dataset, tmp_path):
+  devices = jax.devices()[:1]
+  many = make_run(
+    tiny.make_config(train__steps_per_dispatch=4), dataset, devices, tmp_path
+  )
+  single = make_run(
+    tiny.make_config(train__steps_per_dispatch=1), dataset, devices, tmp_path
+  )
+  a, losses_a = take_steps(many, dataset, 2)
+  b, losses_b = take_steps(single, dataset, 8)
+  assert int(a.step) == int(b.step) == 8
+  np.testing.assert_allclose(losses_a, losses_b, rtol=1e-6)
+
+
+def test_state_is_donated(dataset, tmp_path):
+  run = make_run(tiny.make_config(), dataset, jax.devices()[:1], tmp_path)
+  state, shardings = fresh(run)
+  fields = dataset.train.records.fields
+  batch = {n: fields[n][:32].reshape(2, 16, *fields[n].shape[1:])
+           for n in ("latent", "row")}  # fmt: skip
+  train.compile_step(run, shardings)(state, batch, run.memory.bank)
+  assert state.params["final"]["linear"]["kernel"].is_deleted()
+
+
+def step_once(config, dataset, batch):
+  """One step on one device; returns (old params, new state, metrics)."""
+  mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+  memory = assemble.make_memory(dataset, mesh)
+  step_fn = train_step.make_train_step(
+    assemble.network(config, memory),
+    optim.make_optimizer(config.optim),
+    config.loss,
+    memory.stats,
+    seed=config.seed,
+    ema_decay=config.train.ema_decay,
+  )
+  state = assemble.make_init(config, memory)()
+  new, metrics = jax.jit(step_fn)(state, batch, memory.bank)
+  return state, new, metrics, memory
+
+
+@pytest.fixture
+def batch(dataset):
+  fields = dataset.train.records.fields
+  return {name: jnp.asarray(fields[name][:16]) for name in ("latent", "row")}
+
+
+def test_first_loss_is_the_velocity_norm(dataset, batch):
+  # The output layer starts at zero, so the loss is the mean of |x1 - x0|^2.
+  _, new, metrics, memory = step_once(tiny.make_config(), dataset, batch)
+  x1 = (batch["latent"] - memory.stats.mean[0]) / memory.stats.std[0]
+  from gmem_jax import rngs
+
+  x0 = jax.random.normal(rngs.key(0, "train/noise", 0), x1.shape)
+  np.testing.assert_allclose(
+    metrics["train/loss"], jnp.mean((x1 - x0) ** 2), rtol=1e-5
+  )
+  assert int(new.step) == 1
+
+
+def test_the_memory_is_what_conditions(dataset, batch):
+  """Other rows change the loss with memory, and nothing without."""
+  other = batch | {"row": batch["row"] + 100}
+  for conditioning, differs in (("adaln", True), ("none", False)):
+    config = tiny.make_config(
+      model__family="lightning_dit", model__conditioning=conditioning
+    )
+    losses = [
+      float(step_once(config, dataset, b)[2]["train/loss"])
+      for b in (batch, other)
+    ]
+    assert (losses[0] != losses[1]) == differs
+
+
+def test_frozen_table_does_not_move(dataset, batch):
+  config = tiny.make_config(optim__weight_decay=0.1)
+  state, new, _, _ = step_once(config, dataset, batch)
+  np.testing.assert_array_equal(
+    state.params["pos_embed"], new.params["pos_embed"]
+  )
+  np.testing.assert_array_equal(new.params["pos_embed"], new.ema["pos_embed"])
+
+
+def test_randomness_depends_on_the_step(dataset, batch):
+  config = tiny.make_config(optim__warmup_steps=50)  # the first rate is 0
+  mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+  memory = assemble.make_memory(dataset, mesh)
+  step_fn = jax.jit(
+    train_step.make_train_step(
+      assemble.network(config, memory),
+      optim.make_optimizer(config.optim),
+      config.loss,
+      memory.stats,
+      seed=0,
+      ema_decay=0.9,
+    )
+  )
+  state = assemble.make_init(config, memory)()
+  state, first = step_fn(state, batch, memory.bank)
+  state, second = step_fn(state, batch, memory.bank)
+  assert first["train/loss"] != second["train/loss"]
+
+
+def test_mesh_must_divide_the_batches():
+  config = tiny.make_config(train__batch_size=18, mesh__data=4)
+  with pytest.raises(ValueError, match=r"config\.train\.batch_size=18"):
+    modes.make_mesh(config)

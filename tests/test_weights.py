@@ -1,0 +1,82 @@
+"""Converted weights on disk."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gmem_jax import weights
+from tests.convert import helpers
+
+TREES = {
+  "params": {
+    "b": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
+    "a": np.ones(3, ml_dtypes.bfloat16),
+  },
+  "buffers": {"feat_rope.cos": np.ones((2, 2)), "count": np.array(3)},
+}
+
+
+def _sorted(tree):
+  """Neither format keeps the order of names."""
+  if isinstance(tree, dict):
+    return {key: _sorted(tree[key]) for key in sorted(tree)}
+  return tree
+
+
+@pytest.mark.parametrize("file_format", weights.FORMATS)
+def test_round_trip(tmp_path, file_format):
+  path = tmp_path / "weights"
+  metadata = {"kind": "test", "model": {"width": 3, "flags": [True, None]}}
+  weights.save_converted(path, TREES, metadata, file_format)
+  for name, tree in TREES.items():
+    loaded, read = weights.load_converted(path, name)
+    helpers.assert_same(_sorted(loaded), _sorted(tree))
+    assert {k: read[k] for k in metadata} == metadata
+  assert weights.is_converted(path)
+  assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("file_format", weights.FORMATS)
+def test_an_absent_tree_is_named(tmp_path, file_format):
+  path = tmp_path / "weights"
+  weights.save_converted(path, TREES, {"kind": "test"}, file_format)
+  with pytest.raises(ValueError, match="no 'bank' but params, buffers"):
+    weights.load_converted(path, "bank")
+
+
+@pytest.mark.parametrize("file_format", weights.FORMATS)
+def test_nothing_is_overwritten(tmp_path, file_format):
+  path = tmp_path / "weights"
+  path.write_text("precious")
+  with pytest.raises(FileExistsError):
+    weights.save_converted(path, TREES, {}, file_format)
+  assert path.read_text() == "precious"
+
+
+def test_other_things_are_refused(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    weights.load_converted(tmp_path / "absent")
+  with pytest.raises(ValueError, match="holds no converted weights"):
+    weights.load_converted(tmp_path)
+  text = tmp_path / "text"
+  text.write_text("some text that is no file of weights")
+  with pytest.raises(ValueError, match="holds no converted weights"):
+    weights.load_converted(text)
+  assert not weights.is_converted(text)
+  with pytest.raises(ValueError, match="format 'zarr'"):
+    weights.save_converted(tmp_path / "x", TREES, {}, "zarr")
+
+
+def test_another_version_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(weights, "FORMAT_VERSION", 99)
+  weights.save_converted(tmp_path / "x", TREES, {"kind": "test"})
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match="is of format 99"):
+    weights.load_converted(tmp_path / "x")
+
+
+def test_a_failed_save_leaves_nothing(tmp_path):
+  trees = {"params": {"a": np.array(["text"])}}
+  with pytest.raises(Exception):  # noqa: B017, PT011 (the library's own)
+    weights.save_converted(tmp_path / "x", trees, {}, "safetensors")
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,49 @@
+"""A run small enough for tests: the digits config, shrunk."""
+
+import importlib.util
+import pathlib
+from typing import Any
+
+from gmem_jax import config
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Dotted key -> value; also given as flags to real processes.
+CHANGES = {
+  "model.width": 32,
+  "model.depth": 2,
+  "model.heads": 2,
+  "model.projector_depth": 2,
+  "train.steps": 160,
+  "train.batch_size": 16,
+  "train.steps_per_dispatch": 2,
+  "train.log_every": 8,
+  "checkpoint.every": 8,
+  "optim.warmup_steps": 5,
+  "optim.decay_steps": 160,
+  "sampler.method": "ode_euler",
+  "sampler.steps": 3,
+  "eval.every": 80,
+  "eval.count": 16,
+  "eval.grid": 16,
+  "report.unconditional": False,
+}
+
+
+def make_config(**changes: Any) -> config.Config:
+  """The tiny config; keys are dotted with "__", e.g. train__steps=4."""
+  spec = importlib.util.spec_from_file_location(
+    "digits", ROOT / "configs" / "digits.py"
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  tree = module.get_config()
+  changes = {k.replace("__", "."): v for k, v in changes.items()}
+  tree.update_from_flattened_dict(CHANGES | changes)
+  return config.resolve(tree)
+
+
+def flags(**changes: Any) -> list[str]:
+  """The same as command line flags."""
+  changes = {k.replace("__", "."): v for k, v in changes.items()}
+  return [f"--config.{k}={v}" for k, v in (CHANGES | changes).items()]
