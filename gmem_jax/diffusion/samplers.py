@@ -176,7 +176,9 @@ def _solve_adaptive(config, network, x, pair, reverse, keep):
       shared=config.step_control == "batch",
     )
     x = states[-1]
-    kept.append(states[np.flatnonzero(np.isin(part, times[1:]))])
+    # A part may end where guidance does, between two points of the grid.
+    asked = np.flatnonzero(np.isin(part[1:], times))
+    kept.append(states[1 + asked])
   return x, (jnp.concatenate(kept) if keep else None)
 
 
@@ -254,7 +256,7 @@ def _solve_sde(config, network, x, noise, pair, keep):
     return ode.runge_kutta_step(tableau, fields, x, times, length) + kick
 
   x, states = scan_plan(schedule.plan(config), advance, x, keep=keep)
-  branch = guidance.branch_at(config.guidance, config.interval[1])
+  branch = guidance.branch_at(config.guidance, config.time_interval[1])
   closing = guidance.select(config.guidance, branch, network, pair)
   x = sde.last_step(config, closing, x)
   return x, (jnp.concatenate([states, x[None]]) if keep else None)

@@ -115,7 +115,7 @@ class SamplerConfig:
         f"sampler.last_step_size is {self.last_step_size}; it must lie in "
         f"(0, 1) with sampler.last_step {self.last_step!r}."
       )
-    t0, t1 = self.interval
+    t0, t1 = self.time_interval
     if self.diffusion_form == "sbdm" and self.path != "vp" and t0 == 0:
       raise ValueError(
         "sampler.diffusion_form 'sbdm' is infinite at t=0 on sampler.path "
@@ -139,7 +139,7 @@ class SamplerConfig:
     return self.method.startswith("sde_")
 
   @property
-  def interval(self) -> tuple[float, float]:
+  def time_interval(self) -> tuple[float, float]:
     """First and last time of the grid."""
     eps = self.sample_eps
     if eps is None:
@@ -166,7 +166,7 @@ class Step(NamedTuple):
 
 def grid(config: SamplerConfig) -> np.ndarray:
   """The time grid [steps], float64, ascending from noise to data."""
-  t = np.linspace(*config.interval, config.steps)
+  t = np.linspace(*config.time_interval, config.steps)
   if config.is_sde or not config.timestep_shift:
     return t
   s = config.timestep_shift
@@ -239,7 +239,9 @@ def num_calls(config: SamplerConfig) -> tuple[int, int] | None:
     return None
   branches = [branch for step in plan(config) for branch in step.branches]
   if config.is_sde and config.last_step != "none":
-    branches.append(guidance.branch_at(config.guidance, config.interval[1]))
+    branches.append(
+      guidance.branch_at(config.guidance, config.time_interval[1])
+    )
   conditional = len(branches)
   unconditional = sum(b != guidance.Branch.CONDITIONAL for b in branches)
   return conditional, unconditional

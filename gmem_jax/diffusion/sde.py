@@ -60,7 +60,7 @@ def last_step(
   if config.last_step == "none":
     return x
   path, prediction = config.path, config.prediction
-  t = jnp.full(x.shape[:1], config.interval[1], x.dtype)
+  t = jnp.full(x.shape[:1], config.time_interval[1], x.dtype)
   if config.last_step == "mean":
     return x + config.last_step_size * drift_field(config, network)(x, t)
   output = network(x, t).astype(x.dtype)

@@ -108,14 +108,15 @@ def test_adaptive_steps_stop_where_guidance_does(
   np.testing.assert_allclose(actual, np.exp(-rate if reverse else rate), 1e-4)
 
 
-def test_adaptive_trajectory_stays_on_the_grid():
+@pytest.mark.parametrize("steps", [5, 6])  # 0.5 is on the grid, or between.
+def test_adaptive_trajectory_stays_on_the_grid(steps):
   config = common.sampler_config(
-    method="ode_dopri5", steps=6, guidance=_guidance(scale=3.0, start=0.5)
+    method="ode_dopri5", steps=steps, guidance=_guidance(scale=3.0, start=0.5)
   )
   states = samplers.trajectory(
     config, lambda x, t: x, jnp.ones((1, 1)), pair=lambda x, t: (x, 0 * x)
   )
-  t = np.linspace(0, 1, 6)
+  t = np.linspace(0, 1, steps)
   exact = np.exp(np.minimum(t, 0.5) + 3 * np.maximum(t - 0.5, 0))
   np.testing.assert_allclose(states[:, 0, 0], exact, rtol=1e-3)
 
