@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gmem_jax import assemble, modes, optim, sharding, train, train_step
+from gmem_jax import (
+  assemble,
+  modes,
+  optim,
+  rngs,
+  sharding,
+  train,
+  train_step,
+)
+from gmem_jax.bank import bank as bank_lib
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -140,8 +149,6 @@ def test_first_loss_is_the_velocity_norm(dataset, batch):
   # The output layer starts at zero, so the loss is the mean of |x1 - x0|^2.
   _, new, metrics, memory = step_once(tiny.make_config(), dataset, batch)
   x1 = (batch["latent"] - memory.stats.mean[0]) / memory.stats.std[0]
-  from gmem_jax import rngs
-
   x0 = jax.random.normal(rngs.key(0, "train/noise", 0), x1.shape)
   np.testing.assert_allclose(
     metrics["train/loss"], jnp.mean((x1 - x0) ** 2), rtol=1e-5
@@ -172,24 +179,47 @@ def test_frozen_table_does_not_move(dataset, batch):
   np.testing.assert_array_equal(new.params["pos_embed"], new.ema["pos_embed"])
 
 
-def test_randomness_depends_on_the_step(dataset, batch):
-  config = tiny.make_config(optim__warmup_steps=50)  # the first rate is 0
-  mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(dataset, mesh)
-  step_fn = jax.jit(
-    train_step.make_train_step(
-      assemble.network(config, memory),
-      optim.make_optimizer(config.optim),
-      config.loss,
-      memory.stats,
-      seed=0,
-      ema_decay=0.9,
-    )
+def test_each_step_draws_from_its_own_streams(dataset, batch):
+  config = tiny.make_config(model__family="lightning_dit")
+  state, _, _, memory = step_once(config, dataset, batch)
+  network = assemble.network(config, memory)
+  step_fn = train_step.make_train_step(
+    network,
+    optim.make_optimizer(config.optim),
+    config.loss,
+    memory.stats,
+    seed=config.seed,
+    ema_decay=0.9,
   )
-  state = assemble.make_init(config, memory)()
-  state, first = step_fn(state, batch, memory.bank)
-  state, second = step_fn(state, batch, memory.bank)
-  assert first["train/loss"] != second["train/loss"]
+  x1 = (batch["latent"] - memory.stats.mean[0]) / memory.stats.std[0]
+  snippet = bank_lib.snippets(memory.bank, batch["row"])
+  for step in (0, 5):
+    state = state.replace(step=jnp.array(step, jnp.int32))
+    _, metrics = jax.jit(step_fn)(state, batch, memory.bank)
+    n = jax.random.normal(rngs.key(0, "train/time", step), (16,))
+    t = jax.nn.sigmoid(n)[:, None, None, None]
+    x0 = jax.random.normal(rngs.key(0, "train/noise", step), x1.shape)
+    out = network.apply(
+      {"params": state.params}, t * x1 + (1 - t) * x0, t.reshape(-1), snippet
+    )
+    expected = jnp.mean((out - (x1 - x0)) ** 2)
+    np.testing.assert_allclose(metrics["train/loss"], expected, rtol=1e-5)
+
+
+def test_dropout_is_on_while_training(dataset, batch):
+  losses = [
+    float(
+      step_once(
+        tiny.make_config(
+          model__family="lightning_dit", model__snippet_dropout=rate
+        ),
+        dataset,
+        batch,
+      )[2]["train/loss"]
+    )
+    for rate in (0.0, 0.5)
+  ]
+  assert losses[0] != losses[1]
 
 
 def test_mesh_must_divide_the_batches():

@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gmem_jax.data import sources
 from gmem_jax.encoders import identity, protocols, random_conv
 
 
@@ -55,6 +56,13 @@ def test_near_images_have_near_features():
   encode = random_conv.RandomConvEncoder(0, 3)
   a, b = encode(jnp.asarray(x))[0], encode(jnp.asarray(y))[0]
   np.testing.assert_array_equal(jnp.argmax(a @ b.T, axis=1), np.arange(20))
+
+
+def test_features_of_different_images_do_not_coincide():
+  pixels = jnp.asarray(sources.digits().pixels[:200])
+  feature, _ = random_conv.RandomConvEncoder(0, 1)(protocols.to_float(pixels))
+  cosines = feature @ feature.T
+  assert float((cosines.sum() - 200) / (200 * 199)) < 0.35
 
 
 def test_random_conv_names_the_wrong_size():
