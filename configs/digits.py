@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.optim = dict(
     learning_rate=2e-3,
     schedule="cosine",
-    warmup_steps=50,
+    warmup_steps=20,
     decay_steps=500,
     b1=0.9,
     b2=0.95,
@@ -72,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     steps=500,
     batch_size=128,  # over all devices
     steps_per_dispatch=10,
-    ema_decay=0.99,
+    ema_decay=0.97,
     log_every=50,
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices

@@ -5,11 +5,13 @@ the progress as JSON. Orbax writes into a temporary directory and renames it
 when all hosts are done: a step that is listed was written whole.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -62,13 +64,15 @@ class Checkpoints:
       config: What to keep.
     """
     self.directory = directory
-    kept = [policies.LatestN(config.keep_latest)]
+    kept: list[Any] = [policies.LatestN(config.keep_latest)]
     if config.keep_every:
       kept.append(policies.EveryNSteps(config.keep_every))
     self._open = lambda: ocp.training.Checkpointer(
-      directory,
+      str(directory),
       context=_context(),
-      preservation_policy=policies.AnyPreservationPolicy(kept),
+      preservation_policy=typing.cast(
+        policies.PreservationPolicy, policies.AnyPreservationPolicy(kept)
+      ),
       cleanup_tmp_directories=True,
     )
     self._checkpointer = self._open()
@@ -106,13 +110,14 @@ class Checkpoints:
     return self._newest(lambda step: self._load(step, target))
 
   def restore_part(
-    self, target: Any, part: Callable[[Any], Any]
+    self, target: Any, part: Callable[[Any], Any], step: int | None = None
   ) -> tuple[int, Any] | None:
-    """Restores a part of the newest readable checkpoint, reading no more.
+    """Restores a part of a checkpoint, reading no more.
 
     Args:
       target: The whole state's shapes with the shardings to restore to.
       part: The state -> the part that is wanted.
+      step: The checkpoint; by default the newest readable one.
 
     Returns:
       (step, part), or None where there is no checkpoint at all.
@@ -124,11 +129,15 @@ class Checkpoints:
     partial = jax.tree.map(
       lambda leaf: leaf if id(leaf) in wanted else ocp.PLACEHOLDER, target
     )
-    return self._newest(lambda step: (step, part(self._load(step, partial)[0])))
+
+    def load(step: int) -> tuple[int, Any]:
+      return step, part(self._load(step, partial)[0])
+
+    return self._newest(load) if step is None else load(step)
 
   def _load(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
     progress = self._checkpointer.metadata(step).custom_metadata
-    if not progress:
+    if not isinstance(progress, dict) or not progress:
       raise ValueError("its metadata is damaged")
     return self._checkpointer.load(step, target), progress
 
@@ -172,6 +181,23 @@ class Checkpoints:
     self._checkpointer.close()
 
 
+@contextlib.contextmanager
+def opened(
+  directory: pathlib.Path, config: CheckpointConfig
+) -> Iterator[Checkpoints]:
+  """Opens checkpoints and closes them again, also after an error.
+
+  Args:
+    directory: Where they lie.
+    config: What to keep.
+  """
+  checkpoints = Checkpoints(directory, config)
+  try:
+    yield checkpoints
+  finally:
+    checkpoints.close()
+
+
 def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
   """Writes one pytree of arrays with JSON beside it, atomically.
 
@@ -181,7 +207,7 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
     metadata: JSON.
   """
   with _context():
-    ocp.save(path, tree, overwrite=True, custom_metadata=metadata)
+    ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
 
 
 def load_tree(
@@ -202,12 +228,12 @@ def load_tree(
   if not path.is_dir():
     raise ValueError(f"{path}: no such checkpoint directory")
   with _context():
-    stored = ocp.metadata(path)
+    stored = ocp.metadata(str(path))
     target = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
       stored.metadata,
     )
-    return ocp.load(path, target), stored.custom_metadata
+    return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, Any]:
@@ -216,7 +242,13 @@ def read_metadata(path: pathlib.Path) -> dict[str, Any]:
   Args:
     path: The directory.
   """
-  return dict(ocp.metadata(path).custom_metadata or {})
+  return _json_dict(ocp.metadata(str(path)).custom_metadata)
+
+
+def _json_dict(value: Any) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    raise ValueError(f"checkpoint metadata is {value!r}, not a table")
+  return value
 
 
 def _root_cause(error: BaseException) -> str:

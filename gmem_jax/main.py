@@ -16,7 +16,6 @@ killed continues when the same command is given again.
 """
 
 import logging
-import os
 import pathlib
 import sys
 
@@ -78,7 +77,7 @@ def main(argv: list[str]) -> int:
     return _fail(str(error))
   from gmem_jax import metrics, modes, sample_mode, train
 
-  workdir = pathlib.Path(os.path.abspath(_WORKDIR.value))
+  workdir = pathlib.Path(str(_WORKDIR.value)).absolute()
   try:
     if _MODE.value == "train":
       modes.train_mode(config, workdir)

@@ -135,7 +135,7 @@ class Writer:
       step: The step they describe.
       scalars: Name -> number.
     """
-    if self._jsonl is None:
+    if self._jsonl is None or self._tensorboard is None:
       return
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
     self._jsonl.flush()
@@ -173,6 +173,7 @@ class Writer:
     """Flushes and closes the files."""
     if self._jsonl is not None:
       self._jsonl.close()
+    if self._tensorboard is not None:
       self._tensorboard.close()
 
 

@@ -1,6 +1,5 @@
 """Training, as `main` starts it, and what sampling shares with it."""
 
-import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -8,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import (
@@ -90,8 +90,8 @@ def load_params(
   """
   shapes = jax.eval_shape(assemble.make_init(config, memory))
   target = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
-  with contextlib.closing(
-    checkpoint.Checkpoints(workdir / "checkpoints", config.checkpoint)
+  with checkpoint.opened(
+    workdir / "checkpoints", config.checkpoint
   ) as checkpoints:
     restored = checkpoints.restore_part(
       target, lambda state: getattr(state, config.sample.weights)
@@ -147,7 +147,9 @@ def draw_samples(
     bank: Where the snippets come from.
   """
   numbers = np.arange(config.eval.count, dtype=np.int32)
-  rows = np.asarray(draw.draw_rows(config.seed, numbers, bank.size))
+  rows = np.asarray(
+    draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
+  )
   pixels = sample_fn(weights, numbers, np.asarray(bank.rows)[rows])
   return report.Samples(pixels, rows)
 

@@ -8,7 +8,7 @@ Shapes: b images, h w c latent, d snippet width, m bank rows.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -123,7 +123,8 @@ def _integrate(
 
   def apply(x, t, snippet):
     def bound(x, t):
-      return network.apply({"params": params}, x, t, snippet)
+      velocity = network.apply({"params": params}, x, t, snippet)
+      return cast(jax.Array, velocity)
 
     return (sit_release.turn_time(bound) if first_release else bound)(x, t)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import (
@@ -197,7 +198,7 @@ def _plan_rows(config: config_lib.Config, source: Source) -> Plan:
   else:
 
     def rows(numbers):
-      groups = (numbers // per_row).astype(np.int32)
+      groups = jnp.asarray(numbers // per_row, jnp.int32)
       return np.asarray(draw.draw_rows(chosen.seed, groups, size))
 
   labels = ()

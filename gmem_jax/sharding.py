@@ -49,9 +49,7 @@ class MeshConfig:
   tensor: int
 
 
-def make_mesh(
-  config: MeshConfig, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   """Makes the device mesh.
 
   Args:

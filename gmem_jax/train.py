@@ -194,7 +194,8 @@ def _loop(run, state, progress, checkpoints, writer, stop):
     line.update(step)
 
     last = step >= config.train.steps
-    save = last or stop.received or step % config.checkpoint.every == 0
+    stopping = stop.received  # read once: what is announced is what is saved
+    save = last or stopping or step % config.checkpoint.every == 0
     evaluate = run.evaluate is not None and (
       last or bool(config.eval.every and step % config.eval.every == 0)
     )
@@ -212,7 +213,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
         _evaluate(run, step, state, clock.seconds, writer)
     if save:
       checkpoints.save(step, state, {"train_seconds": clock.seconds})
-    if stop.received and not last:
+    if stopping and not last:
       checkpoints.wait()
       line.close()
       raise Preempted(f"stopped by SIGTERM at step {step}; the state is saved")

@@ -9,7 +9,7 @@ dispatch.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -90,7 +90,7 @@ def make_update(
         dropout_key=draws.dropout_key,
         project=project,
       )
-      return out if project else (out, None)
+      return cast(tuple[Array, Array | None], out if project else (out, None))
 
     return losses.flow_loss(
       loss_config, predict, draws.x1, draws.x0, draws.t, draws.tokens

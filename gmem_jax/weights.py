@@ -64,13 +64,13 @@ def save_converted(
   context.array.saving.use_compression = False
   context.memory.deepcopy_host_arrays = False
   with context:
-    ocp.save_checkpointables(path, {**trees, "metadata": metadata})
+    ocp.save_checkpointables(str(path), {**trees, "metadata": metadata})
 
 
 def _save_safetensors(
   path: pathlib.Path, trees: Mapping[str, Tree], metadata: Tree
 ) -> None:
-  flat = flax.traverse_util.flatten_dict(dict(trees), sep="/")
+  flat: Any = flax.traverse_util.flatten_dict(dict(trees), sep="/")
   header = {_HEADER_KEY: json.dumps(metadata)}
   partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
   try:
@@ -108,7 +108,9 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
   if path.is_dir():
     if not (path / "metadata").is_dir():
       raise ValueError(f"{path} holds no converted weights")
-    metadata = ocp.load_checkpointables(path, {"metadata": None})["metadata"]
+    metadata = ocp.load_checkpointables(str(path), {"metadata": None})[
+      "metadata"
+    ]
   else:
     metadata = _safetensors_metadata(path)
   if not isinstance(metadata, dict) or "format_version" not in metadata:
@@ -159,4 +161,4 @@ def load_converted(
       names = [n for n in names if n.startswith(f"{tree}/")]
       flat = {n: file.get_tensor(n) for n in names}
     return flax.traverse_util.unflatten_dict(flat, sep="/")[tree], metadata
-  return ocp.load_checkpointables(path, {tree: None})[tree], metadata
+  return ocp.load_checkpointables(str(path), {tree: None})[tree], metadata

@@ -1,4 +1,3 @@
-import contextlib
 import pathlib
 import shutil
 
@@ -45,9 +44,7 @@ def mesh():
 @pytest.fixture
 def written(tmp_path):
   """A directory with checkpoints at 10, 20 and 30."""
-  with contextlib.closing(
-    checkpoint.Checkpoints(tmp_path / "ck", CONFIG)
-  ) as checkpoints:
+  with checkpoint.opened(tmp_path / "ck", CONFIG) as checkpoints:
     for step in (10, 20, 30):
       checkpoints.save(step, make_state(step), {"train_seconds": 1.5 * step})
   return tmp_path / "ck"
@@ -58,9 +55,7 @@ def assert_same(a, b):
 
 
 def restore(directory, mesh):
-  with contextlib.closing(
-    checkpoint.Checkpoints(directory, CONFIG)
-  ) as checkpoints:
+  with checkpoint.opened(directory, CONFIG) as checkpoints:
     return checkpoints.restore(target_on(mesh))
 
 
@@ -75,9 +70,7 @@ def test_nothing_to_restore(tmp_path, mesh):
 
 
 def test_what_is_kept(tmp_path):
-  with contextlib.closing(
-    checkpoint.Checkpoints(tmp_path / "ck", CONFIG)
-  ) as checkpoints:
+  with checkpoint.opened(tmp_path / "ck", CONFIG) as checkpoints:
     for step in (10, 20, 30, 40, 50, 60, 70):
       checkpoints.save(step, make_state(step), {"train_seconds": 0.1})
     checkpoints.wait()
@@ -131,9 +124,7 @@ def test_training_can_write_again_where_it_fell_back(written, mesh):
     files_of_a_checkpoint(written / "30"), key=lambda f: f.stat().st_size
   )
   data.unlink()
-  with contextlib.closing(
-    checkpoint.Checkpoints(written, CONFIG)
-  ) as checkpoints:
+  with checkpoint.opened(written, CONFIG) as checkpoints:
     assert int(checkpoints.restore(target_on(mesh))[0].step) == 20
     checkpoints.save(30, make_state(30), {"train_seconds": 9.0})
   state, progress = restore(written, mesh)
@@ -159,9 +150,7 @@ def test_half_written_checkpoint_is_not_listed(written, mesh):
 
 
 def test_a_part_is_read_alone(written, mesh):
-  with contextlib.closing(
-    checkpoint.Checkpoints(written, CONFIG)
-  ) as checkpoints:
+  with checkpoint.opened(written, CONFIG) as checkpoints:
     step, ema = checkpoints.restore_part(target_on(mesh), lambda s: s.ema)
   assert step == 30
   assert_same(ema, make_state(30).ema)

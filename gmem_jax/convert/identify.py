@@ -9,6 +9,7 @@ shapes of that network, all of them and no others.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from gmem_jax.convert import manifest, rules, transformer
 from gmem_jax.convert.detect import Found
@@ -169,7 +170,7 @@ def _dinov2(found: Found, settings: Mapping[str, int]) -> Identity:
     ("blocks.0.mlp.fc2.weight", 1),
   )
   kernel = shapes.get("patch_embed.proj.weight", ())
-  model = {
+  model: dict[str, Any] = {
     "width": width,
     "depth": manifest.depth(shapes, limit=len(shapes)),
     "heads": heads,
@@ -227,7 +228,7 @@ def _low_rank_bank(found: Found, settings: Mapping[str, int]) -> Identity:
   wanted = {"C": (rows, rank), "M": (width, rank), "S": (rank,)}
   problems = manifest.compare(found.tensors, {**wanted, "mean": (width,)}, {})
   for name, right in (("latent_dim", rank), ("feature_dim", width)):
-    if found.config.get(name, right) != right:
+    if name in found.config and found.config[name] != right:
       problems.append(f"{name}: {found.config[name]!r}, expected {right}")
   _check(title, problems)
   title += f", {rows} rows of {width}, rank {rank}"

@@ -166,10 +166,10 @@ def _heads(
 
 
 def _conflicts(
-  config: Mapping[str, Any], network: networks.FlowTransformer
+  trainer: Mapping[str, Any], network: networks.FlowTransformer
 ) -> list[str]:
   """Flags of the trainer's configuration that the tensors contradict."""
-  model = config.get("model")
+  model = trainer.get("model")
   if not isinstance(model, Mapping):
     return []
   problems = []

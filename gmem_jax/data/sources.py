@@ -48,9 +48,9 @@ def digits() -> Images:
       "data.source='digits' reads scikit-learn's digits:"
       " pip install 'gmem_jax[demo]'"
     ) from e
-  data = datasets.load_digits()
-  pixels = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
-  return Images(pixels, data.target.astype(np.int32), "digits")
+  flat, labels = datasets.load_digits(return_X_y=True)
+  pixels = np.round(flat * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+  return Images(pixels, labels.astype(np.int32), "digits")
 
 
 def split(images: Images, holdout: int, seed: int) -> tuple[Images, Images]:

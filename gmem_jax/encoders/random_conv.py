@@ -27,19 +27,25 @@ class RandomConvEncoder:
   width = 4 * LAYERS[-1][0]
 
   def __init__(self, seed: int, channels: int):
-    """Draws the weights.
+    """Draws the weights, and centres them on images of noise.
 
     Args:
       seed: Seed of the weights.
       channels: Channels of the images.
     """
     self.name = f"random_conv(seed={seed})"
-    keys = jax.random.split(rngs.key(seed, "encoder"), len(LAYERS))
+    *keys, noise = jax.random.split(rngs.key(seed, "encoder"), len(LAYERS) + 1)
     widths = [channels, *(width for width, _ in LAYERS)]
     self.kernels = [
       jax.random.normal(k, (3, 3, i, o)) * np.sqrt(2 / (9 * i))
       for k, i, o in zip(keys, widths[:-1], widths[1:], strict=True)
     ]
+    # Rectified features share a large common part; without it the unit
+    # vectors of different images would nearly coincide.
+    noise_images = jax.random.uniform(
+      noise, (256, 8, 8, channels), minval=-1, maxval=1
+    )
+    self._centre = self._pool(self._convolve(noise_images)).mean(axis=0)
 
   def __call__(
     self, images: Float[Array, "b H W ch"]
@@ -59,8 +65,16 @@ class RandomConvEncoder:
     if height % 8 or width % 8:
       raise ValueError(
         f"random_conv takes image sides that are multiples of 8, got"
-        f" {height} x {width}; change data.image_size"
+        f" {height} x {width}; change encoder.features"
       )
+    x = self._convolve(images)
+    feature = bank_lib.normalise(self._pool(x) - self._centre[None])
+    return feature, x.reshape(b, -1, x.shape[-1])
+
+  def _convolve(
+    self, images: Float[Array, "b H W ch"]
+  ) -> Float[Array, "b h w z"]:
+    """Convolution and rectification, layer by layer."""
     x = images
     for kernel, (_, stride) in zip(self.kernels, LAYERS, strict=True):
       x = jax.lax.conv_general_dilated(
@@ -71,10 +85,10 @@ class RandomConvEncoder:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
       )
       x = jax.nn.relu(x)
-    tokens = x.reshape(b, -1, x.shape[-1])
-    pooled = x.reshape(b, 2, height // 8, 2, width // 8, -1).mean(axis=(2, 4))
-    feature = pooled.reshape(b, -1)
-    # Rectified features share a large common part; without it the unit
-    # vectors of different images would nearly coincide.
-    feature = feature - feature.mean(axis=-1, keepdims=True)
-    return bank_lib.normalise(feature), tokens
+    return x
+
+  def _pool(self, x: Float[Array, "b h w z"]) -> Float[Array, "b d"]:
+    """Means over a 2 x 2 grid, side by side."""
+    b, h, w, z = x.shape
+    grid = x.reshape(b, 2, h // 2, 2, w // 2, z).mean(axis=(2, 4))
+    return grid.reshape(b, 4 * z)

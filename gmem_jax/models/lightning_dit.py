@@ -3,6 +3,8 @@
 Letters: `b` batch, `d` width, `s` snippet width.
 """
 
+from typing import Any
+
 from jaxtyping import Array, Float, Key
 
 from gmem_jax.models import blocks, layers, transformer
@@ -16,7 +18,7 @@ _WIDTHS = {
   "1p6B": {"width": 1792, "depth": 28, "heads": 28},
 }
 _PATCHES = {"S": (1,), "L": (2,)}
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
   f"{name}/{patch}": {**widths, "patch": patch}
   for name, widths in _WIDTHS.items()
   for patch in _PATCHES.get(name, (1, 2))

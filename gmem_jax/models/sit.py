@@ -3,6 +3,8 @@
 Letters: `b` batch, `d` width, `s` snippet width.
 """
 
+from typing import Any
+
 from jaxtyping import Array, Float, Key
 
 from gmem_jax.models import blocks, layers, transformer
@@ -13,7 +15,7 @@ _WIDTHS = {
   "L": {"width": 1024, "depth": 24, "heads": 16},
   "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
   f"{name}/{patch}": {**widths, "patch": patch}
   for name, widths in _WIDTHS.items()
   for patch in (2, 4, 8)

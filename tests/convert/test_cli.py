@@ -254,6 +254,34 @@ def test_a_changed_parameter_name_is_noticed_on_the_way_back(tmp_path):
     torch_export.published_value({"bank": bank}, metadata)
 
 
+@pytest.mark.golden
+def test_opaque_objects_beside_the_weights(golden_dir, tmp_path):
+  """Refused by name; with --allow-opaque the weights are converted."""
+  for path in helpers.golden_files(golden_dir):
+    if detect.detect(read.open_source(path)).kind == "lightning_dit":
+      break
+  value = torch_file.load(path)
+  state_dict = value.get("ema", value)
+  writer = torch_export._PickleWriter()
+  program = (
+    b"\x80\x02}("
+    + writer._all(["ema", state_dict, "args"])
+    + b"cargparse\nNamespace\n)\x81}"
+    + writer._all(["lr", 0.1])
+    + b"sbu."
+  )
+  storages = {str(k): t.tobytes() for k, t in enumerate(writer.tensors)}
+  path = helpers.zip_with_pickle(tmp_path / "x.pt", program, storages)
+  code, _, err = helpers.run(path, tmp_path / "out")
+  assert code == 1
+  assert "argparse.Namespace" in err
+  code, out, err = helpers.run(path, tmp_path / "out", "--allow-opaque")
+  assert code == 0, err
+  assert "left out    args" in out
+  assert helpers.run(tmp_path / "out", tmp_path / "b.pth", "--to-torch")[0] == 0
+  helpers.assert_same(torch_file.load(tmp_path / "b.pth"), state_dict)
+
+
 def test_memory_holds_the_result_once(tmp_path):
   """numpy's allocations while a network is converted, against its size."""
   path = pathlib.Path(tmp_path / "checkpoint.pth")

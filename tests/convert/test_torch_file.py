@@ -52,6 +52,15 @@ def test_transposed_arrays_are_written_by_value(saved):
   np.testing.assert_array_equal(torch_file.load(saved(array.T)), array.T)
 
 
+def test_tensors_are_written_aligned(saved):
+  """So that PyTorch can map them."""
+  path = saved({name: np.ones(n, np.uint8) for n, name in enumerate("abcde")})
+  value = torch_file.load(path)
+  starts = [value[name].__array_interface__["data"][0] for name in "bcde"]
+  assert {start % 64 for start in starts} == {0}
+  assert len(set(starts)) == 4
+
+
 def test_the_writer_refuses_what_torch_has_not(saved, tmp_path):
   with pytest.raises(TypeError, match="cannot write a set"):
     saved({"a": {1}})

@@ -1,0 +1,122 @@
+"""The loop's contract, in process; tests/test_main.py kills real ones."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from gmem_jax import assemble, checkpoint, metrics, sharding, train
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(scope="module")
+def dataset():
+  return assemble.load_dataset(tiny.make_config())
+
+
+def make_run(dataset, workdir, evaluate=None, **changes):
+  config = tiny.make_config(
+    **{"train__steps": 32, "checkpoint__keep_latest": 9, **changes}
+  )
+  mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
+  memory = assemble.make_memory(dataset, mesh)
+  workdir.mkdir(exist_ok=True)
+  return train.Run(config, workdir, mesh, dataset, memory, evaluate)
+
+
+def restore(run, step):
+  shapes = jax.eval_shape(assemble.make_init(run.config, run.memory))
+  target = sharding.abstract(shapes, sharding.state_shardings(shapes, run.mesh))
+  with checkpoint.opened(
+    run.workdir / "checkpoints", run.config.checkpoint
+  ) as c:
+    return c.restore_part(target, lambda state: state.ema, step=step)[1]
+
+
+def test_evaluation_and_checkpoint_describe_the_same_state(dataset, tmp_path):
+  seen, written = {}, {}
+
+  def evaluate(step, params):
+    seen[step] = jax.device_get(params)
+    records = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    written[step] = [r["step"] for r in records if "train/loss" in r]
+    return {"x": float(step)}, {}
+
+  run = make_run(dataset, tmp_path / "run", evaluate, eval__every=16)
+  state = train.train(run)
+  assert list(seen) == [16, 32]
+  for step, params in seen.items():
+    # Its metrics were found finite and are on disk before.
+    assert written[step][-1] == step
+    jax.tree.map(np.testing.assert_array_equal, params, restore(run, step))
+  jax.tree.map(
+    np.testing.assert_array_equal, seen[32], jax.device_get(state.ema)
+  )
+  records = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+  assert [r["eval/x"] for r in records if "eval/x" in r] == [16.0, 32.0]
+
+
+def test_a_finished_run_does_nothing(dataset, tmp_path):
+  run = make_run(dataset, tmp_path / "run")
+  first = train.train(run)
+  before = (tmp_path / "run" / "metrics.jsonl").read_text()
+  again = train.train(run)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_sigterm_saves_at_the_next_dispatch(dataset, tmp_path):
+  def evaluate(step, params):
+    del params
+    if step == 16:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return {}, {}
+
+  run = make_run(
+    dataset, tmp_path / "run", evaluate, eval__every=8, checkpoint__every=32
+  )
+  with pytest.raises(train.Preempted, match="step 18"):
+    train.train(run)
+  assert os.listdir(tmp_path / "run" / "checkpoints") == ["18"]
+  interrupted = train.train(run)
+  whole = train.train(make_run(dataset, tmp_path / "whole"))
+  jax.tree.map(np.testing.assert_array_equal, interrupted, whole)
+
+
+def test_a_longer_run_continues_a_shorter_one(dataset, tmp_path):
+  train.train(make_run(dataset, tmp_path / "run", train__steps=16))
+  longer = train.train(make_run(dataset, tmp_path / "run", train__steps=32))
+  whole = train.train(make_run(dataset, tmp_path / "whole", train__steps=32))
+  jax.tree.map(np.testing.assert_array_equal, longer, whole)
+
+
+def test_not_a_number_is_never_saved(dataset, tmp_path):
+  bad = dataset.train.records.fields["latent"].copy()
+  bad[:] = np.nan
+  run = make_run(dataset, tmp_path / "run", train__steps=16)
+  train.train(run)
+  fields = dict(dataset.train.records.fields, latent=bad)
+  records = type(dataset.train.records)(fields)
+  import dataclasses
+
+  poisoned = dataclasses.replace(
+    dataset, train=dataclasses.replace(dataset.train, records=records)
+  )
+  run = make_run(poisoned, tmp_path / "run", train__steps=32)
+  with pytest.raises(metrics.NonFiniteError, match="step 17 "):
+    train.train(run)
+  assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["16", "8"]
+
+
+def test_perf_metrics_are_written(dataset, tmp_path):
+  train.train(make_run(dataset, tmp_path / "run"))
+  records = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
+  assert [r["step"] for r in records] == [8, 16, 24, 32]
+  seconds = [r["perf/train_seconds"] for r in records]
+  assert seconds == sorted(seconds)
+  for r in records:
+    assert r["perf/images_per_s"] == pytest.approx(16 * r["perf/steps_per_s"])
