@@ -146,8 +146,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   )
 
   if option == "ode":
-    c.sampler.method = "ode_euler"
-    c.sampler.timestep_shift = 0.3
+    c.sampler.update(method="ode_euler", timestep_shift=0.3)
   elif option == "guided":
-    c.sampler.guidance.scale = 7.75
+    c.update_from_flattened_dict({"sampler.guidance.scale": 7.75})
   return c

@@ -147,6 +147,5 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   )
 
   if option == "ode":
-    c.sampler.method = "ode_euler"
-    c.sampler.steps = 251
+    c.sampler.update(method="ode_euler", steps=251)
   return c

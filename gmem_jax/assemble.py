@@ -57,6 +57,23 @@ class Memory:
   latent_shape: tuple[int, int, int]
 
 
+def require_data(config: Config) -> None:
+  """Refuses to train without training data.
+
+  Args:
+    config: The run.
+
+  Raises:
+    ValueError: If the config names none.
+  """
+  if config.data.source == "none":
+    raise ValueError(
+      "config.data.source='none': there is no reader of this config's training"
+      " data yet, so it can only sample: --mode=sample with"
+      " --config.sample.network=CONVERTED_WEIGHTS"
+    )
+
+
 def load_dataset(config: Config) -> Dataset:
   """Reads and encodes the images.
 
@@ -67,12 +84,7 @@ def load_dataset(config: Config) -> Dataset:
     ValueError: On more held-out images than there are, on images of another
       size than the config's, and if the config has no images at all.
   """
-  if config.data.source == "none":
-    raise ValueError(
-      "config.data.source='none': there is no reader of this config's training"
-      " data yet, so it can only sample: --mode=sample with"
-      " --config.sample.network=CONVERTED_WEIGHTS"
-    )
+  require_data(config)
   images = {"digits": sources.digits}[config.data.source]()
   side = images.pixels.shape[1]
   if side != config.encoder.image_size:

@@ -34,6 +34,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     config: The run.
     workdir: Its directory.
   """
+  assemble.require_data(config)
   mesh = make_mesh(config)
   config_lib.claim_workdir(config, workdir)
   dataset = assemble.load_dataset(config)

@@ -115,7 +115,7 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     factor = jnp.minimum(1.0, largest / (norm + CLIP_EPS))
     return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
-  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+  return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:

@@ -199,6 +199,18 @@ def load_tokenizer(config: Config) -> protocols.Tokenizer:
   return vae.Tokenizer(name=name, network=network, params=params)
 
 
+def tokenizer_info(config: Config) -> dict[str, Any]:
+  """What identifies the tokenizer in a record of samples.
+
+  Args:
+    config: The run.
+  """
+  info: dict[str, Any] = {"name": config.encoder.tokenizer}
+  if config.encoder.tokenizer == "identity":
+    return info
+  return info | origin(weights.read_metadata(config.encoder.tokenizer_weights))
+
+
 def _hashable(model: dict[str, Any]) -> dict[str, Any]:
   """JSON's lists as tuples; what no tensor tells is left at its default."""
   return {

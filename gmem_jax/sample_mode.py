@@ -1,7 +1,6 @@
 """`--mode=sample`: images from a run, or from converted weights."""
 
 import dataclasses
-import logging
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,43 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import (
-  assemble,
   config as config_lib,
   images as images_lib,
   manipulate,
-  modes,
   pretrained,
   sample,
+  sample_source as source_lib,
+  sections,
   sharding,
 )
 from gmem_jax.bank import bank as bank_lib, draw
 from gmem_jax.diffusion import samplers
-from gmem_jax.models import transformer
-
-_log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """What to sample with.
-
-  Attributes:
-    name: Names the images' directory.
-    model: The network.
-    weights: All arrays of the sampler.
-    latent_shape: h, w, c.
-    first_release: See `sample.make_sample_fn`.
-    bank: The bank, or None if there is none.
-    info: Where network and latent statistics come from; JSON.
-  """
-
-  name: str
-  model: transformer.FlowTransformer
-  weights: sample.Weights
-  latent_shape: tuple[int, int, int]
-  first_release: bool
-  bank: pretrained.Bank | None
-  info: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +60,7 @@ def sample_mode(
     ValueError: Naming the key or flag that does not fit.
   """
   mesh = sharding.make_mesh(config.mesh)
-  if config.sample.network:
-    source = _from_converted(config)
-  else:
-    source = _from_run(config, workdir, mesh)
+  source = source_lib.load(config, workdir, mesh)
   if images or ends:
     plan = _plan_manipulation(config, source, images, ends)
   else:
@@ -105,112 +75,53 @@ def sample_mode(
   )
 
 
-def _from_run(
-  config: config_lib.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
-) -> Source:
-  """The run's newest checkpoint and its memory."""
-  if not (workdir / "config.json").exists():
-    raise ValueError(
-      f"--workdir={workdir}: no run was trained there, and"
-      " config.sample.network names no converted weights"
-    )
-  config_lib.claim_workdir(config, workdir)
-  memory = assemble.load_memory(workdir / "memory", mesh)
-  step, params = modes.load_params(config, workdir, memory, mesh)
-  weights = modes.make_weights(config, memory, params)
-  if config.encoder.latent_stats:
-    channels = memory.latent_shape[-1]
-    stats = pretrained.load_stats(config, weights.tokenizer, channels)
-    weights = weights.replace(stats=stats)
-  bank = pretrained.Bank(
-    np.asarray(memory.bank.rows), None, {"digest": memory.info.digest}
-  )
-  return Source(
-    name=f"step_{step:07d}_{config.sample.weights}",
-    model=assemble.network(config, memory),
-    weights=weights,
-    latent_shape=memory.latent_shape,
-    first_release=False,
-    bank=pretrained.load_bank(config) if config.sample.bank else bank,
-    info={"step": step, "weights": config.sample.weights},
-  )
-
-
-def _from_converted(config: config_lib.Config) -> Source:
-  """Converted weights."""
-  network = pretrained.load_network(config)
-  tokenizer = pretrained.load_tokenizer(config)
-  stats = pretrained.load_stats(config, tokenizer, network.latent_shape[-1])
-  bank = pretrained.load_bank(config) if config.sample.bank else network.bank
-  name = pathlib.Path(config.sample.network).name
-  if network.info["weights"]:
-    name += f"_{network.info['weights']}"
-  return Source(
-    name=name,
-    model=network.model,
-    weights=sample.Weights(network.params, tokenizer, stats),
-    latent_shape=network.latent_shape,
-    first_release=network.first_release,
-    bank=bank,
-    info=network.info,
-  )
-
-
-def _bank_of(source: Source) -> pretrained.Bank:
-  """The bank, which must be there and fit the network."""
-  if source.bank is None:
-    raise ValueError(
-      "config.sample.bank is empty, and no bank came with"
-      " config.sample.network: convert one and name it"
-    )
-  width, wanted = source.bank.rows.shape[1], source.model.snippet_dim
-  if width != wanted:
-    raise ValueError(
-      f"config.sample.bank: its rows are {width} wide, the network takes"
-      f" {wanted}"
-    )
-  return source.bank
-
-
-def _plan_rows(config: config_lib.Config, source: Source) -> Plan:
+def _plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
   """Images from rows of the bank, given or drawn."""
-  bank, chosen = _bank_of(source), config.sample
-  size, per_row, count = len(bank.rows), chosen.per_row, chosen.count
-  info = {"bank": bank.info, "draw": chosen.draw, "per_row": per_row}
+  bank, chosen = source_lib.bank_of(source), config.sample
+  per_row, count = chosen.per_row, chosen.count
+  if chosen.rows:
+    count = len(chosen.rows) * per_row
+  rows = _row_fn(chosen, source.latent_shape, bank)
+  labels = ()
+  if chosen.rows or per_row > 1:
+    first = rows(np.arange(0, count, per_row))
+    labels = tuple(f"row {row}" for row in first)
+  info = {
+    "bank": bank.info,
+    "draw": list(chosen.rows) or chosen.draw,
+    "per_row": per_row,
+  }
+  return Plan("", count, lambda n: bank.rows[rows(n)], labels, info)
+
+
+def _row_fn(
+  chosen: sections.SampleConfig,
+  latent_shape: tuple[int, int, int],
+  bank: pretrained.Bank,
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Image numbers -> bank rows."""
   if chosen.rows:
     given = np.array(chosen.rows)
-    bank_lib.check_rows(given, size, "config.sample.rows")
-    count = len(given) * per_row
-    info |= {"draw": "rows", "rows": list(chosen.rows)}
-
-    def rows(numbers):
-      return given[numbers // per_row]
-
-  elif chosen.draw == "noise":
+    bank_lib.check_rows(given, len(bank.rows), "config.sample.rows")
+    return lambda numbers: given[numbers // chosen.per_row]
+  if chosen.draw == "noise":
     if bank.frequencies is None:
       raise ValueError(
         "config.sample.draw='noise' needs a bank with frequencies, as it comes"
         " with the first release; this one has none: 'uniform' is left"
       )
-    rows = sample.make_row_fn(
-      chosen.seed, source.latent_shape, bank.frequencies
-    )
-  else:
+    return sample.make_row_fn(chosen.seed, latent_shape, bank.frequencies)
 
-    def rows(numbers):
-      groups = jnp.asarray(numbers // per_row, jnp.int32)
-      return np.asarray(draw.draw_rows(chosen.seed, groups, size))
+  def draw_rows(numbers):
+    groups = jnp.asarray(numbers // chosen.per_row, jnp.int32)
+    return np.asarray(draw.draw_rows(chosen.seed, groups, len(bank.rows)))
 
-  labels = ()
-  if chosen.rows or per_row > 1:
-    first = rows(np.arange(0, count, per_row))
-    labels = tuple(f"row {row}" for row in first)
-  return Plan("", count, lambda n: bank.rows[rows(n)], labels, info)
+  return draw_rows
 
 
 def _plan_manipulation(
   config: config_lib.Config,
-  source: Source,
+  source: source_lib.Source,
   images: Sequence[str],
   ends: Sequence[str],
 ) -> Plan:
@@ -223,7 +134,7 @@ def _plan_manipulation(
     if config.encoder.tokenizer == "identity"
     else 3,
     width=source.model.snippet_dim,
-    bank_rows=lambda: _bank_of(source).rows,
+    bank_rows=lambda: source_lib.bank_of(source).rows,
   )
   if images:
     memories = [read.image(image, "--image") for image in images]
@@ -244,20 +155,22 @@ def _plan_manipulation(
   )
 
 
-def _name(config: config_lib.Config, source: Source, plan: Plan) -> str:
+def _name(
+  config: config_lib.Config, source: source_lib.Source, plan: Plan
+) -> str:
   """The directory's name in WORKDIR/images."""
   parts = [source.name, f"seed_{config.sample.seed}", plan.name]
   return "_".join(part for part in parts if part)
 
 
 def _record(
-  config: config_lib.Config, source: Source, plan: Plan
+  config: config_lib.Config, source: source_lib.Source, plan: Plan
 ) -> dict[str, Any]:
   """sample.json: all that the images depend on."""
-  calls, encoder = samplers.num_calls(config.sampler), config.encoder
+  calls = samplers.num_calls(config.sampler)
   return {
     "network": source.info,
-    "tokenizer": encoder.tokenizer,
+    "tokenizer": pretrained.tokenizer_info(config),
     "latent_mean": np.asarray(source.weights.stats.mean).tolist(),
     "latent_std": np.asarray(source.weights.stats.std).tolist(),
     "sampler": dataclasses.asdict(config.sampler),
@@ -284,7 +197,7 @@ def _calls(sampler: samplers.SamplerConfig) -> str:
 
 def _write(
   config: config_lib.Config,
-  source: Source,
+  source: source_lib.Source,
   plan: Plan,
   mesh: jax.sharding.Mesh,
   directory: pathlib.Path,

@@ -20,7 +20,7 @@ Yao et al., arXiv 2501.01423 (VA-VAE); Li et al., arXiv 2406.11838 (MAR).
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -225,7 +225,8 @@ class Tokenizer:
       images: As for `AutoencoderKL.encode`.
     """
     variables = {"params": self.params}
-    return self.network.apply(variables, images, method="encode").mean
+    posterior = self.network.apply(variables, images, method="encode")
+    return cast(Posterior, posterior).mean
 
   def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b _ _ 3"]:
     """Latents to images.
@@ -234,7 +235,8 @@ class Tokenizer:
       latents: As for `AutoencoderKL.decode`.
     """
     variables = {"params": self.params}
-    return self.network.apply(variables, latents, method="decode")
+    images = self.network.apply(variables, latents, method="decode")
+    return cast(jax.Array, images)
 
 
 VARIANTS: Mapping[str, AutoencoderKL] = MappingProxyType(
