@@ -21,7 +21,11 @@ def get_config() -> ml_collections.ConfigDict:
   )
   c.encoder = dict(
     tokenizer="identity",  # the flow works on the 8 x 8 pixels
+    tokenizer_weights="",
+    latent_stats="",  # the run's own
     features="random_conv",  # 768-d unit snippets, as wide as DINOv2's
+    features_weights="",
+    image_size=8,  # pixels
   )
   c.model = dict(
     family="sit",
@@ -96,8 +100,20 @@ def get_config() -> ml_collections.ConfigDict:
   c.sample = dict(
     seed=0,  # image i depends on (seed, i) alone
     count=64,
-    batch_size=64,  # over all devices
+    batch_size=64,  # images at a time, over all devices
+    device_batch=64,  # images in one compiled call on each device
     weights="ema",  # or "params"
+    network="",  # converted weights instead of the run's
+    bank="",  # the run's
+    draw="uniform",  # or "noise"
+    rows=(),  # bank rows to sample from; (): drawn
+    per_row=1,  # samples of each row
+    format="png",  # or "npz" (ADM), "both"
+    grid=64,  # images in the contact sheet; 0: none
+    output="",  # WORKDIR/images/...
+    interpolation="spherical",  # or "linear", "concat", "mask"
+    points=6,  # of --interpolate
+    reading="bank",  # how --image reads files; or "published"
   )
   c.eval = dict(
     every=50,  # steps; 0: only at the end

@@ -7,11 +7,19 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gmem_jax import checkpoint, optim, rngs, sharding, train_state, train_step
+from gmem_jax import (
+  checkpoint,
+  optim,
+  pretrained,
+  rngs,
+  sharding,
+  train_state,
+  train_step,
+)
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import Config
 from gmem_jax.data import prepare, sources
-from gmem_jax.encoders import identity, protocols, random_conv
+from gmem_jax.encoders import protocols
 from gmem_jax.models import build, transformer
 
 
@@ -49,6 +57,23 @@ class Memory:
   latent_shape: tuple[int, int, int]
 
 
+def require_data(config: Config) -> None:
+  """Refuses to train without training data.
+
+  Args:
+    config: The run.
+
+  Raises:
+    ValueError: If the config names none.
+  """
+  if config.data.source == "none":
+    raise ValueError(
+      "config.data.source='none': there is no reader of this config's training"
+      " data yet, so it can only sample: --mode=sample with"
+      " --config.sample.network=CONVERTED_WEIGHTS"
+    )
+
+
 def load_dataset(config: Config) -> Dataset:
   """Reads and encodes the images.
 
@@ -56,9 +81,17 @@ def load_dataset(config: Config) -> Dataset:
     config: The run.
 
   Raises:
-    ValueError: On more held-out images than there are.
+    ValueError: On more held-out images than there are, on images of another
+      size than the config's, and if the config has no images at all.
   """
+  require_data(config)
   images = {"digits": sources.digits}[config.data.source]()
+  side = images.pixels.shape[1]
+  if side != config.encoder.image_size:
+    raise ValueError(
+      f"config.encoder.image_size={config.encoder.image_size}: the images of"
+      f" config.data.source={config.data.source!r} are {side} pixels wide"
+    )
   kept, held = sources.split(images, config.data.holdout, config.seed)
   tokenizer, encoder = encoders(config, images.pixels.shape[-1])
   return Dataset(
@@ -79,8 +112,8 @@ def encoders(
     channels: Channels of the images.
   """
   return (
-    identity.IdentityTokenizer(),
-    random_conv.RandomConvEncoder(config.seed, channels),
+    pretrained.load_tokenizer(config),
+    pretrained.load_features(config, channels),
   )
 
 

@@ -16,99 +16,9 @@ from typing import Any, Literal
 
 import ml_collections
 
-from gmem_jax import checkpoint, optim, sharding
+from gmem_jax import checkpoint, optim, sections, sharding
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """The images.
-
-  Attributes:
-    source: "digits": scikit-learn's handwritten digits.
-    holdout: Images kept out of training and of the bank.
-  """
-
-  source: Literal["digits"]
-  holdout: int
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-  """The frozen networks.
-
-  Attributes:
-    tokenizer: "identity": latents are pixels.
-    features: "random_conv": fixed random convolutions, 768 wide.
-  """
-
-  tokenizer: Literal["identity"]
-  features: Literal["random_conv"]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """The loop.
-
-  Attributes:
-    steps: Steps of the whole run.
-    batch_size: Global batch size.
-    steps_per_dispatch: Steps per call of the compiled function; a few help
-      where a step takes milliseconds.
-    ema_decay: Decay of the parameters' moving average per step.
-    log_every: Steps between log lines.
-  """
-
-  steps: int
-  batch_size: int
-  steps_per_dispatch: int
-  ema_decay: float
-  log_every: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-  """What `--mode=sample` makes.
-
-  Attributes:
-    seed: Image i depends on (seed, i) alone.
-    count: Number of images.
-    batch_size: Images at a time, over all devices.
-    weights: Which parameters: "ema" or "params".
-  """
-
-  seed: int
-  count: int
-  batch_size: int
-  weights: Literal["ema", "params"]
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-  """Evaluation during and after training.
-
-  Attributes:
-    every: Steps between evaluations; 0: only at the end.
-    count: Images sampled for one evaluation.
-    grid: Images in the sample picture.
-  """
-
-  every: int
-  count: int
-  grid: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ReportConfig:
-  """What is made when the run ends.
-
-  Attributes:
-    unconditional: Also train the same network without memory for as many
-      steps, and compare.
-  """
-
-  unconditional: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +30,18 @@ class Config:
   """
 
   seed: int
-  data: DataConfig
-  encoder: EncoderConfig
+  data: sections.DataConfig
+  encoder: sections.EncoderConfig
   model: build.ModelConfig
   loss: losses.LossConfig
   optim: optim.OptimConfig
-  train: TrainConfig
+  train: sections.TrainConfig
   mesh: sharding.MeshConfig
   checkpoint: checkpoint.CheckpointConfig
   sampler: samplers.SamplerConfig
-  sample: SampleConfig
-  eval: EvalConfig
-  report: ReportConfig
+  sample: sections.SampleConfig
+  eval: sections.EvalConfig
+  report: sections.ReportConfig
 
 
 # Keys that a continued run may change: they decide how long and where it runs
@@ -144,6 +54,8 @@ FREE = (
   "checkpoint.",
   "sampler.",
   "sample.",
+  "encoder.tokenizer_weights",
+  "encoder.features_weights",
   "eval.",
   "report.",
   "model.scan_layers",
@@ -204,6 +116,8 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     (inner,) = (a for a in args if a is not type(None))
     return _value(inner, value, key)
   if origin is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ValueError(f"config.{key}={value!r}: a tuple is expected")
     return tuple(_value(args[0], v, key) for v in value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -244,6 +158,10 @@ def _check(config: Config) -> None:
   for key, value in (
     ("sample.count", config.sample.count),
     ("sample.batch_size", config.sample.batch_size),
+    ("sample.device_batch", config.sample.device_batch),
+    ("sample.per_row", config.sample.per_row),
+    ("sample.points", config.sample.points),
+    ("encoder.image_size", config.encoder.image_size),
     ("eval.count", config.eval.count),
     ("eval.grid", config.eval.grid),
   ):
@@ -256,12 +174,45 @@ def _check(config: Config) -> None:
         f"config.sampler.{key}={ours!r} must be config.loss.{key}={theirs!r}:"
         " a network samples as it was trained"
       )
+  _check_sample(config)
   if config.model.depth < config.model.projector_depth and (
     config.loss.projection_weight
   ):
     raise ValueError(
       f"config.model.projector_depth={config.model.projector_depth} exceeds"
       f" config.model.depth={config.model.depth}"
+    )
+
+
+def _check_sample(config: Config) -> None:
+  """Cross-field checks of what sampling reads, one error each."""
+  chosen, encoder = config.sample, config.encoder
+  if chosen.grid < 0:
+    raise ValueError(f"config.sample.grid={chosen.grid}: must not be negative")
+  if any(row < 0 for row in chosen.rows):
+    raise ValueError(
+      f"config.sample.rows={chosen.rows}: bank rows are numbered from 0"
+    )
+  if chosen.draw == "noise" and (chosen.rows or chosen.per_row > 1):
+    raise ValueError(
+      f"config.sample.draw='noise' lets every image choose its row, so"
+      f" config.sample.rows={chosen.rows} must be () and"
+      f" config.sample.per_row={chosen.per_row} must be 1"
+    )
+  if chosen.interpolation in ("linear", "spherical") and chosen.points < 2:
+    raise ValueError(
+      f"config.sample.points={chosen.points}: must be at least 2 with"
+      f" config.sample.interpolation={chosen.interpolation!r}"
+    )
+  if config.model.conditioning == "none" and config.sampler.guidance.on:
+    raise ValueError(
+      f"config.sampler.guidance.scale={config.sampler.guidance.scale}: must be"
+      " 1 with config.model.conditioning='none', there is nothing to guide"
+    )
+  if encoder.features == "dinov2" and encoder.image_size < 256:
+    raise ValueError(
+      f"config.encoder.image_size={encoder.image_size}: must be at least 256"
+      " with config.encoder.features='dinov2'"
     )
 
 

@@ -6,7 +6,10 @@ r"""Train, sample and compare: the command line.
 
 Modes:
   train     Train, from scratch or from where the run stopped; then report.
-  sample    Write images from the run's newest checkpoint to WORKDIR/images.
+  sample    Write images to WORKDIR/images, from the run's newest checkpoint or
+            from converted weights (config.sample.network). With --image, like
+            images that the bank need not know; with --interpolate, between two
+            memories.
 
 Any key of the config can be set: --config.train.steps=2000. A run that was
 killed continues when the same command is given again.
@@ -28,6 +31,17 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's directory: checkpoints, metrics, pictures."
 )
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
+_IMAGE = flags.DEFINE_multi_string(
+  "image",
+  [],
+  "--mode=sample: an image file whose feature is the memory; repeatable.",
+)
+_INTERPOLATE = flags.DEFINE_list(
+  "interpolate",
+  [],
+  "--mode=sample: A,B: go from A to B, each a bank row or an image file; see"
+  " config.sample.interpolation and config.sample.points.",
+)
 
 # The exit status of a process ended by SIGTERM: launchers start it again.
 PREEMPTED = 128 + 15
@@ -48,6 +62,12 @@ def main(argv: list[str]) -> int:
   for flag in (_CONFIG, _WORKDIR):
     if flag.value is None:
       return _fail(f"--{flag.name} is needed; see --help")
+  if (_IMAGE.value or _INTERPOLATE.value) and _MODE.value != "sample":
+    return _fail("--image and --interpolate belong to --mode=sample")
+  if len(_INTERPOLATE.value) not in (0, 2):
+    return _fail(
+      f"--interpolate={','.join(_INTERPOLATE.value)}: two are needed, A,B"
+    )
   # Devices, compilers and data come after the config was found good.
   try:
     config = config_lib.resolve(_CONFIG.value)
@@ -55,13 +75,14 @@ def main(argv: list[str]) -> int:
     return _fail(f"--config: {' '.join(str(error).split())}")
   except ValueError as error:
     return _fail(str(error))
-  from gmem_jax import metrics, modes, train
+  from gmem_jax import metrics, modes, sample_mode, train
 
   workdir = pathlib.Path(str(_WORKDIR.value)).absolute()
   try:
-    {"train": modes.train_mode, "sample": modes.sample_mode}[_MODE.value](
-      config, workdir
-    )
+    if _MODE.value == "train":
+      modes.train_mode(config, workdir)
+    else:
+      sample_mode.sample_mode(config, workdir, _IMAGE.value, _INTERPOLATE.value)
   except train.Preempted as stop:
     logging.getLogger(__name__).warning("%s", stop)
     return PREEMPTED

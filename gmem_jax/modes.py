@@ -1,4 +1,4 @@
-"""What the modes of `main` do, from a resolved config."""
+"""Training, as `main` starts it, and what sampling shares with it."""
 
 import dataclasses
 import logging
@@ -15,6 +15,8 @@ from gmem_jax import (
   checkpoint,
   config as config_lib,
   evaluate,
+  images,
+  pretrained,
   report,
   sample,
   sharding,
@@ -24,9 +26,6 @@ from gmem_jax.bank import bank as bank_lib, draw
 
 _log = logging.getLogger(__name__)
 
-# Images sampled at a time in an evaluation.
-EVAL_BATCH = 256
-
 
 def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """Trains, and compares with a network without memory if so configured.
@@ -35,6 +34,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     config: The run.
     workdir: Its directory.
   """
+  assemble.require_data(config)
   mesh = make_mesh(config)
   config_lib.claim_workdir(config, workdir)
   dataset = assemble.load_dataset(config)
@@ -52,68 +52,21 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   other_run = make_run(other, other_dir, mesh, dataset, memory, distance)
   other_state = train.train(other_run)
   _log.info("sampling for the report")
-  sample_fn = make_sample_fn(config, memory, config.seed)
+  sample_fn = make_sample_fn(config, memory, mesh, config.seed)
+  weights = make_weights(config, memory, state.ema)
+  other_weights = make_weights(other, memory, other_state.ema)
+  other_fn = make_sample_fn(other, memory, mesh, config.seed)
+  bank, heldout = memory.bank, dataset.heldout.bank
   material = report.Material(
     train=dataset.train_images.pixels,
     heldout=dataset.heldout_images.pixels,
-    from_bank=draw_samples(config, sample_fn, state.ema, memory.bank),
-    from_heldout=draw_samples(
-      config, sample_fn, state.ema, dataset.heldout.bank
-    ),
-    unconditional=draw_samples(
-      other,
-      make_sample_fn(other, memory, config.seed),
-      other_state.ema,
-      memory.bank,
-    ),
+    from_bank=draw_samples(config, sample_fn, weights, bank),
+    from_heldout=draw_samples(config, sample_fn, weights, heldout),
+    unconditional=draw_samples(other, other_fn, other_weights, bank),
     distance=distance,
   )
   print(report.write(material, workdir, other_dir, config.train.steps))
   print(f"Pictures: {workdir}/samples.png, {workdir}/curves.png")
-
-
-def sample_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
-  """Writes images from a run's newest checkpoint.
-
-  Args:
-    config: The run.
-    workdir: Its directory.
-  """
-  if not (workdir / "config.json").exists():
-    raise ValueError(f"--workdir={workdir}: no run was trained there")
-  config_lib.claim_workdir(config, workdir)
-  mesh = make_mesh(config)
-  memory = assemble.load_memory(workdir / "memory", mesh)
-  step, params = load_params(config, workdir, memory, mesh)
-  sample_fn = make_sample_fn(config, memory, config.sample.seed)
-
-  def make(images: np.ndarray) -> np.ndarray:
-    rows = draw.draw_rows(
-      config.sample.seed, jnp.asarray(images), memory.bank.size
-    )
-    return sample.sample_images(
-      sample_fn,
-      params,
-      memory.bank,
-      images,
-      np.asarray(rows),
-      config.sample.batch_size,
-    )
-
-  name = f"step_{step:07d}_{config.sample.weights}_seed_{config.sample.seed}"
-  directory = workdir / "images" / name
-  settings = dataclasses.asdict(config.sampler) | {
-    "bank": memory.info.digest,
-    "step": step,
-    "weights": config.sample.weights,
-    "seed": config.sample.seed,
-  }
-  sample.claim_directory(directory, settings)
-  made = sample.write_images(
-    directory, config.sample.count, config.sample.batch_size, make
-  )
-  sample.write_grid(directory, min(config.sample.count, config.eval.grid))
-  print(f"{made} images made, {config.sample.count} in {directory}")
 
 
 def load_params(
@@ -168,12 +121,13 @@ def make_run(
     distance: uint8 images -> Fréchet distance.
   """
   assemble.save_memory(workdir / "memory", memory)
-  sample_fn = make_sample_fn(config, memory, config.seed)
+  sample_fn = make_sample_fn(config, memory, mesh, config.seed)
 
   def evaluate_fn(step: int, params: Any):
     del step
-    found = draw_samples(config, sample_fn, params, memory.bank)
-    grid = sample.make_grid(found.pixels[: config.eval.grid], 16, scale=4)
+    weights = make_weights(config, memory, params)
+    found = draw_samples(config, sample_fn, weights, memory.bank)
+    grid = images.make_grid(found.pixels[: config.eval.grid], 16, scale=4)
     return {"frechet": distance(found.pixels)}, {"bank": grid}
 
   return train.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
@@ -182,7 +136,7 @@ def make_run(
 def draw_samples(
   config: config_lib.Config,
   sample_fn: sample.SampleFn,
-  params: Any,
+  weights: sample.Weights,
   bank: bank_lib.MemoryBank,
 ) -> report.Samples:
   """The samples of an evaluation: always the same rows and noise.
@@ -190,14 +144,14 @@ def draw_samples(
   Args:
     config: The run.
     sample_fn: Makes the images.
-    params: Parameters.
+    weights: What it makes them with.
     bank: Where the snippets come from.
   """
-  images = np.arange(config.eval.count, dtype=np.int32)
-  rows = np.asarray(draw.draw_rows(config.seed, jnp.asarray(images), bank.size))
-  pixels = sample.sample_images(
-    sample_fn, params, bank, images, rows, EVAL_BATCH
+  numbers = np.arange(config.eval.count, dtype=np.int32)
+  rows = np.asarray(
+    draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
+  pixels = sample_fn(weights, numbers, np.asarray(bank.rows)[rows])
   return report.Samples(pixels, rows)
 
 
@@ -219,23 +173,43 @@ def frechet_to(
 
 
 def make_sample_fn(
-  config: config_lib.Config, memory: assemble.Memory, seed: int
+  config: config_lib.Config,
+  memory: assemble.Memory,
+  mesh: jax.sharding.Mesh,
+  seed: int,
 ) -> sample.SampleFn:
   """The sampling function of a run.
 
   Args:
     config: The run.
     memory: Its memory.
+    mesh: The devices.
     seed: Image i's noise depends on (seed, i) alone.
   """
-  tokenizer, _ = assemble.encoders(config, memory.latent_shape[-1])
   return sample.make_sample_fn(
     assemble.network(config, memory),
-    tokenizer,
-    memory.stats,
     config.sampler,
     memory.latent_shape,
+    mesh,
     seed=seed,
+    device_batch=config.sample.device_batch,
+  )
+
+
+def make_weights(
+  config: config_lib.Config, memory: assemble.Memory, params: Any
+) -> sample.Weights:
+  """All that a run samples with.
+
+  Args:
+    config: The run.
+    memory: Its memory.
+    params: Its network's parameters.
+  """
+  return sample.Weights(
+    params=params,
+    tokenizer=pretrained.load_tokenizer(config),
+    stats=memory.stats,
   )
 
 
@@ -250,13 +224,9 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   """
   mesh = sharding.make_mesh(config.mesh)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  for key, size in (
-    ("train.batch_size", config.train.batch_size),
-    ("sample.batch_size", config.sample.batch_size),
-  ):
-    if size % ways:
-      raise ValueError(
-        f"config.{key}={size} is not a multiple of the mesh's"
-        f" data x fsdp = {ways}"
-      )
+  if config.train.batch_size % ways:
+    raise ValueError(
+      f"config.train.batch_size={config.train.batch_size} is not a multiple of"
+      f" the mesh's data x fsdp = {ways}"
+    )
   return mesh

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import checkpoint, evaluate, metrics, sample
+from gmem_jax import checkpoint, evaluate, images, metrics
 
 # Columns of samples.png.
 COLUMNS = 16
@@ -67,7 +67,7 @@ def picture(material: Material) -> np.ndarray:
     held.pixels[:COLUMNS],
     material.unconditional.pixels[:COLUMNS],
   ]
-  return sample.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
+  return images.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
 
 
 def numbers(
@@ -155,7 +155,7 @@ def write(
   """
   values = numbers(material, memory_run, other_run)
   text = table(values, steps)
-  sample.save_png(memory_run / "samples.png", picture(material))
+  images.save_png(memory_run / "samples.png", picture(material))
   _plot(memory_run / "curves.png", memory_run, other_run)
   checkpoint.write_json(memory_run / "report.json", values)
   checkpoint.write_text(memory_run / "report.txt", text.lstrip())

@@ -20,6 +20,8 @@ STREAMS = {
   "train/dropout": "(step)",
   "sample/row": "(image)",
   "sample/noise": "(image)",
+  "sample/kick": "(image, step)",
+  "sample/mask": "()",
   "encoder": "()",
 }
 

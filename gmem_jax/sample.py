@@ -1,226 +1,170 @@
-"""Checkpoint and bank to images; image i depends on (seed, i) alone."""
+"""Weights and snippets to images; image i depends on (seed, i) alone.
 
-import json
-import pathlib
+Compilers choose kernels by shape, and kernels differ in the last bit. So the
+sampler is compiled for one number of images on each device, whatever the
+number that is asked for, and the last call is filled up.
+
+Shapes: b images, h w c latent, d snippet width, m bank rows.
+"""
+
 from collections.abc import Callable
 from typing import Any, cast
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from gmem_jax import checkpoint, metrics, rngs
-from gmem_jax.bank import bank as bank_lib
-from gmem_jax.diffusion import samplers
+from gmem_jax import rngs, sharding
+from gmem_jax.bank import bank as bank_lib, select
+from gmem_jax.diffusion import guidance, samplers, sit_release
 from gmem_jax.encoders import protocols
 from gmem_jax.models import transformer
 
-# (parameters, bank, image numbers [b], rows [b]) -> uint8 images [b H W ch].
-SampleFn = Callable[[Any, bank_lib.MemoryBank, Any, Any], jax.Array]
+
+@flax.struct.dataclass
+class Weights:
+  """All arrays between noise and bytes.
+
+  Attributes:
+    params: The network's parameters.
+    tokenizer: Decodes the latents; a pytree.
+    stats: Undo the normalisation of the latents.
+  """
+
+  params: Any
+  tokenizer: Any
+  stats: protocols.LatentStats
+
+
+# (weights, image numbers [n], features [n d]) -> uint8 images [n H W ch], all
+# but the weights on the host. Features are scaled to unit length.
+SampleFn = Callable[[Weights, np.ndarray, np.ndarray], np.ndarray]
 
 
 def make_sample_fn(
   network: transformer.FlowTransformer,
-  tokenizer: protocols.Tokenizer,
-  stats: protocols.LatentStats,
   sampler: samplers.SamplerConfig,
   latent_shape: tuple[int, int, int],
+  mesh: Mesh,
   *,
   seed: int,
+  device_batch: int,
+  first_release: bool = False,
 ) -> SampleFn:
   """Makes the sampling function: one jit from noise to bytes.
 
   Args:
     network: The network.
-    tokenizer: Decodes the latents.
-    stats: Undo the normalisation of the latents.
     sampler: The sampler.
     latent_shape: h, w, c.
+    mesh: The devices; images are split over the axes of the batch.
     seed: Image i's noise depends on (seed, i) alone.
+    device_batch: Images on each device in one call.
+    first_release: The network is that of the first release, which counts time
+      from the data (t=0), and so is the rounding of pixels.
 
   Returns:
-    The function; compiled once for each batch size.
+    The function; it is compiled once.
   """
 
-  @jax.jit
-  def sample(params, bank, images, rows):
-    keys = rngs.keys(seed, "sample/noise", images)
-    x0 = jax.vmap(lambda k: jax.random.normal(k, latent_shape))(keys)
-    conditioned = network.conditioning != "none"
-    snippet = bank_lib.snippets(bank, rows) if conditioned else None
+  def some(weights, images, features):
+    snippet = None
+    if network.conditioning != "none":
+      snippet = bank_lib.normalise(features)
+    x0 = _noise(seed, images, latent_shape)
+    x1 = _integrate(
+      network, sampler, weights.params, snippet, x0, seed, images, first_release
+    )
+    latents = protocols.denormalise_latents(x1, weights.stats)
+    pixels = weights.tokenizer.decode(latents)
+    return protocols.to_uint8(pixels, 127.5 if first_release else 128.0)
 
-    def predict(x, t):
-      velocity = network.apply({"params": params}, x, t, snippet)
-      return cast(jax.Array, velocity)
+  batch = sharding.BATCH
+  compiled = jax.jit(
+    jax.shard_map(
+      some,
+      mesh=mesh,
+      in_specs=(P(), batch, batch),
+      out_specs=batch,
+      check_vma=False,
+    ),
+    out_shardings=sharding.replicated(mesh),
+  )
+  where = NamedSharding(mesh, batch)
+  together = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
 
-    x1 = samplers.sample(sampler, predict, x0)
-    latents = protocols.denormalise_latents(x1, stats)
-    return protocols.to_uint8(tokenizer.decode(latents))
+  def sample(weights, images, features):
+    done = []
+    for start in range(0, len(images), together):
+      part = np.arange(start, start + together).clip(max=len(images) - 1)
+      pixels = compiled(
+        weights,
+        jax.device_put(np.asarray(images[part], np.int32), where),
+        jax.device_put(np.asarray(features[part], np.float32), where),
+      )
+      done.append(jax.device_get(pixels)[: len(images) - start])
+    return np.concatenate(done)
 
   return sample
 
 
-def sample_images(
-  sample_fn: SampleFn,
-  params: Any,
-  bank: bank_lib.MemoryBank,
-  images: np.ndarray,
-  rows: np.ndarray,
-  batch_size: int,
-) -> np.ndarray:
-  """Samples any number of images, in batches of one shape.
+def _noise(seed, images, latent_shape):
+  """The noise that each image begins with."""
+  keys = rngs.keys(seed, "sample/noise", images)
+  return jax.vmap(lambda k: jax.random.normal(k, latent_shape))(keys)
+
+
+def _integrate(
+  network, sampler, params, snippet, x0, seed, images, first_release
+):
+  """From noise to normalised latents."""
+
+  def apply(x, t, snippet):
+    def bound(x, t):
+      velocity = network.apply({"params": params}, x, t, snippet)
+      return cast(jax.Array, velocity)
+
+    return (sit_release.turn_time(bound) if first_release else bound)(x, t)
+
+  def pair(x, t):
+    return guidance.pair(apply, x, t, snippet, jnp.zeros_like(snippet))
+
+  def kicks(step):
+    def one(image):
+      key = rngs.key(seed, "sample/kick", image, step)
+      return jax.random.normal(key, x0.shape[1:])
+
+    return jax.vmap(one)(images)
+
+  return samplers.sample(
+    sampler, lambda x, t: apply(x, t, snippet), x0, kicks, pair
+  )
+
+
+def make_row_fn(
+  seed: int, latent_shape: tuple[int, int, int], frequencies: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Makes the function by which images choose their rows from their noise.
 
   Args:
-    sample_fn: Of `make_sample_fn`.
-    params: The network's parameters.
-    bank: The bank.
-    images: Global image numbers.
-    rows: The bank row of each.
-    batch_size: Images at a time; the last batch is filled up.
+    seed: The sampling seed.
+    latent_shape: h, w, c.
+    frequencies: [m] how often each row occurred.
 
   Returns:
-    uint8 [n H W channels].
+    Image numbers [n] -> rows [n].
+
+  Source: the first release, see `bank.select`.
   """
-  done = []
-  for start in range(0, len(images), batch_size):
-    part = np.arange(start, start + batch_size).clip(max=len(images) - 1)
-    pixels = sample_fn(
-      params, bank, jnp.asarray(images[part]), jnp.asarray(rows[part])
-    )
-    done.append(jax.device_get(pixels)[: len(images) - start])
-  return np.concatenate(done)
+  counts = jnp.asarray(frequencies.astype(np.int32))
 
+  @jax.jit
+  def one(image, counts):
+    return select.select_row(_noise(seed, image[None], latent_shape), counts)[0]
 
-def save_png(path: pathlib.Path, pixels: np.ndarray) -> None:
-  """Writes a picture, whole or not at all.
-
-  Args:
-    path: The PNG file.
-    pixels: uint8 [H, W, channels], one channel or three.
-  """
-  temporary = path.with_name(f".{path.name}.tmp")
-  Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-    temporary, format="PNG"
+  # One by one: a mean of several images may round otherwise.
+  return lambda images: np.array(
+    [int(one(jnp.int32(i), counts)) for i in images], np.int64
   )
-  temporary.replace(path)
-
-
-def read_png(path: pathlib.Path) -> np.ndarray:
-  """Reads a picture.
-
-  Args:
-    path: The PNG file.
-
-  Returns:
-    uint8 [H, W, channels].
-  """
-  with Image.open(path) as image:
-    pixels = np.asarray(image)
-  return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def make_grid(
-  images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 2
-) -> np.ndarray:
-  """Arranges images in rows on a white ground.
-
-  Args:
-    images: uint8 [n H W channels].
-    columns: Images a row.
-    scale: Whole-number enlargement of each pixel.
-    gap: Pixels between images.
-
-  Returns:
-    uint8 [H', W', channels].
-  """
-  images = images.repeat(scale, axis=1).repeat(scale, axis=2)
-  n, h, w, channels = images.shape
-  rows = -(-n // columns)
-  grid = np.full(
-    (rows * (h + gap) + gap, columns * (w + gap) + gap, channels),
-    255,
-    np.uint8,
-  )
-  for i, image in enumerate(images):
-    y, x = i // columns * (h + gap) + gap, i % columns * (w + gap) + gap
-    grid[y : y + h, x : x + w] = image
-  return grid
-
-
-def write_images(
-  directory: pathlib.Path,
-  count: int,
-  batch_size: int,
-  make: Callable[[np.ndarray], np.ndarray],
-) -> int:
-  """Fills a directory with images; those that exist are not made again.
-
-  Args:
-    directory: Receives 000000.png and so on.
-    count: Number of images in all.
-    batch_size: Images at a time.
-    make: Image numbers -> uint8 [n H W channels].
-
-  Returns:
-    How many images were made now.
-  """
-  directory.mkdir(parents=True, exist_ok=True)
-  missing = np.array(
-    [i for i in range(count) if not (directory / f"{i:06d}.png").exists()],
-    np.int32,
-  )
-  progress = metrics.Progress(
-    "sample", count - len(missing), count, unit="image"
-  )
-  for start in range(0, len(missing), batch_size):
-    part = missing[start : start + batch_size]
-    for i, pixels in zip(part, make(part), strict=True):
-      save_png(directory / f"{i:06d}.png", pixels)
-    progress.update(count - len(missing) + start + len(part))
-  progress.close()
-  return len(missing)
-
-
-def claim_directory(directory: pathlib.Path, settings: dict[str, Any]) -> None:
-  """Makes a directory these settings', or checks that it already is.
-
-  Args:
-    directory: Will hold the images.
-    settings: All that the images depend on; JSON.
-
-  Raises:
-    ValueError: If it holds images of other settings; lists them.
-  """
-  path = directory / "sample.json"
-  if path.exists():
-    theirs = json.loads(path.read_text())
-    ours = json.loads(json.dumps(settings))
-    differing = [
-      f"  {key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
-      for key in sorted(theirs.keys() | ours.keys())
-      if theirs.get(key) != ours.get(key)
-    ]
-    if differing:
-      raise ValueError(
-        f"{directory} holds images of other settings:\n"
-        + "\n".join(differing)
-        + "\nMove it away, or sample with another sample.seed."
-      )
-  directory.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(path, settings)
-
-
-def write_grid(directory: pathlib.Path, count: int) -> None:
-  """Shows the first images of a directory in one picture, grid.png.
-
-  Args:
-    directory: Holds 000000.png and so on.
-    count: How many to show.
-  """
-  images = np.stack(
-    [read_png(directory / f"{i:06d}.png") for i in range(count)]
-  )
-  scale = max(1, 64 // images.shape[1])
-  columns = int(np.ceil(np.sqrt(count)))
-  save_png(directory / "grid.png", make_grid(images, columns, scale=scale))

@@ -26,10 +26,10 @@ from gmem_jax import (
   assemble,
   checkpoint,
   config as config_lib,
+  images,
   metrics,
   optim,
   rngs,
-  sample,
   sharding,
   train_state,
   train_step,
@@ -245,7 +245,7 @@ def _evaluate(run, step, state, train_seconds, writer) -> None:
     directory = run.workdir / "samples"
     directory.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-      sample.save_png(directory / f"{name}_{step:07d}.png", picture)
+      images.save_png(directory / f"{name}_{step:07d}.png", picture)
   shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
   _log.info("step %d  %s", step, shown)
 

@@ -4,16 +4,18 @@
 x_t, let the network predict the velocity from x_t, t and the example's memory
 snippet, and step the optimizer and the moving average.
 
-Shapes: b batch, h w c latent, n tokens, d width, k steps of a dispatch.
+Shapes: b batch, h w c latent, d snippet, n tokens of width z, k steps of a
+dispatch.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from gmem_jax import rngs, train_state
 from gmem_jax.bank import bank as bank_lib
@@ -23,10 +25,96 @@ from gmem_jax.models import transformer
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, "..."]]
+
+
+@flax.struct.dataclass
+class Draws:
+  """One step's data and random draws.
+
+  Attributes:
+    x1: Normalised latents.
+    x0: Standard normal noise.
+    t: Times in [0, 1].
+    snippet: Unit memory snippets, or None for a network without memory.
+    tokens: The image encoder's tokens, for the projection loss, or None.
+    dropout_key: Key of the snippets' dropout; None for no dropout.
+  """
+
+  x1: Float[Array, "b h w c"]
+  x0: Float[Array, "b h w c"]
+  t: Float[Array, " b"]
+  snippet: Float[Array, "b d"] | None
+  tokens: Float[Array, "b n z"] | None
+  dropout_key: Key[Array, ""] | None
+
+
+UpdateFn = Callable[
+  [train_state.TrainState, Draws], tuple[train_state.TrainState, Metrics]
+]
 StepFn = Callable[
   [train_state.TrainState, Batch, bank_lib.MemoryBank],
   tuple[train_state.TrainState, Metrics],
 ]
+
+
+def make_update(
+  network: transformer.FlowTransformer,
+  tx: optax.GradientTransformation,
+  loss_config: losses.LossConfig,
+  *,
+  ema_decay: float,
+) -> UpdateFn:
+  """Makes the part of the step that draws nothing.
+
+  Args:
+    network: The network.
+    tx: The optimizer.
+    loss_config: The loss.
+    ema_decay: Decay of the moving average.
+
+  Returns:
+    (state, Draws) -> (state, metrics): gradients of the loss, optimizer, moving
+    average. Metrics are scalars under `train/`.
+
+  Source: paper §3; the published training loop.
+  """
+  project = loss_config.projection_weight > 0
+
+  def loss_fn(params, draws):
+    def predict(x_t, t):
+      out = network.apply(
+        {"params": params},
+        x_t,
+        t,
+        draws.snippet,
+        dropout_key=draws.dropout_key,
+        project=project,
+      )
+      return cast(tuple[Array, Array | None], out if project else (out, None))
+
+    return losses.flow_loss(
+      loss_config, predict, draws.x1, draws.x0, draws.t, draws.tokens
+    )
+
+  def update(state, draws):
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, metrics), grads = grad_fn(state.params, draws)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      "train/loss": loss,
+      "train/grad_norm": optax.tree.norm(grads),
+      **{f"train/{name}": value for name, value in metrics.items()},
+    }
+    state = train_state.TrainState(
+      step=state.step + 1,
+      params=params,
+      ema=train_state.update_ema(state.ema, params, ema_decay),
+      opt_state=opt_state,
+    )
+    return state, metrics
+
+  return update
 
 
 def make_train_step(
@@ -55,49 +143,23 @@ def make_train_step(
 
   Source: paper §3; the published training loop.
   """
-  project = loss_config.projection_weight > 0
   conditioned = network.conditioning != "none"
-
-  def loss_fn(params, batch, bank, step):
-    x1 = protocols.normalise_latents(batch["latent"], stats)
-    t = losses.sample_time(
-      loss_config, rngs.key(seed, "train/time", step), x1.shape[0]
-    )
-    x0 = jax.random.normal(rngs.key(seed, "train/noise", step), x1.shape)
-    snippet = bank_lib.snippets(bank, batch["row"]) if conditioned else None
-
-    def predict(x_t, t):
-      out = network.apply(
-        {"params": params},
-        x_t,
-        t,
-        snippet,
-        dropout_key=rngs.key(seed, "train/dropout", step),
-        project=project,
-      )
-      return cast(tuple[Array, Array | None], out if project else (out, None))
-
-    return losses.flow_loss(
-      loss_config, predict, x1, x0, t, batch.get("tokens")
-    )
+  update = make_update(network, tx, loss_config, ema_decay=ema_decay)
 
   def step_fn(state, batch, bank):
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, metrics), grads = grad_fn(state.params, batch, bank, state.step)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {
-      "train/loss": loss,
-      "train/grad_norm": optax.tree.norm(grads),
-      **{f"train/{name}": value for name, value in metrics.items()},
-    }
-    state = train_state.TrainState(
-      step=state.step + 1,
-      params=params,
-      ema=train_state.update_ema(state.ema, params, ema_decay),
-      opt_state=opt_state,
+    step = state.step
+    x1 = protocols.normalise_latents(batch["latent"], stats)
+    draws = Draws(
+      x1=x1,
+      x0=jax.random.normal(rngs.key(seed, "train/noise", step), x1.shape),
+      t=losses.sample_time(
+        loss_config, rngs.key(seed, "train/time", step), x1.shape[0]
+      ),
+      snippet=bank_lib.snippets(bank, batch["row"]) if conditioned else None,
+      tokens=batch.get("tokens"),
+      dropout_key=rngs.key(seed, "train/dropout", step),
     )
-    return state, metrics
+    return update(state, draws)
 
   return step_fn
 

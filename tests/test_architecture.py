@@ -13,9 +13,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Layers, top first. A module imports from its own layer or from a lower one.
 LAYERS = (
   ("main",),
-  ("modes", "report", "convert", "bench", "evaluate"),
-  ("train", "sample", "assemble"),
-  ("checkpoint", "data", "metrics", "config", "weights"),
+  (
+    "modes",
+    "sample_mode",
+    "manipulate",
+    "report",
+    "convert",
+    "bench",
+    "evaluate",
+  ),
+  ("train", "sample", "assemble", "pretrained"),
+  ("checkpoint", "data", "metrics", "images", "config", "sections", "weights"),
   ("train_step", "train_state", "sharding", "optim"),
   ("diffusion", "bank", "models", "encoders"),
   ("kernels", "rngs"),
@@ -114,8 +122,11 @@ def test_configs_are_complete_and_resolve():
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    resolved = config.resolve(module.get_config())
-    assert config.flatten(config.to_json(resolved)).keys() == (
-      config.flatten(module.get_config().to_dict()).keys()
-    )
+    options = getattr(module, "OPTIONS", None)
+    for arguments in [(o,) for o in options] if options else [()]:
+      tree = module.get_config(*arguments)
+      resolved = config.resolve(tree)
+      assert config.flatten(config.to_json(resolved)).keys() == (
+        config.flatten(tree.to_dict()).keys()
+      )
     assert "python -m gmem_jax.main" in module.__doc__

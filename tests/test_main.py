@@ -265,6 +265,23 @@ BAD_INPUT = {
   "wrong mode": (["--mode=eat"], "--mode=eat"),
   "stray argument": (["eat"], "unknown argument(s) ['eat']"),
   "no run to sample": (["--mode=sample"], "no run was trained there"),
+  "one end": (
+    ["--mode=sample", "--interpolate=1"],
+    "--interpolate=1: two are needed",
+  ),
+  "image in training": (["--image=a.png"], "belong to --mode=sample"),
+  "no such weights": (
+    ["--mode=sample", "--config.sample.network=nope"],
+    "config.sample.network='nope'",
+  ),
+  "no such option": (
+    [f"--config={tiny.ROOT}/configs/xl_in1k.py:odd"],
+    "option 'odd': allowed are",
+  ),
+  "no training data": (
+    [f"--config={tiny.ROOT}/configs/xl_in1k.py"],
+    "config.data.source='none'",
+  ),
 }
 
 

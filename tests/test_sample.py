@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import assemble, modes, sample, sharding
+from gmem_jax import assemble, images as images_lib, modes, sharding
 from tests import tiny
 
 
@@ -16,13 +16,21 @@ def sampling():
   memory = assemble.make_memory(assemble.load_dataset(config), mesh)
   with jax.numpy_dtype_promotion("standard"):
     params = assemble.make_init(config, memory)().params
-  return modes.make_sample_fn(config, memory, 0), params, memory.bank
+  weights = modes.make_weights(config, memory, params)
+  sample_fn = modes.make_sample_fn(config, memory, mesh, 0)
+  return sample_fn, weights, np.asarray(memory.bank.rows)
 
 
 def images_of(sampling, images, batch_size):
+  sample_fn, weights, rows = sampling
   images = np.asarray(images, np.int32)
-  rows = (images * 7) % 100
-  return sample.sample_images(*sampling, images, rows, batch_size)
+  parts = [
+    images[start : start + batch_size]
+    for start in range(0, len(images), batch_size)
+  ]
+  return np.concatenate(
+    [sample_fn(weights, part, rows[(part * 7) % 100]) for part in parts]
+  )
 
 
 def test_an_image_does_not_depend_on_its_batch(sampling):
@@ -35,9 +43,9 @@ def test_an_image_does_not_depend_on_its_batch(sampling):
 
 
 def test_the_row_matters(sampling):
-  images = np.zeros(1, np.int32)
-  a = sample.sample_images(*sampling, images, np.array([0]), 1)
-  b = sample.sample_images(*sampling, images, np.array([1]), 1)
+  sample_fn, weights, rows = sampling
+  a = sample_fn(weights, np.zeros(1, np.int32), rows[:1])
+  b = sample_fn(weights, np.zeros(1, np.int32), rows[1:2])
   assert (a != b).any()
 
 
@@ -55,19 +63,19 @@ def test_images_are_numbered_and_continue(tmp_path):
     return fake(images)
 
   with pytest.raises(KeyboardInterrupt):
-    sample.write_images(tmp_path, 20, 5, make)
+    images_lib.write_images(tmp_path, 20, 5, make)
   assert len(list(tmp_path.glob("*.png"))) == 5
-  assert sample.write_images(tmp_path, 20, 5, fake) == 15
-  assert sample.write_images(tmp_path, 20, 5, fake) == 0
+  assert images_lib.write_images(tmp_path, 20, 5, fake) == 15
+  assert images_lib.write_images(tmp_path, 20, 5, fake) == 0
   for i in range(20):
-    pixels = sample.read_png(tmp_path / f"{i:06d}.png")
+    pixels = images_lib.read_png(tmp_path / f"{i:06d}.png")
     np.testing.assert_array_equal(pixels, np.full((8, 8, 1), i))
   assert len(list(tmp_path.iterdir())) == 20, "no temporary file is left"
 
 
 def test_grid_keeps_every_image():
   images = fake(range(1, 8))
-  grid = sample.make_grid(images, 3, scale=2, gap=1)
+  grid = images_lib.make_grid(images, 3, scale=2, gap=1)
   assert grid.shape == (3 * 17 + 1, 3 * 17 + 1, 1)
   assert grid[1, 1, 0] == 1
   assert grid[18, 18, 0] == 5
@@ -77,20 +85,20 @@ def test_grid_keeps_every_image():
 
 def test_colour_images_are_saved(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
-  sample.save_png(tmp_path / "a.png", pixels)
-  np.testing.assert_array_equal(sample.read_png(tmp_path / "a.png"), pixels)
+  images_lib.save_png(tmp_path / "a.png", pixels)
+  np.testing.assert_array_equal(images_lib.read_png(tmp_path / "a.png"), pixels)
 
 
 def test_directory_of_other_settings_is_refused(tmp_path):
-  sample.claim_directory(tmp_path / "d", {"seed": 0, "step": 5})
-  sample.claim_directory(tmp_path / "d", {"seed": 0, "step": 5})
+  images_lib.claim_directory(tmp_path / "d", {"seed": 0, "step": 5})
+  images_lib.claim_directory(tmp_path / "d", {"seed": 0, "step": 5})
   with pytest.raises(ValueError, match=r"seed: 0 there, 1 now"):
-    sample.claim_directory(tmp_path / "d", {"seed": 1, "step": 5})
+    images_lib.claim_directory(tmp_path / "d", {"seed": 1, "step": 5})
   stored = json.loads((tmp_path / "d" / "sample.json").read_text())
   assert stored == {"seed": 0, "step": 5}
 
 
 def test_grid_file(tmp_path):
-  sample.write_images(tmp_path, 5, 5, fake)
-  sample.write_grid(tmp_path, 5)
-  assert sample.read_png(tmp_path / "grid.png").shape[1] > 3 * 64
+  images_lib.write_images(tmp_path, 5, 5, fake)
+  images_lib.write_grid(tmp_path, 5, 3)
+  assert images_lib.read_png(tmp_path / "grid.png").shape[1] > 3 * 64

@@ -27,6 +27,8 @@ CHANGES = {
   "eval.count": 16,
   "eval.grid": 16,
   "report.unconditional": False,
+  "sample.device_batch": 8,
+  "sample.grid": 16,
 }
 
 

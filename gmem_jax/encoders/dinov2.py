@@ -223,6 +223,38 @@ class DINOv2(nn.Module):
     return jax.vmap(lambda key: block.init(key, tokens)["params"])(keys)
 
 
+class Encoder:
+  """The network with its weights, as one function of images.
+
+  Attributes:
+    name: Identifies the weights, so that a bank records what made it.
+    width: Width of the feature.
+  """
+
+  def __init__(self, name: str, network: DINOv2, params: Any):
+    """Keeps the parts.
+
+    Args:
+      name: What identifies the weights.
+      network: The network.
+      params: Its parameters.
+    """
+    self.name, self.width = name, network.width
+    # An argument of the compiled function, not a constant inside of it.
+    self._params = params
+    self._apply = jax.jit(lambda p, x: network.apply({"params": p}, x))
+
+  def __call__(
+    self, images: Float[Array, "b h w 3"]
+  ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
+    """Features of images; see `DINOv2`.
+
+    Args:
+      images: square, at least 256 pixels wide, in [-1, 1].
+    """
+    return self._apply(self._params, images)
+
+
 def _layer_norm(name: str | None = None) -> nn.LayerNorm:
   return nn.LayerNorm(
     epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name

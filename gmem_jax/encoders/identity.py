@@ -3,13 +3,19 @@
 For images so small that a flow can work on them directly.
 """
 
+import flax.struct
 from jaxtyping import Array, Float
 
 
+@flax.struct.dataclass
 class IdentityTokenizer:
-  """Pixels in, pixels out."""
+  """Pixels in, pixels out; a pytree without leaves.
 
-  name = "identity"
+  Attributes:
+    name: "identity".
+  """
+
+  name: str = flax.struct.field(pytree_node=False, default="identity")
 
   def encode(
     self, images: Float[Array, "b H W ch"]

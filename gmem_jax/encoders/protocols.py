@@ -102,13 +102,16 @@ def to_float(images: UInt8[Array, "b H W ch"]) -> Float[Array, "b H W ch"]:
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(images: Float[Array, "b H W ch"]) -> UInt8[Array, "b H W ch"]:
-  """[-1, 1] to bytes, clipped and truncated.
+def to_uint8(
+  images: Float[Array, "b H W ch"], offset: float = 128.0
+) -> UInt8[Array, "b H W ch"]:
+  """[-1, 1] to bytes: 127.5 x + offset, clipped and truncated.
 
   Args:
     images: Pixels; values outside of [-1, 1] are clipped.
+    offset: 128, with which truncation rounds to the nearest level; the first
+      release took 127.5.
 
-  Source: the published evaluation, which adds 128, not 127.5: truncation then
-    rounds to the nearest level.
+  Source: the published evaluations.
   """
-  return jnp.clip(127.5 * images + 128.0, 0.0, 255.0).astype(jnp.uint8)
+  return jnp.clip(127.5 * images + offset, 0.0, 255.0).astype(jnp.uint8)

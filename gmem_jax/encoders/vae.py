@@ -20,6 +20,7 @@ Yao et al., arXiv 2501.01423 (VA-VAE); Li et al., arXiv 2406.11838 (MAR).
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -201,6 +202,41 @@ class AutoencoderKL(nn.Module):
       The reconstructions, as from `decode`.
     """
     return self.decode(self.encode(images).mean)
+
+
+@flax.struct.dataclass
+class Tokenizer:
+  """An autoencoder with its weights; a pytree of them.
+
+  Attributes:
+    name: Which one, e.g. "va_vae".
+    network: The network.
+    params: Its parameters.
+  """
+
+  name: str = flax.struct.field(pytree_node=False)
+  network: AutoencoderKL = flax.struct.field(pytree_node=False)
+  params: Any
+
+  def encode(self, images: Float[Array, "b _ _ 3"]) -> Float[Array, "b h w c"]:
+    """The means of the images' posteriors.
+
+    Args:
+      images: As for `AutoencoderKL.encode`.
+    """
+    variables = {"params": self.params}
+    posterior = self.network.apply(variables, images, method="encode")
+    return cast(Posterior, posterior).mean
+
+  def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b _ _ 3"]:
+    """Latents to images.
+
+    Args:
+      latents: As for `AutoencoderKL.decode`.
+    """
+    variables = {"params": self.params}
+    images = self.network.apply(variables, latents, method="decode")
+    return cast(jax.Array, images)
 
 
 VARIANTS: Mapping[str, AutoencoderKL] = MappingProxyType(

@@ -1,0 +1,151 @@
+r"""The first release of GMem: SiT-XL/2 over SD-VAE latents, ImageNet 256 x 256.
+
+  python -m gmem_jax.convert RELEASE.pt weights/gmem_sit
+  python -m gmem_jax.convert SD_VAE_FT_MSE weights/sd_vae
+  python -m gmem_jax.main --config=configs/sit_xl2_in1k.py --workdir=runs/sit \
+    --mode=sample --config.sample.format=npz
+
+Samples as published: the bank and its frequencies come with the network, each
+image chooses its row from its own noise, 250 steps of Euler-Maruyama of which
+the last, from 0.04 on, adds no noise: 250 network calls per image. The
+published sampler keeps its state in float64, this one in float32, which moves a
+latent by float32 rounding. 683 M parameters. For --image also convert DINOv2's
+dinov2_vitb14 to weights/dinov2.
+
+Options: `configs/sit_xl2_in1k.py:ode` is the release's Euler solver of the ODE,
+250 steps. The release has no guidance.
+
+Numbers, published and not measured by us: the model card of the release says
+FID 4.86 within 160,000 steps, of the training and not of one file; neither it
+nor the code names hardware or hours. The release has no training code: loss and
+optimizer below are those of the later one, and this config cannot train.
+"""
+
+import ml_collections
+
+OPTIONS = ("", "ode")
+
+
+def get_config(option: str = "") -> ml_collections.ConfigDict:
+  """The recipe; every key is here.
+
+  Args:
+    option: What follows the colon on the command line, one of `OPTIONS`.
+  """
+  if option not in OPTIONS:
+    raise KeyError(f"option {option!r}: allowed are {OPTIONS}")
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+
+  c.data = dict(
+    source="none",  # no reader of the training data yet
+    holdout=0,
+  )
+  c.encoder = dict(
+    tokenizer="sd_vae",
+    tokenizer_weights="weights/sd_vae",
+    latent_stats="",  # the tokenizer's scale, 0.18215
+    features="dinov2",
+    features_weights="weights/dinov2",
+    image_size=256,  # pixels
+  )
+  c.model = dict(
+    family="sit",
+    width=1152,
+    depth=28,
+    heads=16,
+    patch=2,  # latent pixels
+    conditioning="adaln",
+    snippet_dropout=0.2,
+    projector_depth=8,
+    projector_width=2048,
+    swiglu=False,  # this and the next four: lightning_dit only
+    rope=False,
+    rms_norm=False,
+    qk_norm=False,
+    shift=True,
+    learn_sigma=False,
+    dtype="float32",  # as published for sampling; training was in bfloat16
+    scan_layers=False,
+    remat="none",
+    attention="auto",
+  )
+  c.loss = dict(
+    path="linear",
+    prediction="velocity",
+    weighting="none",
+    time="lognormal",
+    cosine=True,
+    projection_weight=0.5,
+    train_eps=None,
+  )
+  c.optim = dict(
+    learning_rate=2e-4,
+    schedule="constant",
+    warmup_steps=0,
+    decay_steps=0,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    weight_decay=0.0,
+    clip_norm=1.0,
+  )
+  c.train = dict(
+    steps=160_000,
+    batch_size=1024,  # over all devices
+    steps_per_dispatch=1,
+    ema_decay=0.9999,
+    log_every=100,
+  )
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
+  c.checkpoint = dict(
+    every=10_000,  # steps
+    keep_latest=2,
+    keep_every=0,  # steps; 0: none is kept for ever
+  )
+  c.sampler = dict(
+    path="linear",
+    prediction="velocity",
+    method="sde_euler",
+    steps=250,  # points of the time grid
+    diffusion_form="linear",  # this and the next three: SDE only
+    diffusion_norm=1.0,
+    last_step="mean",
+    last_step_size=0.04,
+    timestep_shift=0.0,
+    sample_eps=None,
+    step_control="image",  # this and the next two: ode_dopri5 only
+    atol=1e-6,
+    rtol=1e-3,
+    guidance=dict(scale=1.0, start=0.0, end=1.0, after_end="conditional"),
+  )
+  c.sample = dict(
+    seed=0,  # image i depends on (seed, i) alone
+    count=50_000,
+    batch_size=256,  # images at a time, over all devices
+    device_batch=32,  # images in one compiled call on each device
+    weights="ema",  # of a run; converted weights are what they are
+    network="weights/gmem_sit",
+    bank="",  # comes with the network
+    draw="noise",
+    rows=(),  # bank rows to sample from; (): drawn
+    per_row=1,  # samples of each row
+    format="png",  # or "npz" (ADM), "both"
+    grid=64,  # images in the contact sheet; 0: none
+    output="",  # WORKDIR/images/...
+    interpolation="spherical",  # or "linear", "concat", "mask"
+    points=6,  # of --interpolate
+    reading="bank",  # how --image reads files; or "published"
+  )
+  c.eval = dict(
+    every=0,  # steps; 0: only at the end
+    count=50_000,  # images
+    grid=64,  # images in the sample picture
+  )
+  c.report = dict(
+    unconditional=False,
+  )
+
+  if option == "ode":
+    c.sampler.update(method="ode_euler", steps=251)
+  return c

@@ -1,0 +1,237 @@
+"""Images on disk: numbered PNG files, contact sheets, one file for ADM."""
+
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from gmem_jax import checkpoint, metrics
+
+# Width of a contact sheet's labels, in pixels.
+LABEL_WIDTH = 160
+
+
+def save_png(path: pathlib.Path, pixels: np.ndarray) -> None:
+  """Writes a picture, whole or not at all.
+
+  Args:
+    path: The PNG file.
+    pixels: uint8 [H, W, channels], one channel or three.
+  """
+  temporary = path.with_name(f".{path.name}.tmp")
+  Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
+    temporary, format="PNG"
+  )
+  temporary.replace(path)
+
+
+def read_png(path: pathlib.Path) -> np.ndarray:
+  """Reads a picture.
+
+  Args:
+    path: The PNG file.
+
+  Returns:
+    uint8 [H, W, channels].
+  """
+  with Image.open(path) as image:
+    pixels = np.asarray(image)
+  return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def make_grid(
+  images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 2
+) -> np.ndarray:
+  """Arranges images in rows on a white ground.
+
+  Args:
+    images: uint8 [n H W channels].
+    columns: Images a row.
+    scale: Whole-number enlargement of each pixel.
+    gap: Pixels between images.
+
+  Returns:
+    uint8 [H', W', channels].
+  """
+  images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+  n, h, w, channels = images.shape
+  rows = -(-n // columns)
+  grid = np.full(
+    (rows * (h + gap) + gap, columns * (w + gap) + gap, channels),
+    255,
+    np.uint8,
+  )
+  for i, image in enumerate(images):
+    y, x = i // columns * (h + gap) + gap, i % columns * (w + gap) + gap
+    grid[y : y + h, x : x + w] = image
+  return grid
+
+
+def write_images(
+  directory: pathlib.Path,
+  count: int,
+  batch_size: int,
+  make: Callable[[np.ndarray], np.ndarray],
+) -> int:
+  """Fills a directory with images; those that exist are not made again.
+
+  Args:
+    directory: Receives 000000.png and so on.
+    count: Number of images in all.
+    batch_size: Images at a time.
+    make: Image numbers -> uint8 [n H W channels].
+
+  Returns:
+    How many images were made now.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  missing = np.array(
+    [i for i in range(count) if not (directory / f"{i:06d}.png").exists()],
+    np.int32,
+  )
+  progress = metrics.Progress(
+    "sample", count - len(missing), count, unit="image"
+  )
+  for start in range(0, len(missing), batch_size):
+    part = missing[start : start + batch_size]
+    for i, pixels in zip(part, make(part), strict=True):
+      save_png(directory / f"{i:06d}.png", pixels)
+    progress.update(count - len(missing) + start + len(part))
+  progress.close()
+  return len(missing)
+
+
+def claim_directory(directory: pathlib.Path, settings: dict[str, Any]) -> None:
+  """Makes a directory these settings', or checks that it already is.
+
+  Args:
+    directory: Will hold the images.
+    settings: All that the images depend on; JSON.
+
+  Raises:
+    ValueError: If it holds images of other settings; lists them.
+  """
+  path = directory / "sample.json"
+  if path.exists():
+    theirs = json.loads(path.read_text())
+    ours = json.loads(json.dumps(settings))
+    differing = [
+      f"  {key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
+      for key in sorted(theirs.keys() | ours.keys())
+      if theirs.get(key) != ours.get(key)
+    ]
+    if differing:
+      raise ValueError(
+        f"{directory} holds images of other settings:\n"
+        + "\n".join(differing)
+        + "\nMove it away, or set sample.output or another sample.seed."
+      )
+  directory.mkdir(parents=True, exist_ok=True)
+  checkpoint.write_json(path, settings)
+
+
+def write_grid(
+  directory: pathlib.Path, count: int, columns: int, labels: Sequence[str] = ()
+) -> None:
+  """Shows the first images of a directory in one picture, grid.png.
+
+  Args:
+    directory: Holds 000000.png and so on.
+    count: How many to show.
+    columns: Images a row.
+    labels: What stands on the left of each row; none by default.
+  """
+  images = np.stack(
+    [read_png(directory / f"{i:06d}.png") for i in range(count)]
+  )
+  scale = max(1, 64 // images.shape[1])
+  grid = make_grid(images, columns, scale=scale)
+  if labels:
+    grid = np.concatenate([_label_column(grid, labels), grid], axis=1)
+  save_png(directory / "grid.png", grid)
+
+
+def _label_column(grid: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+  """A white column of a grid's height with one label at each row."""
+  column = Image.new("L", (LABEL_WIDTH, len(grid)), 255)
+  draw, font = ImageDraw.Draw(column), ImageFont.load_default()
+  for i, label in enumerate(labels):
+    text = label.encode("latin-1", "replace").decode("latin-1")
+    draw.text((4, i * len(grid) // len(labels) + 4), text, 0, font)
+  return np.asarray(column)[..., None].repeat(grid.shape[-1], axis=-1)
+
+
+def adm_file(directory: pathlib.Path, count: int) -> pathlib.Path:
+  """Where `write_adm` puts a number of images."""
+  return directory / f"samples_{count}.npz"
+
+
+def write_adm(directory: pathlib.Path, count: int) -> pathlib.Path:
+  """Packs the first images of a directory for the ADM evaluation suite.
+
+  The images stream into the file one by one, so that 50,000 of them need no
+  memory; grey ones become RGB.
+
+  Args:
+    directory: Holds 000000.png and so on.
+    count: How many.
+
+  Returns:
+    The .npz file: arr_0, uint8 [count H W 3].
+  """
+  path = adm_file(directory, count)
+  temporary = path.with_name(f".{path.name}.tmp")
+  height, width, _ = read_png(directory / "000000.png").shape
+  header = {
+    "descr": "|u1",
+    "fortran_order": False,
+    "shape": (count, height, width, 3),
+  }
+  with (
+    zipfile.ZipFile(temporary, "w") as archive,
+    archive.open("arr_0.npy", "w", force_zip64=True) as array,
+  ):
+    np.lib.format.write_array_header_1_0(array, header)
+    for i in range(count):
+      pixels = read_png(directory / f"{i:06d}.png")
+      array.write(np.broadcast_to(pixels, (height, width, 3)).tobytes())
+  temporary.replace(path)
+  return path
+
+
+def remove_pngs(directory: pathlib.Path, count: int) -> None:
+  """Removes the first images of a directory, once they are packed.
+
+  Args:
+    directory: Holds 000000.png and so on.
+    count: How many.
+  """
+  for i in range(count):
+    (directory / f"{i:06d}.png").unlink(missing_ok=True)
+
+
+def read_rgb(path: pathlib.Path, key: str) -> np.ndarray:
+  """Reads a picture of any format that Pillow knows.
+
+  Args:
+    path: The file.
+    key: What names the file in an error.
+
+  Returns:
+    uint8 [H, W, 3].
+
+  Raises:
+    ValueError: If it cannot be read.
+  """
+  try:
+    with Image.open(path) as image:
+      return np.asarray(image.convert("RGB"))
+  # Damage shows as anything from OSError to SyntaxError.
+  except Exception as error:
+    raise ValueError(
+      f"{key}: cannot read {path} as an image: {error}"
+    ) from None

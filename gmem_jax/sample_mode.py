@@ -1,0 +1,247 @@
+"""`--mode=sample`: images from a run, or from converted weights."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmem_jax import (
+  config as config_lib,
+  images as images_lib,
+  manipulate,
+  pretrained,
+  sample,
+  sample_source as source_lib,
+  sections,
+  sharding,
+)
+from gmem_jax.bank import bank as bank_lib, draw
+from gmem_jax.diffusion import samplers
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Which snippet each image is made from.
+
+  Attributes:
+    name: What is added to the directory's name.
+    count: Number of images.
+    features: Image numbers [n] -> features [n d].
+    labels: Names of the groups of `per_row` images; () if there are none.
+    info: All that the features depend on; JSON.
+  """
+
+  name: str
+  count: int
+  features: Callable[[np.ndarray], np.ndarray]
+  labels: tuple[str, ...]
+  info: dict[str, Any]
+
+
+def sample_mode(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  images: Sequence[str] = (),
+  ends: Sequence[str] = (),
+) -> None:
+  """Writes images.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+    images: Files to make samples like (--image).
+    ends: Two bank rows or files to go between (--interpolate), or nothing.
+
+  Raises:
+    ValueError: Naming the key or flag that does not fit.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  source = source_lib.load(config, workdir, mesh)
+  if images or ends:
+    plan = _plan_manipulation(config, source, images, ends)
+  else:
+    plan = _plan_rows(config, source)
+  directory = workdir / "images" / _name(config, source, plan)
+  if config.sample.output:
+    directory = pathlib.Path(config.sample.output).absolute()
+  images_lib.claim_directory(directory, _record(config, source, plan))
+  made = _write(config, source, plan, mesh, directory)
+  print(
+    f"{made} images made, {plan.count} in {directory}; {_calls(config.sampler)}"
+  )
+
+
+def _plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
+  """Images from rows of the bank, given or drawn."""
+  bank, chosen = source_lib.bank_of(source), config.sample
+  per_row, count = chosen.per_row, chosen.count
+  if chosen.rows:
+    count = len(chosen.rows) * per_row
+  rows = _row_fn(chosen, source.latent_shape, bank)
+  labels = ()
+  if chosen.rows or per_row > 1:
+    first = rows(np.arange(0, count, per_row))
+    labels = tuple(f"row {row}" for row in first)
+  info = {
+    "bank": bank.info,
+    "draw": list(chosen.rows) or chosen.draw,
+    "per_row": per_row,
+  }
+  return Plan("", count, lambda n: bank.rows[rows(n)], labels, info)
+
+
+def _row_fn(
+  chosen: sections.SampleConfig,
+  latent_shape: tuple[int, int, int],
+  bank: pretrained.Bank,
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Image numbers -> bank rows."""
+  if chosen.rows:
+    given = np.array(chosen.rows)
+    bank_lib.check_rows(given, len(bank.rows), "config.sample.rows")
+    return lambda numbers: given[numbers // chosen.per_row]
+  if chosen.draw == "noise":
+    if bank.frequencies is None:
+      raise ValueError(
+        "config.sample.draw='noise' needs a bank with frequencies, as it comes"
+        " with the first release; this one has none: 'uniform' is left"
+      )
+    return sample.make_row_fn(chosen.seed, latent_shape, bank.frequencies)
+
+  def draw_rows(numbers):
+    groups = jnp.asarray(numbers // chosen.per_row, jnp.int32)
+    return np.asarray(draw.draw_rows(chosen.seed, groups, len(bank.rows)))
+
+  return draw_rows
+
+
+def _plan_manipulation(
+  config: config_lib.Config,
+  source: source_lib.Source,
+  images: Sequence[str],
+  ends: Sequence[str],
+) -> Plan:
+  """Images like given ones, or between two memories."""
+  if images and ends:
+    raise ValueError("--image and --interpolate exclude each other")
+  read = manipulate.Reader(
+    config,
+    channels=source.latent_shape[-1]
+    if config.encoder.tokenizer == "identity"
+    else 3,
+    width=source.model.snippet_dim,
+    bank_rows=lambda: source_lib.bank_of(source).rows,
+  )
+  if images:
+    memories = [read.image(image, "--image") for image in images]
+    found = manipulate.alone(memories)
+  else:
+    memories = [read.memory(end, "--interpolate") for end in ends]
+    found = manipulate.between(config.sample, memories)
+  per_row = config.sample.per_row
+  info = {"per_row": per_row, **found.info}
+  if ends and source.bank is not None:
+    info["bank"] = source.bank.info
+  return Plan(
+    found.name,
+    len(found.features) * per_row,
+    lambda numbers: found.features[numbers // per_row],
+    found.labels,
+    info,
+  )
+
+
+def _name(
+  config: config_lib.Config, source: source_lib.Source, plan: Plan
+) -> str:
+  """The directory's name in WORKDIR/images."""
+  parts = [source.name, f"seed_{config.sample.seed}", plan.name]
+  return "_".join(part for part in parts if part)
+
+
+def _record(
+  config: config_lib.Config, source: source_lib.Source, plan: Plan
+) -> dict[str, Any]:
+  """sample.json: all that the images depend on."""
+  calls = samplers.num_calls(config.sampler)
+  return {
+    "network": source.info,
+    "tokenizer": pretrained.tokenizer_info(config),
+    "latent_mean": np.asarray(source.weights.stats.mean).tolist(),
+    "latent_std": np.asarray(source.weights.stats.std).tolist(),
+    "sampler": dataclasses.asdict(config.sampler),
+    "network_calls": None
+    if calls is None
+    else {"conditional": calls[0], "unconditional": calls[1]},
+    "dtype": config.model.dtype,
+    "seed": config.sample.seed,
+    "device_batch": config.sample.device_batch,
+    **plan.info,
+  }
+
+
+def _calls(sampler: samplers.SamplerConfig) -> str:
+  """What an image costs, in words."""
+  calls = samplers.num_calls(sampler)
+  if calls is None:
+    return f"{sampler.method} chooses its number of network calls"
+  text = f"{sum(calls)} network calls per image"
+  if calls[1]:
+    text += f" ({calls[1]} of them for guidance)"
+  return f"{text}, {sampler.method}"
+
+
+def _write(
+  config: config_lib.Config,
+  source: source_lib.Source,
+  plan: Plan,
+  mesh: jax.sharding.Mesh,
+  directory: pathlib.Path,
+) -> int:
+  """Makes what is missing; returns how many images that was."""
+  chosen, count = config.sample, plan.count
+  if chosen.format == "npz" and images_lib.adm_file(directory, count).exists():
+    return 0
+  sample_fn = sample.make_sample_fn(
+    source.model,
+    config.sampler,
+    source.latent_shape,
+    mesh,
+    seed=chosen.seed,
+    device_batch=chosen.device_batch,
+    first_release=source.first_release,
+  )
+  weights = jax.device_put(source.weights, sharding.replicated(mesh))
+  made = images_lib.write_images(
+    directory,
+    count,
+    chosen.batch_size,
+    lambda numbers: sample_fn(weights, numbers, plan.features(numbers)),
+  )
+  if chosen.grid:
+    _write_grid(config, plan, directory)
+  if chosen.format != "png":
+    images_lib.write_adm(directory, count)
+  if chosen.format == "npz":
+    images_lib.remove_pngs(directory, count)
+  return made
+
+
+def _write_grid(
+  config: config_lib.Config, plan: Plan, directory: pathlib.Path
+) -> None:
+  """The contact sheet: with labels, one row of it for each group."""
+  shown = min(plan.count, config.sample.grid)
+  if not plan.labels:
+    columns = int(np.ceil(np.sqrt(shown)))
+    images_lib.write_grid(directory, shown, columns)
+    return
+  per_row = config.sample.per_row
+  groups = max(shown // per_row, 1)
+  images_lib.write_grid(
+    directory, groups * per_row, per_row, plan.labels[:groups]
+  )

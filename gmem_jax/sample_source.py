@@ -1,0 +1,126 @@
+"""What to sample with: a run's newest checkpoint, or converted weights."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from gmem_jax import assemble, config as config_lib, modes, pretrained, sample
+from gmem_jax.models import transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What to sample with.
+
+  Attributes:
+    name: Names the images' directory.
+    model: The network.
+    weights: All arrays of the sampler.
+    latent_shape: h, w, c.
+    first_release: See `sample.make_sample_fn`.
+    bank: The bank, or None if there is none.
+    info: Where network and latent statistics come from; JSON.
+  """
+
+  name: str
+  model: transformer.FlowTransformer
+  weights: sample.Weights
+  latent_shape: tuple[int, int, int]
+  first_release: bool
+  bank: pretrained.Bank | None
+  info: dict[str, Any]
+
+
+def load(
+  config: config_lib.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> Source:
+  """Loads what the config names.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+    mesh: The devices.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
+  if config.sample.network:
+    return _from_converted(config)
+  return _from_run(config, workdir, mesh)
+
+
+def _from_run(
+  config: config_lib.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> Source:
+  """The run's newest checkpoint and its memory."""
+  if not (workdir / "config.json").exists():
+    raise ValueError(
+      f"--workdir={workdir}: no run was trained there, and"
+      " config.sample.network names no converted weights"
+    )
+  config_lib.claim_workdir(config, workdir)
+  memory = assemble.load_memory(workdir / "memory", mesh)
+  step, params = modes.load_params(config, workdir, memory, mesh)
+  weights = modes.make_weights(config, memory, params)
+  if config.encoder.latent_stats:
+    channels = memory.latent_shape[-1]
+    stats = pretrained.load_stats(config, weights.tokenizer, channels)
+    weights = sample.Weights(params, weights.tokenizer, stats)
+  bank = pretrained.Bank(
+    np.asarray(memory.bank.rows), None, {"digest": memory.info.digest}
+  )
+  return Source(
+    name=f"step_{step:07d}_{config.sample.weights}",
+    model=assemble.network(config, memory),
+    weights=weights,
+    latent_shape=memory.latent_shape,
+    first_release=False,
+    bank=pretrained.load_bank(config) if config.sample.bank else bank,
+    info={"step": step, "weights": config.sample.weights},
+  )
+
+
+def _from_converted(config: config_lib.Config) -> Source:
+  """Converted weights."""
+  network = pretrained.load_network(config)
+  tokenizer = pretrained.load_tokenizer(config)
+  stats = pretrained.load_stats(config, tokenizer, network.latent_shape[-1])
+  bank = pretrained.load_bank(config) if config.sample.bank else network.bank
+  name = pathlib.Path(config.sample.network).name
+  if network.info["weights"]:
+    name += f"_{network.info['weights']}"
+  return Source(
+    name=name,
+    model=network.model,
+    weights=sample.Weights(network.params, tokenizer, stats),
+    latent_shape=network.latent_shape,
+    first_release=network.first_release,
+    bank=bank,
+    info=network.info,
+  )
+
+
+def bank_of(source: Source) -> pretrained.Bank:
+  """The bank, which must be there and fit the network.
+
+  Args:
+    source: What to sample with.
+
+  Raises:
+    ValueError: If it is not or does not.
+  """
+  if source.bank is None:
+    raise ValueError(
+      "config.sample.bank is empty, and no bank came with"
+      " config.sample.network: convert one and name it"
+    )
+  width, wanted = source.bank.rows.shape[1], source.model.snippet_dim
+  if width != wanted:
+    raise ValueError(
+      f"config.sample.bank: its rows are {width} wide, the network takes"
+      f" {wanted}"
+    )
+  return source.bank

@@ -1,0 +1,139 @@
+"""The config's sections that belong to no one module."""
+
+import dataclasses
+from typing import Literal
+
+from gmem_jax.bank import interpolate
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """The images.
+
+  Attributes:
+    source: "digits": scikit-learn's handwritten digits; "none": no images, the
+      config can only sample.
+    holdout: Images kept out of training and of the bank.
+  """
+
+  source: Literal["digits", "none"]
+  holdout: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """The frozen networks. Weights are what `python -m gmem_jax.convert` wrote.
+
+  Attributes:
+    tokenizer: "identity": latents are pixels; or a published autoencoder.
+    tokenizer_weights: Its weights; unused by "identity".
+    latent_stats: Statistics that normalise the latents; "" for those of the
+      run, or with `sample.network` for the tokenizer's own scale, if it has
+      one.
+    features: "random_conv": fixed random convolutions, 768 wide; "dinov2".
+    features_weights: Its weights; unused by "random_conv".
+    image_size: Side of the images that features are made of, in pixels.
+  """
+
+  tokenizer: Literal["identity", "va_vae", "mar_vae", "sd_vae"]
+  tokenizer_weights: str
+  latent_stats: str
+  features: Literal["random_conv", "dinov2"]
+  features_weights: str
+  image_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The loop.
+
+  Attributes:
+    steps: Steps of the whole run.
+    batch_size: Global batch size.
+    steps_per_dispatch: Steps per call of the compiled function; a few help
+      where a step takes milliseconds.
+    ema_decay: Decay of the parameters' moving average per step.
+    log_every: Steps between log lines.
+  """
+
+  steps: int
+  batch_size: int
+  steps_per_dispatch: int
+  ema_decay: float
+  log_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  """What `--mode=sample` makes.
+
+  Attributes:
+    seed: Image i depends on (seed, i) alone.
+    count: Number of images; with `rows`, --image or --interpolate it follows
+      from them and `per_row`.
+    batch_size: Images that are made and written at a time, over all devices.
+    device_batch: Images in one call of the compiled sampler on each device; it
+      is filled up. The last bits of an image may depend on it, as compilers
+      choose kernels by shape, and on no other number here.
+    weights: Which parameters of the run: "ema" or "params".
+    network: Converted weights of a network; "" for the run's newest checkpoint.
+    bank: A converted bank; "" for the run's, or the one that comes with
+      `network`.
+    draw: How a bank row is drawn for an image: "uniform", or "noise": from the
+      image's own noise, by the frequencies in the bank (first release).
+    rows: Bank rows to sample from, in order; () to draw them.
+    per_row: Samples of each row, or of each image or point of a manipulation.
+    format: "png": a folder of images; "npz": one file in the layout of the ADM
+      evaluation (arr_0, uint8 [n H W 3]); or "both".
+    grid: Images in the contact sheet grid.png; 0 for none.
+    output: Directory of the images; "" for one in the run's directory.
+    interpolation: Method of --interpolate.
+    points: Snippets of --interpolate, both ends included ("concat" has one).
+    reading: How --image and --interpolate read image files: "bank" as the bank
+      was made; "published" as the published manipulation does, which shows the
+      encoder a washed-out image.
+  """
+
+  seed: int
+  count: int
+  batch_size: int
+  device_batch: int
+  weights: Literal["ema", "params"]
+  network: str
+  bank: str
+  draw: Literal["uniform", "noise"]
+  rows: tuple[int, ...]
+  per_row: int
+  format: Literal["png", "npz", "both"]
+  grid: int
+  output: str
+  interpolation: interpolate.Method
+  points: int
+  reading: Literal["bank", "published"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Evaluation during and after training.
+
+  Attributes:
+    every: Steps between evaluations; 0: only at the end.
+    count: Images sampled for one evaluation.
+    grid: Images in the sample picture.
+  """
+
+  every: int
+  count: int
+  grid: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+  """What is made when the run ends.
+
+  Attributes:
+    unconditional: Also train the same network without memory for as many
+      steps, and compare.
+  """
+
+  unconditional: bool
