@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmem_jax import rngs
 from gmem_jax.convert import rules
 from gmem_jax.convert.rules import Rule
 
@@ -109,7 +110,7 @@ def expected(
     PyTorch names to shapes, without buffers.
   """
   arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
-  variables = jax.eval_shape(network.init, jax.random.key(0), *arguments)
+  variables = jax.eval_shape(network.init, rngs.key(0, "init"), *arguments)
   params = jax.tree.map(lambda x: _hollow(x.shape), variables["params"])
   tensors = rules.to_torch(table, params, given)
   return {name: tensor.shape for name, tensor in tensors.items()}

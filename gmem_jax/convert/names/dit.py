@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmem_jax import rngs
 from gmem_jax.convert import rules
 from gmem_jax.convert.rules import Rule
 from gmem_jax.models import lightning_dit, sit, transformer
@@ -181,7 +182,7 @@ def state_dict_shapes(
   patch, channels = network.patch, network.channels
   params = jax.eval_shape(
     network.init,
-    jax.random.key(0),
+    rngs.key(0, "init"),
     jnp.zeros((1, grid * patch, grid * patch, channels)),
     jnp.zeros((1,)),
     jnp.zeros((1, network.snippet_dim)),

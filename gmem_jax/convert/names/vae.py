@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gmem_jax import rngs
 from gmem_jax.convert import rules
 from gmem_jax.convert.rules import Rule
 from gmem_jax.encoders import vae
@@ -234,7 +235,7 @@ def check(params: Mapping[str, Any], model: vae.AutoencoderKL) -> None:
   """
   side = model.downsampling
   images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), images)
+  variables = jax.eval_shape(model.init, rngs.key(0, "init"), images)
   expected = rules.flatten(variables["params"])
   given = rules.flatten(params)
   problems = [f"{path}: missing" for path in expected if path not in given]
