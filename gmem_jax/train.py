@@ -180,9 +180,10 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   line = metrics.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
 
-  def report(closed, rates):
+  def report(closed):
     """Fetches an interval's metrics, checks and writes them."""
     means = closed.fetch()
+    rates = clock.lap(closed.step)  # now the device has taken these steps
     writer.write_scalars(closed.step, means | rates)
     line.report(rates["perf/steps_per_s"], {"loss": means["train/loss"]})
 
@@ -201,12 +202,10 @@ def _loop(run, state, progress, checkpoints, writer, stop):
     )
     if step % config.train.log_every == 0 or save or evaluate:
       if late is not None:
-        report(*late)
-      if save or evaluate:
-        jax.block_until_ready(values)
-      late = interval.close(step), clock.lap(step)
+        report(late)
+      late = interval.close(step)
     if late is not None and (save or evaluate):
-      report(*late)
+      report(late)
       late = None
     if evaluate:
       with clock.paused():
