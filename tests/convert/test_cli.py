@@ -109,12 +109,14 @@ def test_converted_networks_compute_what_the_published_code_does(
         keys = [k for k in ("out_eval", "out") if k in data.files]
         wanted = data[keys[0]]
       out = tmp_path / stem
-      options = helpers.settings(path) + ([f"--weights={name}"] * bool(name))
+      options = ["--format=safetensors", *helpers.settings(path)]
+      options += [f"--weights={name}"] if name else []
       assert helpers.run(path, out, *options)[0] == 0
       params, metadata = weights.load_converted(out)
       fields = dict(metadata["model"])
       del fields["grid"]
-      network = families[fields.pop("family")](**fields)
+      family = families[fields.pop("family")]
+      network = family(**fields, scan_layers=True)  # Fast to compile.
       with jax.default_matmul_precision("highest"):
         result = jax.jit(network.apply)(
           {"params": jax.tree.map(jnp.asarray, params)},
