@@ -139,6 +139,15 @@ def flax_shapes(
   return rules.nest(flat)
 
 
+def _disagreeing_twin(name: str, tensors: Mapping[str, np.ndarray]) -> str:
+  """Names the other half of a layer where either half may be the wrong one."""
+  layer, _, leaf = name.rpartition(".")
+  twin = f"{layer}.{'bias' if leaf == 'weight' else 'weight'}"
+  if twin not in tensors or tensors[twin].shape[:1] == tensors[name].shape[:1]:
+    return ""
+  return f" (beside {twin} of {list(tensors[twin].shape)})"
+
+
 def compare(
   tensors: Mapping[str, np.ndarray],
   wanted: Mapping[str, tuple[int, ...]],
@@ -161,7 +170,8 @@ def compare(
       problems.append(f"{name}: unexpected")
     elif tensor.shape != tuple(both[name]):
       shape, right = list(tensor.shape), list(both[name])
-      problems.append(f"{name}: shape {shape}, expected {right}")
+      beside = _disagreeing_twin(name, tensors)
+      problems.append(f"{name}: shape {shape}, expected {right}{beside}")
     elif name in wanted and not jnp.issubdtype(tensor.dtype, jnp.floating):
       problems.append(f"{name}: {tensor.dtype}, expected floating point")
   return problems

@@ -1,5 +1,6 @@
 """Reads the configuration of a transformer off its state dict."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -79,14 +80,13 @@ def _words(fields: Mapping[str, Any]) -> str:
 
 
 def _completed(shapes: Shapes, is_sit: bool) -> Shapes:
-  """Replaces what tells the configuration where it is missing or misshapen.
+  """Replaces what tells the configuration by what most names agree on.
 
   With it the configuration can be read off a damaged file too, and everything
   that is wrong with the file be listed.
   """
   vote = manifest.vote
   projector = "projectors.0" if is_sit else "projector.0"
-  patch = 2 if is_sit else 1
   width_places = (
     ("pos_embed", -1),
     ("x_embedder.proj.bias", 0),
@@ -95,46 +95,57 @@ def _completed(shapes: Shapes, is_sit: bool) -> Shapes:
     ("final_layer.linear.weight", 1),
     ("blocks.0.attn.proj.bias", 0),
   )
-  hidden_places = ((f"{projector}.0.bias", 0), (f"{projector}.2.bias", 0))
+  hidden_places = (
+    (f"{projector}.0.bias", 0),
+    (f"{projector}.2.bias", 0),
+    (f"{projector}.0.weight", 0),
+  )
+  blocks = [
+    f"blocks.{k}" for k in range(manifest.depth(shapes, limit=len(shapes)))
+  ]
+  modulations = [(f"{block}.adaLN_modulation.1.bias", 0) for block in blocks]
   width = vote(shapes, width_places) or 0
   hidden = vote(shapes, hidden_places) or 2048
-  out_places = (
-    ("final_layer.linear.bias", 0),
-    ("final_layer.linear.weight", 0),
-  )
-  out = vote(shapes, out_places) or (16 if is_sit else 32)
-  token = vote(shapes, [(f"{projector}.4.bias", 0)]) or 768
-  depth = manifest.depth(shapes, limit=len(shapes))
-  modulations = [f"blocks.{k}.adaLN_modulation.1.bias" for k in range(depth)]
-  modulation = vote(shapes, [(name, 0) for name in modulations]) or 6 * width
-  guesses: Shapes = {
-    "x_embedder.proj.weight": (width, out // patch**2, patch, patch),
+  token = next(iter(_outputs(shapes, f"{projector}.4")), 768)
+  modulation = vote(shapes, modulations) or 6 * width
+  snippet = vote(shapes, [("condition_projection.linear.weight", 1)]) or 768
+  outputs = _outputs(shapes, "final_layer.linear") or [16 if is_sit else 32]
+  kernel = shapes.get("x_embedder.proj.weight", ())
+  if len(kernel) != 4 or 0 in kernel:
+    patch = 2 if is_sit else 1
+    kernel = (width, outputs[0] // patch**2, patch, patch)
+  pixels = math.prod(kernel[1:])
+  out = next((n for n in outputs if n in (pixels, 2 * pixels)), outputs[0])
+  complete = {
+    **shapes,
+    "x_embedder.proj.weight": (width, *kernel[1:]),
     "final_layer.linear.weight": (out, width),
-    "condition_projection.linear.weight": (width, 768),
+    "condition_projection.linear.weight": (width, snippet),
     f"{projector}.0.weight": (hidden, width),
     f"{projector}.4.weight": (token, hidden),
     "blocks.0.adaLN_modulation.1.weight": (modulation, width),
   }
   # One table of the rotation, and one block, speak for the others.
-  for k in range(depth):
-    for name in ("q_norm", "k_norm"):
-      shape = shapes.get(f"blocks.{k}.attn.{name}.weight")
-      if shape and len(shape) == 1:
-        guesses.setdefault("blocks.0.attn.q_norm.weight", shape)
-    for name in ("mlp.w12.weight", "norm1.weight"):
-      if f"blocks.{k}.{name}" in shapes:
-        guesses.setdefault(f"blocks.0.{name}", shapes[f"blocks.{k}.{name}"])
-  for name in ("feat_rope.freqs_cos", "feat_rope.freqs_sin"):
-    if name in shapes and len(shapes[name]) == 2:
-      guesses.setdefault("feat_rope.freqs_cos", shapes[name])
-  complete = dict(shapes)
-  for name, guess in guesses.items():
-    shape = shapes.get(name, ())
-    if len(shape) != len(guess) or 0 in shape:
-      complete[name] = guess
-  patch_shape = complete["x_embedder.proj.weight"]
-  complete["x_embedder.proj.weight"] = (width, *patch_shape[1:])
+  for rank, names in (
+    (2, ["feat_rope.freqs_cos", "feat_rope.freqs_sin"]),
+    (1, [f"{block}.attn.{n}_norm.weight" for block in blocks for n in "qk"]),
+    (2, [f"{block}.mlp.w12.weight" for block in blocks]),
+    (1, [f"{block}.norm1.weight" for block in blocks]),
+  ):
+    present = [shapes[name] for name in names if name in shapes]
+    fitting = [shape for shape in present if len(shape) == rank] or present
+    if fitting:
+      complete[names[0]] = collections.Counter(fitting).most_common(1)[0][0]
   return complete
+
+
+def _outputs(shapes: Shapes, layer: str) -> list[int]:
+  """The number of outputs of a layer by its weight and by its bias."""
+  shapes_of_both = (
+    (shapes.get(f"{layer}.weight", ()), 2),
+    (shapes.get(f"{layer}.bias", ()), 1),
+  )
+  return [s[0] for s, rank in shapes_of_both if len(s) == rank and s[0]]
 
 
 def _heads(

@@ -20,18 +20,24 @@ def golden_files(golden_dir: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
+def configuration(path: pathlib.Path) -> dict[str, Any]:
+  """What the published code was run with, as stored beside a golden file."""
+  # A trainer's file has one file of numbers for each of its two sets.
+  stem = path.stem.removesuffix("_train")
+  for name in (stem, f"{stem}_ema"):
+    numbers = path.with_name(f"{name}.npz")
+    if numbers.exists():
+      with np.load(numbers) as data:
+        return json.loads(str(data["config"])) if "config" in data else {}
+  return {}
+
+
 def settings(path: pathlib.Path) -> list[str]:
   """--model options from the configuration stored beside a golden file."""
-  numbers = path.with_suffix(".npz")
-  if not numbers.exists():
-    return []
-  with np.load(numbers) as data:
-    config = json.loads(str(data["config"])) if "config" in data.files else {}
-  names = ["num_groups"]
+  config = configuration(path)
+  names = ("num_groups",)
   if "num_heads" in config:
-    names = ["num_heads"]
-  if "encoder_depth" in config:
-    names = ["num_heads", "encoder_depth"]
+    names = ("num_heads", "encoder_depth")
   given = [f"{name}={config[name]}" for name in names if name in config]
   return ["--model", *given] if given else []
 

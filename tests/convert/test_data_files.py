@@ -36,7 +36,7 @@ def test_the_low_rank_bank(golden_dir, tmp_path):
     for index, key in (("idx", "dmd_get"), ("idx_tensor", "dmd_get_tensor")):
       wanted = data[key]
       error = np.abs(rows[data[index]] - wanted).max()
-      assert error <= 1e-5 * np.abs(wanted).max(), (key, error)
+      assert error <= 1e-4 * np.abs(wanted).max(), (key, error)
     singular = bank["singular_values"]
     np.testing.assert_array_equal(singular, data["dmd_S"])
 
