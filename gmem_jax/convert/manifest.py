@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import rngs
-from gmem_jax.convert import rules
+from gmem_jax.convert import rules, transforms
 from gmem_jax.convert.rules import Rule
 
 Shapes = dict[str, tuple[int, ...]]
@@ -131,7 +131,7 @@ def flax_shapes(
   paths, _, _ = rules.plan(table, shapes)
   flat = {}
   for path, (rule, names) in paths.items():
-    rank, forward, _ = rules.TRANSFORMS[rule.transform]
+    rank, forward, _ = transforms.TRANSFORMS[rule.transform]
     if rank in (None, len(shapes[names[0]])):
       layer = forward(_hollow(shapes[names[0]]))
       stacked = (len(names), *layer.shape) if rule.stack else layer.shape

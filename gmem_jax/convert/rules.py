@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from gmem_jax.convert import transforms
+
 # Not parameters: "buffer" is computed by the network and only kept so that the
 # PyTorch file can be written back; "drop" belongs to something else entirely.
 _NOT_PARAMETERS = ("buffer", "drop")
@@ -29,52 +31,6 @@ _NOT_PARAMETERS = ("buffer", "drop")
 _MAX_LAYERS = 10_000
 _GROUP = re.compile(r"\(\?P<(\w+)>([^()]*)\)")
 _FIELD = re.compile(r"\{(\w+)\}")
-
-
-def _needs(shape: tuple[int, ...] | None) -> tuple[int, ...]:
-  if shape is None:
-    raise ValueError("its PyTorch shape must be given in `shapes`")
-  return shape
-
-
-def _conv_linear_inverse(x: np.ndarray, shape: Any) -> np.ndarray:
-  o, c, p, q = _needs(shape)
-  return x.reshape(p, q, c, o).transpose(3, 2, 0, 1)
-
-
-def _conv_linear(x: np.ndarray) -> np.ndarray:
-  o, c, p, q = x.shape
-  return x.transpose(2, 3, 1, 0).reshape(p * q * c, o)
-
-
-# name: (number of axes in PyTorch or None, forward, inverse). The inverse also
-# gets the PyTorch shape, or None where the caller does not know it.
-TRANSFORMS: dict[str, tuple[int | None, Any, Any]] = {
-  "keep": (None, lambda x: x, lambda x, _: x),
-  # [out, in] -> [in, out]
-  "linear": (2, lambda x: x.T, lambda x, _: x.T),
-  # OIHW -> HWIO
-  "conv": (
-    4,
-    lambda x: x.transpose(2, 3, 1, 0),
-    lambda x, _: x.transpose(3, 2, 0, 1),
-  ),
-  # A convolution of stride = kernel size as a Dense layer on patches:
-  # [O, C, P, Q] -> [P*Q*C, O], channel fastest.
-  "conv_linear": (4, _conv_linear, _conv_linear_inverse),
-  # A 1x1 convolution as a Dense layer: [O, I, 1, 1] -> [I, O].
-  "conv_1x1": (
-    4,
-    lambda x: x.reshape(x.shape[:2]).T,
-    lambda x, _: x.T[:, :, None, None],
-  ),
-  # Statistics of each channel: [1, C, 1, 1] -> [C].
-  "per_channel": (
-    4,
-    lambda x: x.reshape(x.shape[1]),
-    lambda x, _: x[None, :, None, None],
-  ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +42,7 @@ class Rule:
       and named groups, e.g. r"blocks\.(?P<i>\d+)\.norm1\.weight".
     flax: '/'-joined path whose fields are the groups, e.g. "blocks_{i}/scale".
       Empty for the transforms "buffer" and "drop".
-    transform: a key of TRANSFORMS; or "buffer": a table that the network
+    transform: a key of transforms.TRANSFORMS; or "buffer": a table that the network
       computes itself, kept beside the parameters; or "drop": ignored.
     stack: name of a group whose integer (0, 1, ..) becomes the leading axis of
       one array that holds all layers; it does not appear in `flax`.
@@ -98,7 +54,7 @@ class Rule:
   stack: str | None = None
 
   def __post_init__(self):
-    allowed = (*TRANSFORMS, *_NOT_PARAMETERS)
+    allowed = (*transforms.TRANSFORMS, *_NOT_PARAMETERS)
     if self.transform not in allowed:
       raise ValueError(
         f"rule {self.torch!r}: transform {self.transform!r} is not one of "
@@ -239,7 +195,7 @@ def _gather(
   rule: Rule, tensors: Sequence[np.ndarray], on_tensor: Callable[[int], Any]
 ) -> np.ndarray:
   """One Flax array from its PyTorch tensor, or from those of all layers."""
-  rank, forward, _ = TRANSFORMS[rule.transform]
+  rank, forward, _ = transforms.TRANSFORMS[rule.transform]
   if rank is not None and tensors[0].ndim != rank:
     raise ValueError(
       f"shape {tensors[0].shape}, but transform {rule.transform!r} takes "
@@ -347,7 +303,7 @@ def to_torch(
       if name in out:
         problems.append(f"{name}: doubled, second from {path}")
       try:
-        inverse = TRANSFORMS[rule.transform][2]
+        inverse = transforms.TRANSFORMS[rule.transform][2]
         out[name] = inverse(layer, (shapes or {}).get(name))
       except ValueError as e:
         problems.append(f"{path} -> {name}: {e}")
