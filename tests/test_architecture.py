@@ -16,6 +16,7 @@ LAYERS = (
   (
     "modes",
     "sample_mode",
+    "sample_source",
     "manipulate",
     "report",
     "convert",
