@@ -42,8 +42,8 @@ class Rule:
       and named groups, e.g. r"blocks\.(?P<i>\d+)\.norm1\.weight".
     flax: '/'-joined path whose fields are the groups, e.g. "blocks_{i}/scale".
       Empty for the transforms "buffer" and "drop".
-    transform: a key of transforms.TRANSFORMS; or "buffer": a table that the network
-      computes itself, kept beside the parameters; or "drop": ignored.
+    transform: a key of `transforms.TRANSFORMS`; or "buffer": a table that the
+      network computes itself, kept beside the parameters; or "drop": ignored.
     stack: name of a group whose integer (0, 1, ..) becomes the leading axis of
       one array that holds all layers; it does not appear in `flax`.
   """
