@@ -279,7 +279,7 @@ BAD_INPUT = {
     "option 'odd': allowed are",
   ),
   "no training data": (
-    [f"--config={tiny.ROOT}/configs/xl_in1k.py"],
+    ["--config.data.source=none"],
     "config.data.source='none'",
   ),
 }
