@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 # Relative; reached: 4e-7 in losses and norms, 3e-6 in gradients.
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 # Adam turns tiny gradients, sign included, into steps of the learning rate.
 PARAM_ATOL = 2e-5
 

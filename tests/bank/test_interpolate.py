@@ -7,7 +7,7 @@ import pytest
 
 from gmem_jax.bank import interpolate
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 METHODS = {"linear": interpolate.linear, "spherical": interpolate.spherical}
 
 

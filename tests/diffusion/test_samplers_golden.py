@@ -12,7 +12,8 @@ from tests.diffusion import common
 
 pytestmark = pytest.mark.golden
 
-TOLERANCE = 1e-5
+# Of the maximum; reached: 2e-6.
+TOLERANCE = 1e-4
 # Solvers of torchdiffeq which are not offered here.
 OTHER_SOLVERS = {"bosh3", "adaptive_heun", "dopri8", "explicit_adams"}
 
