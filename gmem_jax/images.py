@@ -151,18 +151,27 @@ def write_grid(
   scale = max(1, 64 // images.shape[1])
   grid = make_grid(images, columns, scale=scale)
   if labels:
-    grid = np.concatenate([_label_column(grid, labels), grid], axis=1)
+    grid = label_rows(grid, labels)
   save_png(directory / "grid.png", grid)
 
 
-def _label_column(grid: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-  """A white column of a grid's height with one label at each row."""
+def label_rows(grid: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+  """Writes a label to the left of each row of a grid.
+
+  Args:
+    grid: uint8 [H, W, channels], of rows of equal height.
+    labels: One for each row.
+
+  Returns:
+    uint8 [H, W', channels].
+  """
   column = Image.new("L", (LABEL_WIDTH, len(grid)), 255)
   draw, font = ImageDraw.Draw(column), ImageFont.load_default()
   for i, label in enumerate(labels):
     text = label.encode("latin-1", "replace").decode("latin-1")
     draw.text((4, i * len(grid) // len(labels) + 4), text, 0, font)
-  return np.asarray(column)[..., None].repeat(grid.shape[-1], axis=-1)
+  pixels = np.asarray(column)[..., None].repeat(grid.shape[-1], axis=-1)
+  return np.concatenate([pixels, grid], axis=1)
 
 
 def adm_file(directory: pathlib.Path, count: int) -> pathlib.Path:

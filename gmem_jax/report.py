@@ -13,6 +13,14 @@ from gmem_jax import checkpoint, evaluate, images, metrics
 
 # Columns of samples.png.
 COLUMNS = 16
+# Its rows.
+ROWS = (
+  "image in the bank",
+  "sample",
+  "held-out image",
+  "sample",
+  "no memory",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,7 @@ def picture(material: Material) -> np.ndarray:
 
   Returns:
     uint8 [H', W', channels]: bank images, their samples, held-out images,
-    samples from their snippets, unconditional samples.
+    samples from their snippets, unconditional samples, each row labelled.
   """
   bank, held = material.from_bank, material.from_heldout
   rows = [
@@ -67,7 +75,8 @@ def picture(material: Material) -> np.ndarray:
     held.pixels[:COLUMNS],
     material.unconditional.pixels[:COLUMNS],
   ]
-  return images.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
+  grid = images.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
+  return images.label_rows(grid, ROWS)
 
 
 def numbers(
@@ -92,7 +101,7 @@ def numbers(
     _to_float(material.train),
   )
   return {
-    "samples": len(material.from_bank.pixels),
+    "samples": float(len(material.from_bank.pixels)),
     "distance/heldout_images": material.distance(material.heldout),
     "distance/from_bank": material.distance(material.from_bank.pixels),
     "distance/from_heldout": material.distance(material.from_heldout.pixels),
@@ -157,7 +166,9 @@ def write(
   text = table(values, steps)
   images.save_png(memory_run / "samples.png", picture(material))
   _plot(memory_run / "curves.png", memory_run, other_run)
-  checkpoint.write_json(memory_run / "report.json", values)
+  # JSON has no NaN.
+  stored = {k: None if np.isnan(v) else v for k, v in values.items()}
+  checkpoint.write_json(memory_run / "report.json", stored)
   checkpoint.write_text(memory_run / "report.txt", text.lstrip())
   return text
 

@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+
+from gmem_jax import images, report
+from gmem_jax.data import sources
+
+
+@pytest.fixture(scope="module")
+def material():
+  pixels = sources.digits().pixels
+  copies = report.Samples(pixels[:32], np.arange(32))
+  return report.Material(
+    train=pixels[:200],
+    heldout=pixels[200:300],
+    from_bank=copies,
+    from_heldout=report.Samples(pixels[200:232], np.arange(32)),
+    unconditional=report.Samples(255 - pixels[:32], np.arange(32)),
+    distance=lambda x: float(x.mean()),
+  )
+
+
+def write_curve(directory, curve):
+  directory.mkdir()
+  with (directory / "metrics.jsonl").open("w") as f:
+    for step, (seconds, distance) in enumerate(curve):
+      record = {"eval/frechet": distance, "perf/train_seconds": seconds}
+      f.write(json.dumps({"step": step, **record}) + "\n")
+      f.write(json.dumps({"step": step, "train/loss": 1.0 / (step + 1)}) + "\n")
+
+
+@pytest.fixture
+def runs(tmp_path):
+  write_curve(tmp_path / "memory", [(10, 5.0), (20, 1.9), (30, 0.5)])
+  write_curve(tmp_path / "other", [(11, 6.0), (33, 2.0)])
+  return tmp_path / "memory", tmp_path / "other"
+
+
+def test_numbers_compare_the_runs(material, runs):
+  values = report.numbers(material, *runs)
+  assert values["seconds/to_same_distance"] == 20
+  assert values["seconds/memory"] == 30
+  assert values["seconds/unconditional"] == 33
+  assert values["distance/from_bank"] == material.from_bank.pixels.mean()
+  # The samples are copies of their memories.
+  assert values["memorisation/own_memory"] == 1
+  assert values["memorisation/sample_distance"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_distance_that_is_never_reached_is_no_number(material, tmp_path):
+  write_curve(tmp_path / "memory", [(10, 5.0)])
+  write_curve(tmp_path / "other", [(11, 2.0)])
+  values = report.numbers(material, tmp_path / "memory", tmp_path / "other")
+  assert np.isnan(values["seconds/to_same_distance"])
+
+
+def test_files_and_table(material, runs):
+  text = report.write(material, *runs, steps=500)
+  memory_run = runs[0]
+  for line in ("after 500 steps", "20.0", "33.0", "100.0%"):
+    assert line in text
+  assert (memory_run / "report.txt").read_text() == text.lstrip()
+  stored = json.loads((memory_run / "report.json").read_text())
+  assert stored["seconds/memory"] == 30
+  picture = images.read_png(memory_run / "samples.png")
+  assert picture.shape[1] - images.LABEL_WIDTH > 16 * 40
+  assert images.read_png(memory_run / "curves.png").std() > 0
+
+
+def test_picture_has_its_rows_in_order(material):
+  picture = report.picture(material)[:, images.LABEL_WIDTH :]
+  cell = 8 * 5 + 4
+  for row, expected in (
+    (0, material.train[3]),
+    (2, material.heldout[3]),
+    (4, material.unconditional.pixels[3]),
+  ):
+    y, x = row * cell + 4, 3 * cell + 4
+    shown = picture[y : y + 40 : 5, x : x + 40 : 5]
+    np.testing.assert_array_equal(shown, expected)
+
+
+def test_a_run_without_evaluations_is_named(material, tmp_path):
+  (tmp_path / "memory").mkdir()
+  with pytest.raises(ValueError, match="no evaluation was written"):
+    report.numbers(material, tmp_path / "memory", tmp_path / "memory")
