@@ -9,7 +9,7 @@ import hashlib
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Float, Float32, Int8, Integer
 
 
 @flax.struct.dataclass
@@ -17,10 +17,15 @@ class MemoryBank:
   """An immutable table of memories, a pytree passed to jitted functions.
 
   Attributes:
-    rows: Raw features of real images, one a row; not normalised.
+    rows: Raw features of real images, one a row; not normalised. float32,
+      bfloat16, or int8 with `scales`.
+    scales: int8 only: row i is `rows[i] * scales[i]`.
+    residuals: int8 only: Euclidean norm of what rounding took from row i.
   """
 
-  rows: Float[Array, "m d"]
+  rows: Float[Array, "m d"] | Int8[Array, "m d"]
+  scales: Float32[Array, " m"] | None = None
+  residuals: Float32[Array, " m"] | None = None
 
   @property
   def size(self) -> int:
