@@ -5,6 +5,8 @@ DINOv2's feature, that keeps near images near. It stands in for DINOv2 where no
 published weights are at hand.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Array, Float
@@ -17,7 +19,7 @@ LAYERS = ((64, 1), (128, 2), (192, 2))
 
 
 class RandomConvEncoder:
-  """Fixed random convolutions, pooled to 2 x 2, as one unit vector.
+  """Fixed random convolutions, pooled to 2 x 2, as one unit vector; a pytree.
 
   Attributes:
     name: Identifies the weights, so that a bank records what made it.
@@ -92,3 +94,17 @@ class RandomConvEncoder:
     b, h, w, z = x.shape
     grid = x.reshape(b, 2, h // 2, 2, w // 2, z).mean(axis=(2, 4))
     return grid.reshape(b, 4 * z)
+
+
+def _flatten(encoder: RandomConvEncoder) -> tuple[tuple[Any, Any], str]:
+  return (encoder.kernels, encoder._centre), encoder.name
+
+
+def _unflatten(name: str, leaves: tuple[Any, Any]) -> RandomConvEncoder:
+  encoder = object.__new__(RandomConvEncoder)
+  encoder.name = name
+  encoder.kernels, encoder._centre = leaves
+  return encoder
+
+
+jax.tree_util.register_pytree_node(RandomConvEncoder, _flatten, _unflatten)
