@@ -212,6 +212,11 @@ def _check_data(config: Config) -> None:
     raise ValueError(
       "config.data.independent_flips=True needs config.data.mirror=True"
     )
+  if config.report.unconditional and (data.source != "digits" or data.prepared):
+    raise ValueError(
+      "config.report.unconditional=True compares images in memory: it needs"
+      " config.data.source='digits' with config.data.prepared=''"
+    )
   if data.source in ("none", "upstream"):
     return
   if config.loss.projection_weight and data.tokens == "none":

@@ -24,6 +24,7 @@ from clu import parameter_overview
 
 from gmem_jax import (
   assemble,
+  batch as batch_lib,
   checkpoint,
   config as config_lib,
   images,
@@ -94,7 +95,8 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
     shardings: Shardings of the state.
 
   Returns:
-    (state, batches, bank) -> (state, metrics [k]); the state is donated.
+    (state, batches, *arguments(run)) -> (state, metrics [k]); the state is
+    donated.
   """
   config = run.config
   step_fn = train_step.make_train_step(
@@ -110,9 +112,26 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
   return jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,
-    in_shardings=(shardings, batches, everywhere),
+    in_shardings=(shardings, batches, everywhere)
+    + (everywhere,) * (run.dataset.encoder is not None),
     out_shardings=(shardings, everywhere),
   )
+
+
+def arguments(run: Run) -> tuple[Any, ...]:
+  """What the step takes besides state and batch, on every device.
+
+  Args:
+    run: The run.
+
+  Returns:
+    The bank; and the frozen encoder, if it has to make tokens of pixels.
+  """
+  encoder = run.dataset.encoder
+  if encoder is None:
+    return (run.memory.bank,)
+  encoder = jax.device_put(encoder, sharding.replicated(run.mesh))
+  return run.memory.bank, encoder
 
 
 def restore_or_init(
@@ -174,8 +193,9 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   config, k = run.config, run.config.train.steps_per_dispatch
   step_fn = compile_step(run, jax.tree.map(lambda x: x.sharding, state))
   to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
+  constants = arguments(run)
   step = int(state.step)
-  batches = pipeline.batches(_dataset(run), step // k)
+  batches = pipeline.batches(_dataset(run), step // k, to_devices)
   clock = Clock(step, progress["train_seconds"], config.train.batch_size)
   line = metrics.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
@@ -188,8 +208,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
     line.report(rates["perf/steps_per_s"], {"loss": means["train/loss"]})
 
   while step < config.train.steps:
-    batch = sharding.to_global(next(batches), to_devices)
-    state, values = step_fn(state, batch, run.memory.bank)
+    state, values = step_fn(state, next(batches), *constants)
     interval.add(step, values)
     step += k
     line.update(step)
@@ -222,10 +241,20 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 
 def _dataset(run: Run):
   """This process's endless dataset."""
-  config = run.config
+  config, records = run.config, run.dataset.train.records
+  mirror_seed = None
+  if config.data.mirror:
+    mirror_seed = rngs.int32(config.seed, "data/mirror")
   return pipeline.make_dataset(
-    run.dataset.train.records,
+    records,
+    fields=batch_lib.fields(
+      records.spec(),
+      conditioned=config.model.conditioning != "none",
+      project=config.loss.projection_weight > 0,
+    ),
     seed=rngs.int32(config.seed, "data/shuffle"),
+    mirror_seed=mirror_seed,
+    independent_flips=config.data.independent_flips,
     batch_size=config.train.batch_size,
     steps_per_dispatch=config.train.steps_per_dispatch,
     process_index=jax.process_index(),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.data import schema, sources
+from gmem_jax.data import records, sources
 from gmem_jax.encoders import protocols
 
 # Images that the frozen networks see at a time.
@@ -25,7 +25,7 @@ class Prepared:
     stats: Statistics that normalise the latents.
   """
 
-  records: schema.InMemoryRecords
+  records: records.InMemoryRecords
   bank: bank_lib.MemoryBank
   info: bank_lib.BankInfo
   stats: protocols.LatentStats
@@ -59,7 +59,7 @@ def prepare(
   latents, rows = (np.concatenate(p) for p in zip(*parts, strict=True))
   bank = bank_lib.MemoryBank(rows=jnp.asarray(rows))
   return Prepared(
-    records=schema.InMemoryRecords(
+    records=records.InMemoryRecords(
       {
         "latent": latents,
         "row": np.arange(len(images), dtype=np.int32),

@@ -3,14 +3,14 @@ import itertools
 import numpy as np
 import pytest
 
-from gmem_jax.data import pipeline, schema
+from gmem_jax.data import pipeline, records as records_lib
 
 N, BATCH = 97, 16
 
 
 @pytest.fixture
 def records():
-  return schema.InMemoryRecords(
+  return records_lib.InMemoryRecords(
     {
       "latent": np.zeros((N, 2, 2, 1), np.float32),
       "row": np.arange(N, dtype=np.int32),
@@ -22,7 +22,9 @@ def records():
 def rows(records, first, steps, *, index=0, count=1, k=1, seed=0):
   dataset = pipeline.make_dataset(
     records,
+    fields=("row",),
     seed=seed,
+    mirror_seed=None,
     batch_size=BATCH,
     steps_per_dispatch=k,
     process_index=index,
@@ -71,7 +73,9 @@ def test_wrong_batch_size_names_the_key(records, size, count, match):
   with pytest.raises(ValueError, match=f"train.batch_size={size}.*{match}"):
     pipeline.make_dataset(
       records,
+      fields=("row",),
       seed=0,
+      mirror_seed=None,
       batch_size=size,
       steps_per_dispatch=1,
       process_index=0,
@@ -81,8 +85,8 @@ def test_wrong_batch_size_names_the_key(records, size, count, match):
 
 def test_records_check_their_fields():
   with pytest.raises(ValueError, match="records have"):
-    schema.InMemoryRecords({"latent": np.zeros(3)})
+    records_lib.InMemoryRecords({"latent": np.zeros(3)})
   with pytest.raises(ValueError, match="differ in length"):
-    schema.InMemoryRecords(
+    records_lib.InMemoryRecords(
       {"latent": np.zeros(3), "row": np.zeros(2), "label": np.zeros(3)}
     )
