@@ -342,5 +342,24 @@ class InMemoryRecords:
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     return {name: value[index] for name, value in self.fields.items()}
 
+  @property
+  def mirrored(self) -> bool:
+    """Whether there are mirror images; in memory there are none."""
+    return False
+
+  def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and type of every field of a record."""
+    return {n: (v.shape[1:], v.dtype) for n, v in self.fields.items()}
+
+  def read(self, index: int, coins: Any) -> dict[str, np.ndarray]:
+    """The example of an image.
+
+    Args:
+      index: Number of the image.
+      coins: Unused: there are no mirror images.
+    """
+    del coins
+    return self[index]
+
   def __repr__(self) -> str:
     return f"InMemoryRecords({len(self)})"
