@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 # Formats by contents. Others, of which some start programs, are not opened.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ANIMATED = ("PNG", "WEBP", "GIF")
 
 # Pixels that an image may claim to have, or grow to while it is cropped: a

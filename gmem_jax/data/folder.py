@@ -21,7 +21,7 @@ class Folder:
     root: The folder.
     names: Paths of the images, relative to it.
     classes: Names of the classes, sorted; a label is a position in it.
-    ignored: Extension -> number of files that were left alone.
+    ignored: Extension, or "hidden" -> number of files that were left alone.
   """
 
   channels = 3
@@ -40,11 +40,13 @@ class Folder:
     self.ignored: collections.Counter[str] = collections.Counter()
     found = []
     for path in _walk(root):
-      extension = os.path.splitext(path)[1].lower()
-      if extension in EXTENSIONS and not os.path.basename(path).startswith("."):
+      extension = os.path.splitext(path)[1].lower() or "no extension"
+      if os.path.basename(path).startswith("."):
+        self.ignored["hidden"] += 1
+      elif extension in EXTENSIONS:
         found.append(path)
       else:
-        self.ignored[extension or "no extension"] += 1
+        self.ignored[extension] += 1
     if not found:
       raise ValueError(
         f"config.data.path={str(root)!r}: no image there, nor in its folders;"

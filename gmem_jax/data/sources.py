@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -30,7 +31,15 @@ class Picture:
 class Source(Protocol):
   """Images in a fixed order, read one by one, from several threads at once."""
 
-  channels: int
+  @property
+  def channels(self) -> int:
+    """Channels of an image."""
+    ...
+
+  @property
+  def ignored(self) -> Mapping[str, int]:
+    """Extension -> number of files that are no images of the source."""
+    ...
 
   def __len__(self) -> int:
     """Number of images, damaged ones included."""
@@ -66,6 +75,11 @@ class Images:
   def channels(self) -> int:
     """Channels of an image."""
     return self.pixels.shape[-1]
+
+  @property
+  def ignored(self) -> Mapping[str, int]:
+    """None."""
+    return {}
 
   def read(self, index: int) -> Picture:
     """One image.

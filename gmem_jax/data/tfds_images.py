@@ -1,6 +1,8 @@
 """Any image data set of TFDS as a source; TensorFlow is not needed."""
 
 import io
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -12,6 +14,7 @@ class TfdsImages:
   """A prepared TFDS data set, in the order of its records."""
 
   channels = 3
+  ignored: Mapping[str, int] = types.MappingProxyType({})
 
   def __init__(self, name: str, split: str, data_dir: str, size: int):
     """Opens the data set.
@@ -45,7 +48,7 @@ class TfdsImages:
     try:
       self._data = builder.as_data_source(
         split,
-        decoders={images[0]: tfds.decode.SkipDecoding()},  # type: ignore
+        decoders={images[0]: _undecoded()},
       )
     except Exception as error:
       raise ValueError(
@@ -67,8 +70,13 @@ class TfdsImages:
     Args:
       index: Its position.
     """
-    record = self._data[index]
     name = f"{self._split}/{index}"
+    try:
+      record = self._data[index]
+    except Exception as error:  # A damaged file, not a damaged image.
+      raise ValueError(
+        f"record {name} of {self._name} cannot be read: {_first_line(error)}"
+      ) from None
     if self._has_names:
       text = record["file_name"]
       name += f" {text.decode() if isinstance(text, bytes) else text}"
@@ -83,6 +91,11 @@ class TfdsImages:
   def info(self) -> dict[str, Any]:
     """What identifies the images and their order."""
     return {"name": self._name, "split": self._split, "records": len(self)}
+
+
+def _undecoded() -> Any:
+  """TFDS hands out the bytes of images as they are."""
+  return tfds.decode.SkipDecoding()  # type: ignore
 
 
 def _first_line(error: Exception) -> str:
