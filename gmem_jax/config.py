@@ -219,6 +219,11 @@ def _check_data(config: Config) -> None:
     )
   if data.source in ("none", "upstream"):
     return
+  if data.latents == "posterior" and config.encoder.tokenizer == "identity":
+    raise ValueError(
+      "config.data.latents='posterior': config.encoder.tokenizer='identity' has"
+      " none, take 'sample'"
+    )
   if config.loss.projection_weight and data.tokens == "none":
     raise ValueError(
       f"config.loss.projection_weight={config.loss.projection_weight}: must be"

@@ -26,6 +26,7 @@ Letters: v views in a record, h w c latent, n d tokens, H W ch image.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
@@ -272,6 +273,16 @@ def to_json(schema: Schema) -> dict[str, Any]:
   return json.loads(
     json.dumps(tree | {"fields": fields, "record_bytes": found.size})
   )
+
+
+def digest(schema: Schema) -> str:
+  """What ties a shard to its schema.
+
+  Args:
+    schema: The schema.
+  """
+  text = json.dumps(to_json(schema), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(directory: pathlib.Path) -> Schema:

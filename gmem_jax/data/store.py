@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from gmem_jax import checkpoint
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import schema as schema_lib
 
 REPORT = "report.json"
 STATISTICS = "statistics.json"
+BANK = "bank"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Store:
 
   def bank_rows(self) -> np.ndarray:
     """The bank's rows, float32 [images, d], read by memory map."""
-    return np.load(self.directory / "bank" / "rows.npy", mmap_mode="r")
+    return np.load(self.directory / BANK / "rows.npy", mmap_mode="r")
 
 
 def open_store(directory: pathlib.Path) -> Store:
@@ -89,10 +91,15 @@ def open_store(directory: pathlib.Path) -> Store:
         f"{path} has {size} bytes, {facts['bytes']} were written: it is"
         " damaged or of other data"
       )
+    if facts["schema"] != schema_lib.digest(schema):
+      raise ValueError(
+        f"{path} was made under another {schema_lib.FILE} than is beside it:"
+        " of other networks, images or settings"
+      )
     if facts["images"]:
       shards.append(Shard(path, facts["images"]))
   statistics = read_json(directory / STATISTICS)
-  info = bank_lib.BankInfo(**read_json(directory / "bank" / "info.json"))
+  info = bank_lib.BankInfo(**read_json(directory / BANK / "info.json"))
   return Store(
     directory,
     schema,
@@ -101,6 +108,17 @@ def open_store(directory: pathlib.Path) -> Store:
     np.asarray(statistics["std"], np.float32),
     info,
   )
+
+
+def write_info(directory: pathlib.Path, info: bank_lib.BankInfo) -> None:
+  """Writes where the bank comes from.
+
+  Args:
+    directory: Of prepared data.
+    info: The bank's.
+  """
+  path = directory / BANK / "info.json"
+  checkpoint.write_json(path, dataclasses.asdict(info))
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -18,6 +18,15 @@ from gmem_jax.bank import bank as bank_lib
 LAYERS = ((64, 1), (128, 2), (192, 2))
 
 
+def name(seed: int) -> str:
+  """The name of the encoder that a seed draws.
+
+  Args:
+    seed: Seed of the weights.
+  """
+  return f"random_conv(seed={seed})"
+
+
 class RandomConvEncoder:
   """Fixed random convolutions, pooled to 2 x 2, as one unit vector; a pytree.
 
@@ -35,7 +44,7 @@ class RandomConvEncoder:
       seed: Seed of the weights.
       channels: Channels of the images.
     """
-    self.name = f"random_conv(seed={seed})"
+    self.name = name(seed)
     *keys, noise = jax.random.split(rngs.key(seed, "encoder"), len(LAYERS) + 1)
     widths = [channels, *(width for width, _ in LAYERS)]
     self.kernels = [
