@@ -13,7 +13,6 @@ from gmem_jax import (
   pretrained,
   rngs,
   sharding,
-  stored,
   train_state,
   train_step,
 )
@@ -29,18 +28,16 @@ class Dataset:
   """The images of a run, encoded.
 
   Attributes:
-    train: Records, bank and statistics.
-    encoder: Makes tokens of pixels inside the training step, or None.
-    train_images: The images trained on, where they are in memory.
-    heldout_images: Likewise, the images held out.
-    heldout: Their records, bank and statistics; the bank is never trained on.
+    train_images: The images trained on.
+    heldout_images: The images held out.
+    train: Records, bank and statistics of the first.
+    heldout: The same of the second; its bank is never trained on.
   """
 
-  train: stored.TrainingData
-  encoder: protocols.FeatureEncoder | None = None
-  train_images: sources.Images | None = None
-  heldout_images: sources.Images | None = None
-  heldout: prepare.Prepared | None = None
+  train_images: sources.Images
+  heldout_images: sources.Images
+  train: prepare.Prepared
+  heldout: prepare.Prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +49,12 @@ class Memory:
     info: Where it comes from.
     stats: Latent statistics.
     latent_shape: h, w, c.
-    token_dim: Width of the projection's targets; 0 where there are none.
   """
 
   bank: bank_lib.MemoryBank
   info: bank_lib.BankInfo
   stats: protocols.LatentStats
   latent_shape: tuple[int, int, int]
-  token_dim: int
 
 
 def require_data(config: Config) -> None:
@@ -73,30 +68,24 @@ def require_data(config: Config) -> None:
   """
   if config.data.source == "none":
     raise ValueError(
-      "config.data.source='none': there are no images to train on, so this"
-      " config can only sample: --mode=sample with"
+      "config.data.source='none': there is no reader of this config's training"
+      " data yet, so it can only sample: --mode=sample with"
       " --config.sample.network=CONVERTED_WEIGHTS"
     )
 
 
 def load_dataset(config: Config) -> Dataset:
-  """Opens the training data; encodes it where it is kept in memory.
+  """Reads and encodes the images.
 
   Args:
     config: The run.
 
   Raises:
     ValueError: On more held-out images than there are, on images of another
-      size than the config's, on stored data that are not the config's, and if
-      the config has no images at all.
+      size than the config's, and if the config has no images at all.
   """
   require_data(config)
-  if config.data.source != "digits" or config.data.prepared:
-    data = stored.load(config)
-    pixels = config.data.tokens == "pixels" and config.loss.projection_weight
-    encoder = pretrained.load_features(config, 3) if pixels else None
-    return Dataset(train=data, encoder=encoder)
-  images = sources.digits()
+  images = {"digits": sources.digits}[config.data.source]()
   side = images.pixels.shape[1]
   if side != config.encoder.image_size:
     raise ValueError(
@@ -106,9 +95,9 @@ def load_dataset(config: Config) -> Dataset:
   kept, held = sources.split(images, config.data.holdout, config.seed)
   tokenizer, encoder = encoders(config, images.pixels.shape[-1])
   return Dataset(
-    train=stored.in_memory(prepare.prepare(kept, tokenizer, encoder)),
     train_images=kept,
     heldout_images=held,
+    train=prepare.prepare(kept, tokenizer, encoder),
     heldout=prepare.prepare(held, tokenizer, encoder),
   )
 
@@ -139,7 +128,7 @@ def network(config: Config, memory: Memory) -> transformer.FlowTransformer:
     config.model,
     channels=memory.latent_shape[-1],
     snippet_dim=memory.bank.width,
-    token_dim=memory.token_dim if config.loss.projection_weight else 0,
+    token_dim=0,
   )
 
 
@@ -175,8 +164,7 @@ def make_memory(dataset: Dataset, mesh: Mesh) -> Memory:
     bank=jax.device_put(train.bank, everywhere),
     info=train.info,
     stats=jax.device_put(train.stats, everywhere),
-    latent_shape=train.latent_shape,
-    token_dim=train.token_dim,
+    latent_shape=train.records.fields["latent"].shape[1:],
   )
 
 
@@ -209,7 +197,6 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
     {
       "info": dataclasses.asdict(memory.info),
       "latent_shape": list(memory.latent_shape),
-      "token_dim": memory.token_dim,
     },
   )
 
@@ -230,5 +217,4 @@ def load_memory(path: pathlib.Path, mesh: Mesh) -> Memory:
     info=bank_lib.BankInfo(**metadata["info"]),
     stats=protocols.LatentStats(mean=tree["mean"], std=tree["std"]),
     latent_shape=tuple(metadata["latent_shape"]),
-    token_dim=metadata["token_dim"],
   )

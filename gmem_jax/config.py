@@ -212,11 +212,6 @@ def _check_data(config: Config) -> None:
     raise ValueError(
       "config.data.independent_flips=True needs config.data.mirror=True"
     )
-  if config.report.unconditional and (data.source != "digits" or data.prepared):
-    raise ValueError(
-      "config.report.unconditional=True compares images in memory: it needs"
-      " config.data.source='digits' with config.data.prepared=''"
-    )
   if data.source in ("none", "upstream"):
     return
   if data.latents == "posterior" and config.encoder.tokenizer == "identity":

@@ -39,15 +39,11 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   config_lib.claim_workdir(config, workdir)
   dataset = assemble.load_dataset(config)
   memory = assemble.make_memory(dataset, mesh)
-  in_memory = dataset.train_images is not None
-  distance = frechet_to(dataset, config.seed) if in_memory else None
+  distance = frechet_to(dataset, config.seed)
   run = make_run(config, workdir, mesh, dataset, memory, distance)
   state = train.train(run)
   if not config.report.unconditional:
     return
-  assert dataset.train_images is not None  # `config.resolve` has checked.
-  assert dataset.heldout_images is not None
-  assert dataset.heldout is not None
   other = dataclasses.replace(
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
@@ -112,7 +108,7 @@ def make_run(
   mesh: jax.sharding.Mesh,
   dataset: assemble.Dataset,
   memory: assemble.Memory,
-  distance: Callable[[np.ndarray], float] | None,
+  distance: Callable[[np.ndarray], float],
 ) -> train.Run:
   """Puts a run together; its evaluation is the distance of fresh samples.
 
@@ -122,20 +118,17 @@ def make_run(
     mesh: Its devices.
     dataset: Its images.
     memory: What sampling needs.
-    distance: uint8 images -> Fréchet distance; None for a picture alone.
+    distance: uint8 images -> Fréchet distance.
   """
   assemble.save_memory(workdir / "memory", memory)
   sample_fn = make_sample_fn(config, memory, mesh, config.seed)
-  shown = config.eval.grid
-  count = config.eval.count if distance else min(shown, config.eval.count)
 
   def evaluate_fn(step: int, params: Any):
     del step
     weights = make_weights(config, memory, params)
-    found = draw_samples(config, sample_fn, weights, memory.bank, count)
-    grid = images.make_grid(found.pixels[:shown], 16, scale=4)
-    numbers = {"frechet": distance(found.pixels)} if distance else {}
-    return numbers, {"bank": grid}
+    found = draw_samples(config, sample_fn, weights, memory.bank)
+    grid = images.make_grid(found.pixels[: config.eval.grid], 16, scale=4)
+    return {"frechet": distance(found.pixels)}, {"bank": grid}
 
   return train.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
 
@@ -145,7 +138,6 @@ def draw_samples(
   sample_fn: sample.SampleFn,
   weights: sample.Weights,
   bank: bank_lib.MemoryBank,
-  count: int | None = None,
 ) -> report.Samples:
   """The samples of an evaluation: always the same rows and noise.
 
@@ -154,9 +146,8 @@ def draw_samples(
     sample_fn: Makes the images.
     weights: What it makes them with.
     bank: Where the snippets come from.
-    count: How many; by default `eval.count`.
   """
-  numbers = np.arange(count or config.eval.count, dtype=np.int32)
+  numbers = np.arange(config.eval.count, dtype=np.int32)
   rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
@@ -174,7 +165,6 @@ def frechet_to(
     seed: Seed of the classifier whose features are compared.
   """
   real = dataset.train_images
-  assert real is not None
   features = evaluate.classifier_features(real.pixels, real.labels, seed)
   reference = evaluate.fit_gaussian(features(real.pixels))
   return lambda pixels: evaluate.frechet_distance(

@@ -24,7 +24,6 @@ from clu import parameter_overview
 
 from gmem_jax import (
   assemble,
-  batch as batch_lib,
   checkpoint,
   config as config_lib,
   images,
@@ -95,8 +94,7 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
     shardings: Shardings of the state.
 
   Returns:
-    (state, batches, *arguments(run)) -> (state, metrics [k]); the state is
-    donated.
+    (state, batches, bank) -> (state, metrics [k]); the state is donated.
   """
   config = run.config
   step_fn = train_step.make_train_step(
@@ -112,26 +110,9 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
   return jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,
-    in_shardings=(shardings, batches, everywhere)
-    + (everywhere,) * (run.dataset.encoder is not None),
+    in_shardings=(shardings, batches, everywhere),
     out_shardings=(shardings, everywhere),
   )
-
-
-def arguments(run: Run) -> tuple[Any, ...]:
-  """What the step takes besides state and batch, on every device.
-
-  Args:
-    run: The run.
-
-  Returns:
-    The bank; and the frozen encoder, if it has to make tokens of pixels.
-  """
-  encoder = run.dataset.encoder
-  if encoder is None:
-    return (run.memory.bank,)
-  encoder = jax.device_put(encoder, sharding.replicated(run.mesh))
-  return run.memory.bank, encoder
 
 
 def restore_or_init(
@@ -193,9 +174,8 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   config, k = run.config, run.config.train.steps_per_dispatch
   step_fn = compile_step(run, jax.tree.map(lambda x: x.sharding, state))
   to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
-  constants = arguments(run)
   step = int(state.step)
-  batches = pipeline.batches(_dataset(run), step // k, to_devices)
+  batches = pipeline.batches(_dataset(run), step // k)
   clock = Clock(step, progress["train_seconds"], config.train.batch_size)
   line = metrics.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
@@ -208,7 +188,8 @@ def _loop(run, state, progress, checkpoints, writer, stop):
     line.report(rates["perf/steps_per_s"], {"loss": means["train/loss"]})
 
   while step < config.train.steps:
-    state, values = step_fn(state, next(batches), *constants)
+    batch = sharding.to_global(next(batches), to_devices)
+    state, values = step_fn(state, batch, run.memory.bank)
     interval.add(step, values)
     step += k
     line.update(step)
@@ -242,19 +223,11 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 def _dataset(run: Run):
   """This process's endless dataset."""
   config, records = run.config, run.dataset.train.records
-  mirror_seed = None
-  if config.data.mirror:
-    mirror_seed = rngs.int32(config.seed, "data/mirror")
   return pipeline.make_dataset(
     records,
-    fields=batch_lib.fields(
-      records.spec(),
-      conditioned=config.model.conditioning != "none",
-      project=config.loss.projection_weight > 0,
-    ),
+    fields=tuple(records.spec()),
+    mirror_seed=None,
     seed=rngs.int32(config.seed, "data/shuffle"),
-    mirror_seed=mirror_seed,
-    independent_flips=config.data.independent_flips,
     batch_size=config.train.batch_size,
     steps_per_dispatch=config.train.steps_per_dispatch,
     process_index=jax.process_index(),

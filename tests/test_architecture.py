@@ -24,7 +24,7 @@ LAYERS = (
     "bench",
     "evaluate",
   ),
-  ("train", "sample", "assemble", "stored", "pretrained"),
+  ("train", "sample", "assemble", "pretrained"),
   (
     "checkpoint",
     "data",
