@@ -24,9 +24,9 @@ LAYERS = (
     "bench",
     "evaluate",
   ),
-  ("train", "sample", "assemble", "pretrained"),
+  ("train", "sample", "assemble", "pretrained", "training_data"),
   ("checkpoint", "data", "metrics", "images", "config", "sections", "weights"),
-  ("train_step", "train_state", "sharding", "optim"),
+  ("train_step", "train_state", "sharding", "optim", "batch"),
   ("diffusion", "bank", "models", "encoders"),
   ("kernels", "rngs"),
 )
