@@ -24,7 +24,7 @@ LAYERS = (
     "bench",
     "evaluate",
   ),
-  ("train", "sample", "assemble", "pretrained"),
+  ("train", "sample", "assemble", "pretrained", "training_data"),
   (
     "checkpoint",
     "data",

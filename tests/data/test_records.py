@@ -1,5 +1,6 @@
 """Prepared data, read back."""
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -27,8 +28,8 @@ def test_records_are_read_back_bitwise(tmp_path, tokens, latents):
   written = prepared.write(tmp_path / "d", tokens=tokens, latents=latents)
   found = opened(tmp_path / "d")
   assert len(found) == prepared.SCHEMA.images - 1
-  spec, per_image = found.spec(), found.store.schema.records_per_image
-  assert len(written) == len(found) * per_image
+  spec = found.spec()
+  assert len(written) == len(found)
   for index, coins in itertools.product(range(len(found)), COINS):
     record = found.read(index, coins)
     assert record.keys() == spec.keys()
@@ -41,12 +42,9 @@ def test_records_are_read_back_bitwise(tmp_path, tokens, latents):
         "token_scales": coins.tokens,
         "feature": coins.feature,
       }.get(name, coins.latent)
-      if per_image == 2:  # A record for each view.
-        expected = written[2 * index + mirrored][name]
-      else:
-        expected = written[index][name]
+      expected = written[index][name]
       if name not in ("pixels", "label"):
-        expected = expected[int(mirrored) if per_image == 1 else 0]
+        expected = expected[int(mirrored)]
       assert bits(record[name]) == bits(expected), (name, coins)
     if tokens == "pixels":
       assert record["mirrored"] == coins.tokens
@@ -95,19 +93,23 @@ def test_cut_or_missing_shard_is_named(tmp_path):
 
 
 def test_shards_of_another_schema(tmp_path):
-  """Their sizes agree with the facts beside them, but not with the schema."""
   prepared.write(tmp_path / "a")
   prepared.write(tmp_path / "b", token_shape=(16, 7))
   other = (tmp_path / "b" / schema.FILE).read_text()
   (tmp_path / "a" / schema.FILE).write_text(other)
-  with pytest.raises(ValueError, match=r"another schema"):
+  with pytest.raises(ValueError, match="another schema"):
     opened(tmp_path / "a")
 
 
-def test_no_images(tmp_path):
-  prepared.write(tmp_path / "d", images=0)
+def test_a_record_of_another_length_is_no_image(tmp_path):
+  """Should a shard ever lie about what it holds."""
+  prepared.write(tmp_path / "d")
+  found = store.open_store(tmp_path / "d")
+  other = dataclasses.replace(found.schema, token_shape=(16, 7))
+  with pytest.raises(ValueError, match="another schema"):
+    records.PreparedRecords(dataclasses.replace(found, schema=other))
   with pytest.raises(ValueError, match="holds no images"):
-    opened(tmp_path / "d")
+    records.PreparedRecords(dataclasses.replace(found, shards=()))
 
 
 def test_every_reader_keeps_the_interface(tmp_path):
