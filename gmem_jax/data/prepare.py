@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.data import records as records_lib, schema, sources
+from gmem_jax.data import records as records_lib, sources
 from gmem_jax.encoders import protocols
 
 # Images that the frozen networks see at a time.
@@ -63,7 +63,7 @@ def prepare(
   latents, rows = (np.concatenate(p) for p in zip(*parts, strict=True))
   bank = bank_lib.MemoryBank(rows=jnp.asarray(rows))
   return Prepared(
-    records=schema.InMemoryRecords(
+    records=records_lib.InMemoryRecords(
       {
         "latent": latents,
         "row": np.arange(len(images), dtype=np.int32),
