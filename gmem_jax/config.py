@@ -208,11 +208,6 @@ def _check_data(config: Config) -> None:
       f"config.data.holdout={data.holdout}: must be 0 but for"
       " config.data.source='digits' with config.data.prepared=''"
     )
-  if config.report.unconditional and (data.source != "digits" or data.prepared):
-    raise ValueError(
-      "config.report.unconditional=True: the report needs the digits in memory,"
-      " config.data.source='digits' with config.data.prepared=''"
-    )
   if data.independent_flips and not data.mirror:
     raise ValueError(
       "config.data.independent_flips=True needs config.data.mirror=True"

@@ -124,16 +124,22 @@ def _load_prepared(config: Config) -> Dataset:
 
 def _load_upstream(config: Config) -> Dataset:
   """The published code's features."""
-  records = upstream.UpstreamRecords(config.data.path)
+  path = config.data.path
+  try:
+    records = upstream.UpstreamRecords(path)
+    mean, std = records.statistics()
+  except ValueError as error:
+    raise ValueError(f"config.data.path={path!r}: {error}") from None
   spec = records.spec()
   bank = bank_lib.MemoryBank(rows=jnp.asarray(records.bank_rows()))
-  source = f"features {pathlib.Path(config.data.path).name}"
-  info = bank_lib.make_info(bank, encoder="dinov2", source=source)
+  info = bank_lib.make_info(
+    bank, encoder=config.encoder.features, source=records.directory.name
+  )
   train = prepare.Prepared(
     records=records,
     bank=bank,
     info=info,
-    stats=_stats(*records.statistics()),
+    stats=_stats(mean, std),
     latent_shape=spec["latent"].shape,  # type: ignore
     token_shape=spec["tokens"].shape,  # type: ignore
   )

@@ -16,6 +16,7 @@ LAYERS = (
   (
     "modes",
     "prepare_mode",
+    "prepare_mode",
     "sample_mode",
     "sample_source",
     "manipulate",
