@@ -16,7 +16,6 @@ LAYERS = (
   (
     "modes",
     "prepare_mode",
-    "prepare_mode",
     "sample_mode",
     "sample_source",
     "manipulate",
