@@ -15,6 +15,7 @@ LAYERS = (
   ("main",),
   (
     "modes",
+    "photos",
     "prepare_mode",
     "sample_mode",
     "sample_source",
