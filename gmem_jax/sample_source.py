@@ -65,10 +65,6 @@ def _from_run(
   memory = assemble.load_memory(workdir / "memory", mesh)
   step, params = modes.load_params(config, workdir, memory, mesh)
   weights = modes.make_weights(config, memory, params)
-  if config.encoder.latent_stats:
-    channels = memory.latent_shape[-1]
-    stats = pretrained.load_stats(config, weights.tokenizer, channels)
-    weights = sample.Weights(params, weights.tokenizer, stats)
   bank = pretrained.Bank(
     np.asarray(memory.bank.rows), None, {"digest": memory.info.digest}
   )

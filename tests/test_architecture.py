@@ -15,7 +15,7 @@ LAYERS = (
   ("main",),
   (
     "modes",
-    "prepare_mode",
+    "photos",
     "prepare_mode",
     "sample_mode",
     "sample_source",
