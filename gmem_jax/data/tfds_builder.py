@@ -122,6 +122,6 @@ class GmemLatents(tfds.core.DatasetBuilder):
 
   def _as_dataset(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
     raise NotImplementedError(
-      f"{NAME} has no tf.data pipeline: use tfds.data_source, which gives random"
-      " access to the records and needs no TensorFlow"
+      f"{NAME} has no tf.data pipeline: use tfds.data_source, which gives"
+      " random access to the records and needs no TensorFlow"
     )

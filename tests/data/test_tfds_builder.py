@@ -2,7 +2,6 @@
 
 import sys
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
@@ -35,9 +34,8 @@ def test_records_are_those_of_our_reader(tmp_path, tokens):
       for name, value in theirs.items():
         if name not in ("pixels", "label"):
           value = value[inside]
-        np.testing.assert_array_equal(
-          value.view(np.uint8), expected[name].view(np.uint8), name
-        )
+        assert value.dtype == expected[name].dtype
+        assert value.tobytes() == expected[name].tobytes(), name
   assert "tensorflow" not in sys.modules
 
 
@@ -64,5 +62,5 @@ def test_without_tf_data_the_way_is_shown(tmp_path):
   prepared.write(tmp_path / "d")
   builder = tfds.builder(tfds_builder.NAME, directory=str(tmp_path / "d"))
   assert builder.info.features["tokens"].shape == (1, 16, 6)
-  with pytest.raises(NotImplementedError, match="tfds.data_source"):
+  with pytest.raises(NotImplementedError, match=r"tfds\.data_source"):
     builder._as_dataset(split="train")
