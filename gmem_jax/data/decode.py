@@ -5,10 +5,10 @@ Pillow reads is taken as it would be by the published code: the extension means
 nothing, transparency is dropped, the first frame stands for an animation.
 """
 
+import io
 import os
 import pathlib
 import warnings
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,7 @@ class BadImageError(Exception):
   """An image cannot be used; the message says why."""
 
 
-def read(file: pathlib.Path | IO[bytes], size: int) -> tuple[np.ndarray, str]:
+def read(file: pathlib.Path | io.BytesIO, size: int) -> tuple[np.ndarray, str]:
   """Reads an image.
 
   Args:
