@@ -11,9 +11,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int8, Integer
+from jaxtyping import Array, Float, Float32, Integer
 
-# Banks live on devices, or on the host where they are edited and stored.
+# Of a bank on devices, or on the host.
 Table = Array | np.ndarray
 # How full rows are stored.
 Storage = Literal["float32", "bfloat16", "int8"]
@@ -23,18 +23,22 @@ Storage = Literal["float32", "bfloat16", "int8"]
 class MemoryBank:
   """An immutable table of memories, a pytree passed to jitted functions.
 
+  On devices, or on the host where banks are edited and stored. Its fields are
+  of type Any as JAX also fills pytrees with shapes and shardings.
+
   Attributes:
-    rows: Raw features of real images, one a row; not normalised. float32,
-      bfloat16, or int8 with `scales`.
-    scales: int8 only: row i is `rows[i] * scales[i]`.
-    residuals: int8 only: Euclidean norm of what rounding took from row i.
+    rows: [m, d] raw features of real images, one a row; not normalised.
+      float32, bfloat16, or int8 with `scales`.
+    scales: float32 [m], int8 only: row i is `rows[i] * scales[i]`.
+    residuals: float32 [m], int8 only: Euclidean norm of what rounding took from
+      row i.
     padding: How many of the last rows are no memories but zeros, which make
       the rows divide evenly over a mesh; see `gmem_jax.placement`.
   """
 
-  rows: Float[Table, "m d"] | Int8[Table, "m d"]
-  scales: Float32[Table, " m"] | None = None
-  residuals: Float32[Table, " m"] | None = None
+  rows: Any
+  scales: Any = None
+  residuals: Any = None
   padding: int = flax.struct.field(pytree_node=False, default=0)
 
   @property
@@ -61,19 +65,19 @@ class LowRankBank:
   value decomposition U S V', coefficients are U sqrt(S), the basis V sqrt(S).
 
   Attributes:
-    coefficients: Of each row.
-    basis: The directions, one a column.
-    singular_values: S, which projects new rows.
-    mean: Mean of the rows it was made of.
+    coefficients: float32 [m, r], of each row.
+    basis: float32 [d, r], the directions, one a column.
+    singular_values: float32 [r], S, which projects new rows.
+    mean: float32 [d], of the rows it was made of.
 
   Source: the published code's "dmd" bank, which gave what it interpolated
   undecoded.
   """
 
-  coefficients: Float32[Table, "m r"]
-  basis: Float32[Table, "d r"]
-  singular_values: Float32[Table, " r"]
-  mean: Float32[Table, " d"]
+  coefficients: Any
+  basis: Any
+  singular_values: Any
+  mean: Any
 
   @property
   def size(self) -> int:
@@ -163,13 +167,13 @@ def snippets(bank: Bank, rows: Integer[Table, " b"]) -> Float32[Table, "b d"]:
   return normalise(features(bank, rows))
 
 
-def normalise(features: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+def normalise(features: Float[Table, "*b d"]) -> Float[Array, "*b d"]:
   """Scales vectors to unit length, in float32 (a zero vector stays zero).
 
   Args:
     features: Vectors along the last axis.
   """
-  features = features.astype(jnp.float32)
+  features = jnp.asarray(features, jnp.float32)
   norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
   return features / jnp.maximum(norm, 1e-12)
 
