@@ -17,7 +17,17 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.data = dict(
     source="digits",
+    path="",  # unused
+    tfds="",  # unused
+    split="",  # unused
+    prepared="",  # encoded in memory when training starts
     holdout=360,  # images kept out of training and of the bank
+    mirror=False,  # the mirror image of a digit is none
+    latents="sample",  # of "identity" there is only one
+    tokens="none",  # no projection loss
+    shard_size=500,  # images
+    device_batch=256,  # images in the frozen networks at a time
+    independent_flips=False,
   )
   c.encoder = dict(
     tokenizer="identity",  # the flow works on the 8 x 8 pixels

@@ -1,6 +1,7 @@
 """Converted weights to the parts of a run, each checked against the config."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -275,5 +276,25 @@ def load_features(config: Config, channels: int) -> protocols.FeatureEncoder:
   path = config.encoder.features_weights
   params, metadata = read("encoder.features_weights", path, ("dinov2",))
   network = dinov2.DINOv2(**_hashable(metadata["model"]))
-  name = f"dinov2(sha256={metadata['source']['sha256'][:12]})"
-  return dinov2.Encoder(name, network, params)
+  return dinov2.Encoder(_dinov2_name(metadata), network, params)
+
+
+def features_name(config: Config) -> str | None:
+  """The name of the feature encoder, without loading it.
+
+  Args:
+    config: The run.
+
+  Returns:
+    As `FeatureEncoder.name`; None if its weights are not on this machine.
+  """
+  if config.encoder.features == "random_conv":
+    return random_conv.name(config.seed)
+  path = config.encoder.features_weights
+  if not path or not pathlib.Path(path).exists():
+    return None
+  return _dinov2_name(weights.read_metadata(path))
+
+
+def _dinov2_name(metadata: dict[str, Any]) -> str:
+  return f"dinov2(sha256={metadata['source']['sha256'][:12]})"

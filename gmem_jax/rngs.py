@@ -15,13 +15,16 @@ STREAMS = {
   "init": "()",
   "data/shuffle": "()",
   "data/holdout": "()",
+  "data/mirror": "()",
   "train/time": "(step)",
   "train/noise": "(step)",
   "train/dropout": "(step)",
+  "train/posterior": "(step)",
   "sample/row": "(image)",
   "sample/noise": "(image)",
   "sample/kick": "(image, step)",
   "sample/mask": "()",
+  "prepare/posterior": "(2 * image + view)",
   "encoder": "()",
 }
 

@@ -15,6 +15,7 @@ LAYERS = (
   ("main",),
   (
     "modes",
+    "prepare_mode",
     "sample_mode",
     "sample_source",
     "manipulate",
