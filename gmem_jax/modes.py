@@ -16,6 +16,7 @@ from gmem_jax import (
   config as config_lib,
   evaluate,
   images,
+  placement,
   pretrained,
   report,
   sample,
@@ -38,7 +39,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   mesh = make_mesh(config)
   config_lib.claim_workdir(config, workdir)
   dataset = assemble.load_dataset(config)
-  memory = assemble.make_memory(dataset, mesh)
+  memory = assemble.make_memory(config, dataset, mesh)
   distance = frechet_to(dataset, config.seed)
   run = make_run(config, workdir, mesh, dataset, memory, distance)
   state = train.train(run)
@@ -151,7 +152,7 @@ def draw_samples(
   rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
-  pixels = sample_fn(weights, numbers, np.asarray(bank.rows)[rows])
+  pixels = sample_fn(weights, numbers, placement.read_rows(bank, rows))
   return report.Samples(pixels, rows)
 
 

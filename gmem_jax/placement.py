@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gmem_jax import sharding
@@ -108,17 +109,37 @@ def sharding_of(bank: bank_lib.Bank) -> jax.sharding.Sharding:
   return jax.tree.leaves(bank)[0].sharding
 
 
-def read_rows(bank: bank_lib.Bank, rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+def read_rows(bank: bank_lib.Bank, rows: np.ndarray) -> np.ndarray:
   """Features of some rows on the host, of every process.
 
   Args:
-    bank: The bank, on the devices of the mesh.
+    bank: The bank, on devices or on the host.
     rows: [n] row numbers in [0, m).
-    mesh: The devices.
 
   Returns:
     float32 [n, d].
   """
-  everywhere = sharding.replicated(mesh)
+  where = getattr(jax.tree.leaves(bank)[0], "sharding", None)
+  if not isinstance(where, NamedSharding):
+    return np.asarray(bank_lib.features(bank, rows))
+  everywhere = NamedSharding(where.mesh, P())
   read = jax.jit(bank_lib.features, out_shardings=everywhere)
   return np.asarray(read(bank, jax.device_put(rows, everywhere)))
+
+
+def to_save(bank: bank_lib.Bank) -> bank_lib.Bank:
+  """A bank as it is kept on disk: without padding.
+
+  Args:
+    bank: The bank, on devices or on the host.
+
+  Returns:
+    The bank itself, or if it is padded, a copy on the host of every process.
+  """
+  if isinstance(bank, bank_lib.LowRankBank) or not bank.padding:
+    return bank
+  if not bank.rows.is_fully_addressable:
+    bank = jax.tree.map(
+      lambda x: multihost_utils.process_allgather(x, tiled=True), bank
+    )
+  return bank_lib.on_host(bank)

@@ -48,7 +48,7 @@ def test_sharded_snippets_equal_replicated(mesh, storage):
   assert "all-reduce" in text
   assert f"[{SIZE + 1},{WIDTH}]" not in text
   np.testing.assert_array_equal(
-    placement.read_rows(split, rows, mesh), bank_lib.features(host, rows)
+    placement.read_rows(split, rows), bank_lib.features(host, rows)
   )
 
 
