@@ -238,11 +238,13 @@ def load_memory(
     ValueError: If there is none.
   """
   tree, metadata = checkpoint.load_tree(path, None)
-  stats = protocols.LatentStats(mean=tree.pop("mean"), std=tree.pop("std"))
+  stats = {name: tree.pop(name) for name in ("mean", "std")}
   bank = bank_lib.MemoryBank(**tree)
   return Memory(
     bank=placement_lib.place(bank, mesh, placement),
     info=bank_lib.BankInfo(**metadata["info"]),
-    stats=jax.device_put(stats, sharding.replicated(mesh)),
+    stats=protocols.LatentStats(
+      **jax.device_put(stats, sharding.replicated(mesh))
+    ),
     latent_shape=tuple(metadata["latent_shape"]),
   )
