@@ -102,7 +102,7 @@ def search(args: argparse.Namespace) -> None:
       print(f"  {rank:>3}  {x:+.6f}  row {i}  {name}".rstrip())
   if sheet is None:
     return
-  near = [[_image(args, stored, i) for i in row] for row in rows]
+  near = [[_image(args, stored, int(i)) for i in row] for row in rows]
   picture, missing = bank_sheet.draw(files, near, labels)
   images.save_png(sheet, picture)
   print(f"wrote {sheet}" + (f"; {missing} images missing" if missing else ""))
@@ -223,7 +223,7 @@ def _queries(
   if args.row is not None:
     rows = np.array(args.row)
     bank_lib.check_rows(rows, stored.bank.size, "--row")
-    files = [_image(args, stored, i) for i in rows]
+    files = [_image(args, stored, int(i)) for i in rows]
     return (
       [f"row {i}" for i in rows],
       files,
@@ -290,7 +290,7 @@ def _image(
 ) -> pathlib.Path | None:
   if stored.images is None:
     return None
-  return stored.images.path(int(row), args.images)
+  return stored.images.path(row, args.images)
 
 
 def _named(

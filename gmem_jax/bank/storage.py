@@ -102,24 +102,18 @@ def low_rank(rows: Float[np.ndarray, "m d"], rank: int) -> bank_lib.LowRankBank:
   Raises:
     ValueError: If the rows do not span as many.
 
-  Source: the published "dmd" bank, there by a decomposition of all rows; here
-  of their d x d covariance, in float64.
+  Source: the published "dmd" bank.
   """
   rows = rows.astype(np.float32, copy=False)
   mean = rows.mean(axis=0, dtype=np.float64)
-  covariance = np.zeros((rows.shape[1],) * 2)
-  for start in range(0, len(rows), CHUNK):
-    centred = rows[start : start + CHUNK] - mean[None]
-    covariance += centred.T @ centred
-  values, vectors = np.linalg.eigh(covariance)
-  singular = np.sqrt(np.maximum(values, 0))[::-1]
+  singular, directions = _principal(rows, mean)
   spanned = int((singular > EMPTY * singular[0]).sum())
   if not 1 <= rank <= spanned:
     raise ValueError(
       f"rank={rank}: {len(rows)} rows of width {rows.shape[1]} span"
       f" {spanned} directions around their mean; take at most as many"
     )
-  singular, directions = singular[:rank], vectors[:, ::-1][:, :rank]
+  singular, directions = singular[:rank], directions[:, :rank]
   coefficients = np.empty((len(rows), rank), np.float32)
   for start in range(0, len(rows), CHUNK):
     centred = rows[start : start + CHUNK] - mean[None]
@@ -131,6 +125,24 @@ def low_rank(rows: Float[np.ndarray, "m d"], rank: int) -> bank_lib.LowRankBank:
     singular_values=singular.astype(np.float32),
     mean=mean.astype(np.float32),
   )
+
+
+def _principal(
+  rows: np.ndarray, mean: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Singular values, descending, and directions [d, ..] of centred rows."""
+  if len(rows) <= rows.shape[1]:
+    _, singular, transposed = np.linalg.svd(
+      rows - mean[None], full_matrices=False
+    )
+    return singular, transposed.T
+  # Many rows: of their d x d covariance, whose float64 has digits to spare.
+  covariance = np.zeros((rows.shape[1],) * 2)
+  for start in range(0, len(rows), CHUNK):
+    centred = rows[start : start + CHUNK] - mean[None]
+    covariance += centred.T @ centred
+  values, vectors = np.linalg.eigh(covariance)
+  return np.sqrt(np.maximum(values, 0))[::-1], vectors[:, ::-1]
 
 
 @dataclasses.dataclass(frozen=True)
