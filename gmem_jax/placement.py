@@ -5,7 +5,7 @@ they divide evenly; reading them costs one all-reduce of what was read.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -66,9 +66,7 @@ def bank_sharding(
   return NamedSharding(mesh, ROWS)
 
 
-def place(
-  bank: bank_lib.Bank, mesh: Mesh, placement: Placement
-) -> bank_lib.Bank:
+def place(bank: bank_lib.Bank, mesh: Mesh, placement: Placement) -> Any:
   """Puts a bank on the devices of a mesh.
 
   Args:
@@ -77,7 +75,7 @@ def place(
     placement: As configured.
 
   Returns:
-    The bank, padded if its rows are split.
+    The bank, of the same class; padded if its rows are split.
   """
   bank = bank_lib.on_host(bank)
   where = bank_sharding(bank, mesh, placement)
@@ -88,7 +86,7 @@ def place(
   def pad(x: np.ndarray) -> jax.Array:
     last = x.shape[0]
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: Any) -> np.ndarray:
       start, stop, _ = index[0].indices(last + padding)
       rows = x[start:stop]
       zeros = np.zeros((stop - start - len(rows), *x.shape[1:]), x.dtype)
@@ -97,7 +95,7 @@ def place(
     shape = (last + padding, *x.shape[1:])
     return jax.make_array_from_callback(shape, where, piece)
 
-  return jax.tree.map(pad, bank).replace(padding=padding)
+  return dataclasses.replace(jax.tree.map(pad, bank), padding=padding)
 
 
 def sharding_of(bank: bank_lib.Bank) -> jax.sharding.Sharding:

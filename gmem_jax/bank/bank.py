@@ -287,7 +287,7 @@ def on_host(bank: Bank) -> Any:
   if isinstance(bank, LowRankBank):
     return jax.tree.map(np.asarray, bank)
   bank = jax.tree.map(lambda x: np.asarray(x)[: bank.size], bank)
-  return bank.replace(padding=0)
+  return dataclasses.replace(bank, padding=0)
 
 
 def make_info(

@@ -70,12 +70,12 @@ def append(
       f"features of width {features.shape[1]} do not fit a bank of width"
       f" {bank.width}"
     )
-  added = storage.like(features, bank)
+  added: Any = storage.like(features, bank)
   origin = np.r_[np.arange(bank.size), np.full(len(features), -1)]
   edit = f"append {len(features)} rows" + (source and f" of {source}")
   if isinstance(bank, bank_lib.LowRankBank):
     coefficients = np.concatenate([bank.coefficients, added.coefficients])
-    new = bank.replace(coefficients=coefficients)
+    new = dataclasses.replace(bank, coefficients=coefficients)
   else:
     new = jax.tree.map(
       lambda a, b: np.concatenate([a, b]), bank_lib.on_host(bank), added
@@ -121,7 +121,7 @@ def interpolate(
       f"interpolate: weights {weights.tolist()} must be in [0, 1], at least one"
     )
   both = bank_lib.features(bank, np.array([first, second]))
-  made = _mix(method, *jnp.asarray(both), weights, key)
+  made = _mix(method, jnp.asarray(both[0]), jnp.asarray(both[1]), weights, key)
   edit = f"interpolate rows {first} and {second}, {method}, {len(weights)} rows"
   found = append(bank, info, np.asarray(made))
   return dataclasses.replace(
@@ -300,7 +300,7 @@ def _keep(bank, info, keep, edit) -> Edited:
   """The bank of the rows that stay."""
   if isinstance(bank, bank_lib.LowRankBank):
     coefficients = np.asarray(bank.coefficients)[keep]
-    new = bank.replace(coefficients=coefficients)
+    new = dataclasses.replace(bank, coefficients=coefficients)
   else:
     new = jax.tree.map(lambda x: x[keep], bank_lib.on_host(bank))
   return _edited(new, info, np.flatnonzero(keep), edit)

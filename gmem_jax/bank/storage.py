@@ -86,7 +86,7 @@ def like(rows: Float[np.ndarray, "n d"], bank: bank_lib.Bank) -> bank_lib.Bank:
   inverse = np.where(singular > 0, 1 / np.where(singular > 0, singular, 1), 0)
   centred = rows.astype(np.float32) - np.asarray(bank.mean)[None]
   coefficients = centred @ np.asarray(bank.basis) * inverse[None]
-  return bank.replace(coefficients=coefficients.astype(np.float32))
+  return dataclasses.replace(bank, coefficients=coefficients.astype(np.float32))
 
 
 def low_rank(rows: Float[np.ndarray, "m d"], rank: int) -> bank_lib.LowRankBank:
