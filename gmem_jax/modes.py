@@ -22,6 +22,7 @@ from gmem_jax import (
   sample,
   sharding,
   train,
+  training_data,
 )
 from gmem_jax.bank import bank as bank_lib, draw, lookup
 
@@ -38,16 +39,21 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     config: The run.
     workdir: Its directory.
   """
-  assemble.require_data(config)
+  training_data.require(config)
   mesh = make_mesh(config)
   config_lib.claim_workdir(config, workdir)
-  dataset = assemble.load_dataset(config)
+  dataset = training_data.load(config)
   memory = assemble.make_memory(config, dataset, mesh)
   distance = frechet_to(dataset, config.seed)
   run = make_run(config, workdir, mesh, dataset, memory, distance)
   state = train.train(run)
   if not config.report.unconditional:
     return
+  # The config has been checked: the images are in memory.
+  assert dataset.train_images is not None
+  assert dataset.heldout is not None
+  assert dataset.heldout_images is not None
+  assert distance is not None
   other = dataclasses.replace(
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
@@ -130,9 +136,9 @@ def make_run(
   config: config_lib.Config,
   workdir: pathlib.Path,
   mesh: jax.sharding.Mesh,
-  dataset: assemble.Dataset,
+  dataset: training_data.Dataset,
   memory: assemble.Memory,
-  distance: Callable[[np.ndarray], float],
+  distance: Callable[[np.ndarray], float] | None,
 ) -> train.Run:
   """Puts a run together; its evaluation is the distance of fresh samples.
 
@@ -142,7 +148,7 @@ def make_run(
     mesh: Its devices.
     dataset: Its images.
     memory: What sampling needs.
-    distance: uint8 images -> Fréchet distance.
+    distance: uint8 images -> Fréchet distance; None to make pictures alone.
   """
   assemble.save_memory(workdir / "memory", memory)
   sample_fn = make_sample_fn(config, memory, mesh, config.seed)
@@ -150,9 +156,13 @@ def make_run(
   def evaluate_fn(step: int, params: Any):
     del step
     weights = make_weights(config, memory, params)
-    found = draw_samples(config, sample_fn, weights, memory.bank)
-    grid = images.make_grid(found.pixels[: config.eval.grid], 16, scale=4)
-    return {"frechet": distance(found.pixels)}, {"bank": grid}
+    count = config.eval.count if distance is not None else config.eval.grid
+    found = draw_samples(config, sample_fn, weights, memory.bank, count)
+    side = found.pixels.shape[1]
+    shown = found.pixels[: config.eval.grid]
+    grid = images.make_grid(shown, 16, scale=max(1, 32 // side))
+    numbers = {} if distance is None else {"frechet": distance(found.pixels)}
+    return numbers, {"bank": grid}
 
   return train.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
 
@@ -162,6 +172,7 @@ def draw_samples(
   sample_fn: sample.SampleFn,
   weights: sample.Weights,
   bank: bank_lib.MemoryBank,
+  count: int | None = None,
 ) -> report.Samples:
   """The samples of an evaluation: always the same rows and noise.
 
@@ -170,8 +181,9 @@ def draw_samples(
     sample_fn: Makes the images.
     weights: What it makes them with.
     bank: Where the snippets come from.
+    count: How many; by default `eval.count`.
   """
-  numbers = np.arange(config.eval.count, dtype=np.int32)
+  numbers = np.arange(count or config.eval.count, dtype=np.int32)
   rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
@@ -180,15 +192,17 @@ def draw_samples(
 
 
 def frechet_to(
-  dataset: assemble.Dataset, seed: int
-) -> Callable[[np.ndarray], float]:
-  """The Fréchet distance of images to the training images.
+  dataset: training_data.Dataset, seed: int
+) -> Callable[[np.ndarray], float] | None:
+  """The Fréchet distance of images to the training images, if in memory.
 
   Args:
     dataset: The images.
     seed: Seed of the classifier whose features are compared.
   """
   real = dataset.train_images
+  if real is None:
+    return None
   features = evaluate.classifier_features(real.pixels, real.labels, seed)
   reference = evaluate.fit_gaussian(features(real.pixels))
   return lambda pixels: evaluate.frechet_distance(

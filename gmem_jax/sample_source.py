@@ -72,10 +72,6 @@ def _from_run(
   memory = assemble.load_memory(workdir / "memory", mesh, config.bank.placement)
   step, params = modes.load_params(config, workdir, memory, mesh)
   weights = modes.make_weights(config, memory, params)
-  if config.encoder.latent_stats:
-    channels = memory.latent_shape[-1]
-    stats = pretrained.load_stats(config, weights.tokenizer, channels)
-    weights = sample.Weights(params, weights.tokenizer, stats)
   bank = pretrained.Bank(
     storage.decode(placement.to_save(memory.bank)),
     None,

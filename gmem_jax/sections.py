@@ -61,9 +61,9 @@ class EncoderConfig:
   Attributes:
     tokenizer: "identity": latents are pixels; or a published autoencoder.
     tokenizer_weights: Its weights; unused by "identity".
-    latent_stats: Statistics that normalise the latents; "" for those of the
-      run, or with `sample.network` for the tokenizer's own scale, if it has
-      one.
+    latent_stats: Statistics that the latents of `sample.network` are normalised
+      with; "" for the tokenizer's own scale, if it has one. A run keeps those
+      of its data.
     features: "random_conv": fixed random convolutions, 768 wide; "dinov2".
     features_weights: Its weights; unused by "random_conv".
     image_size: Side of the images that features are made of, in pixels.

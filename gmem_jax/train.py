@@ -24,6 +24,7 @@ from clu import parameter_overview
 
 from gmem_jax import (
   assemble,
+  batch as batch_lib,
   checkpoint,
   config as config_lib,
   images,
@@ -34,6 +35,7 @@ from gmem_jax import (
   sharding,
   train_state,
   train_step,
+  training_data,
 )
 from gmem_jax.data import pipeline
 
@@ -82,7 +84,7 @@ class Run:
   config: config_lib.Config
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
-  dataset: assemble.Dataset
+  dataset: training_data.Dataset
   memory: assemble.Memory
   evaluate: EvaluateFn | None
 
@@ -108,16 +110,19 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
   )
   everywhere = sharding.replicated(run.mesh)
   batches = sharding.batch_sharding(run.mesh, steps_axis=True)
-  return jax.jit(
+  steps_fn = jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,
     in_shardings=(
       shardings,
       batches,
       placement.sharding_of(run.memory.bank),
+      everywhere,
     ),
     out_shardings=(shardings, everywhere),
   )
+  encoder = jax.device_put(run.dataset.encoder, everywhere)
+  return lambda state, batches, bank: steps_fn(state, batches, bank, encoder)
 
 
 def restore_or_init(
@@ -180,7 +185,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   step_fn = compile_step(run, jax.tree.map(lambda x: x.sharding, state))
   to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
   step = int(state.step)
-  batches = pipeline.batches(_dataset(run), step // k)
+  batches = pipeline.batches(_dataset(run), step // k, to_devices)
   clock = Clock(step, progress["train_seconds"], config.train.batch_size)
   line = metrics.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
@@ -193,7 +198,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
     line.report(rates["perf/steps_per_s"], {"loss": means["train/loss"]})
 
   while step < config.train.steps:
-    batch = sharding.to_global(next(batches), to_devices)
+    batch = next(batches)
     state, values = step_fn(state, batch, run.memory.bank)
     interval.add(step, values)
     step += k
@@ -227,9 +232,19 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 
 def _dataset(run: Run):
   """This process's endless dataset."""
-  config = run.config
+  config, records = run.config, run.dataset.train.records
+  mirror_seed = None
+  if config.data.mirror:
+    mirror_seed = rngs.int32(config.seed, "data/mirror")
   return pipeline.make_dataset(
-    run.dataset.train.records,
+    records,
+    fields=batch_lib.fields(
+      records.spec(),
+      conditioned=config.model.conditioning != "none",
+      project=config.loss.projection_weight > 0,
+    ),
+    mirror_seed=mirror_seed,
+    independent_flips=config.data.independent_flips,
     seed=rngs.int32(config.seed, "data/shuffle"),
     batch_size=config.train.batch_size,
     steps_per_dispatch=config.train.steps_per_dispatch,

@@ -18,7 +18,6 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from gmem_jax import batch as batch_lib, rngs, train_state
-from gmem_jax.bank import bank as bank_lib
 from gmem_jax.diffusion import losses
 from gmem_jax.encoders import protocols
 from gmem_jax.models import transformer

@@ -7,7 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import assemble, checkpoint, metrics, sharding, train
+from gmem_jax import (
+  assemble,
+  checkpoint,
+  metrics,
+  sharding,
+  train,
+  training_data,
+)
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -15,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def dataset():
-  return assemble.load_dataset(tiny.make_config())
+  return training_data.load(tiny.make_config())
 
 
 def make_run(dataset, workdir, evaluate=None, **changes):

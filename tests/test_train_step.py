@@ -12,6 +12,7 @@ from gmem_jax import (
   sharding,
   train,
   train_step,
+  training_data,
 )
 from gmem_jax.bank import bank as bank_lib
 from tests import tiny
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def dataset():
-  return assemble.load_dataset(tiny.make_config())
+  return training_data.load(tiny.make_config())
 
 
 def make_run(config, dataset, devices, tmp_path):

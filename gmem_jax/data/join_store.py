@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import checkpoint
@@ -143,7 +144,7 @@ def _join_bank(
       file.write(rows.tobytes())
     file.flush()
     os.fsync(file.fileno())
-  bank = bank_lib.MemoryBank(rows=np.load(partial, mmap_mode="r"))
+  bank = bank_lib.MemoryBank(rows=jnp.asarray(np.load(partial)))
   info = bank_lib.make_info(
     bank, encoder=schema.features["name"], source=schema.source["name"]
   )

@@ -114,13 +114,15 @@ def _gather(
 ) -> dict[str, np.ndarray]:
   """Reads records into arrays with the axes of `numbers` first."""
   spec = records.spec()
-  arrays = {n: np.empty((numbers.size, *spec[n][0]), spec[n][1]) for n in fields}
+  arrays = {
+    n: np.empty((numbers.size, *spec[n][0]), spec[n][1]) for n in fields
+  }
   bits = {name: _bits(array) for name, array in arrays.items()}
   flat = coins.reshape(numbers.size, _PARTS).tolist()
   for i, number in enumerate(numbers.reshape(-1).tolist()):
     record = records.read(number, records_lib.Coins(*flat[i]))
     for name, into in bits.items():
-      into[i] = _bits(record[name])
+      into[i] = _bits(np.asarray(record[name]))
   return {n: a.reshape(*numbers.shape, *a.shape[1:]) for n, a in arrays.items()}
 
 
@@ -148,7 +150,8 @@ def batches(
     An iterator over the host's arrays, or over global ones.
   """
   threads = min(_cores(), MAX_THREADS)
-  size = sum(array.nbytes for array in dataset[first].values())
+  element: Any = dataset[first]
+  size = sum(array.nbytes for array in element.values())
   ahead = min(2 * threads, max(READ_AHEAD_BYTES // max(size, 1), 2))
   ahead_of_step = dataset.to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=int(ahead))

@@ -1,7 +1,7 @@
 """Training examples of every kind behind one interface.
 
 Prepared data (ArrayRecord shards) are read here, the published shards in
-`upstream`, the digits are arrays in memory (`schema.InMemoryRecords`).
+`upstream`, the digits are arrays in memory (`InMemoryRecords`).
 
 A record is a mapping of the fields that `Records.spec` names, a choice of
   latent        [h w c] float32 or bfloat16, not normalised; or
@@ -15,14 +15,15 @@ A record is a mapping of the fields that `Records.spec` names, a choice of
   label         [] int32, its class, -1 where there is none
 """
 
-import pathlib
+import bisect
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from array_record.python import array_record_data_source
 
-from gmem_jax.data import schema
+from gmem_jax.data import schema, store as store_lib
 
 Record = Mapping[str, np.ndarray]
 
@@ -74,61 +75,97 @@ class Records(Protocol):
     ...
 
 
+# Records in memory: field -> what it is.
+FIELDS = {
+  "latent": "float32 [h, w, c]: as the tokenizer gives it, not normalised",
+  "row": "int32 []: the example's own row of the memory bank",
+  "label": "int32 []: its class, -1 where there is none; only for reports",
+}
+
+
+class InMemoryRecords:
+  """Records held as one array per field; without mirror images.
+
+  Attributes:
+    fields: The arrays; their leading axis runs over the records.
+  """
+
+  mirrored = False
+
+  def __init__(self, fields: Mapping[str, np.ndarray]):
+    """Checks and keeps the arrays.
+
+    Args:
+      fields: Arrays whose leading axis runs over the records.
+
+    Raises:
+      ValueError: On an unknown field, a missing one, or unequal lengths.
+    """
+    if set(fields) != set(FIELDS):
+      raise ValueError(f"records have {sorted(fields)}, not {sorted(FIELDS)}")
+    lengths = {name: len(value) for name, value in fields.items()}
+    if len(set(lengths.values())) != 1:
+      raise ValueError(f"fields differ in length: {lengths}")
+    self.fields = dict(fields)
+
+  def __len__(self) -> int:
+    return len(self.fields["row"])
+
+  def __repr__(self) -> str:
+    return f"InMemoryRecords({len(self)})"
+
+  def spec(self) -> dict[str, Spec]:
+    """Shape and type of every field."""
+    return {n: Spec(v.shape[1:], v.dtype) for n, v in self.fields.items()}
+
+  def read(self, index: int, coins: Coins) -> Record:
+    """The example of an image.
+
+    Args:
+      index: Number of the image.
+      coins: Unused: there are no mirror images.
+    """
+    del coins
+    return {name: value[index] for name, value in self.fields.items()}
+
+
 class PreparedRecords:
   """What `--mode=prepare` wrote.
 
   Attributes:
-    schema: How, and of what.
+    store: The directory.
     mirrored: Whether there are mirror images.
   """
 
-  def __init__(self, directory: str | pathlib.Path):
-    """Opens a directory.
+  def __init__(self, store: store_lib.Store):
+    """Opens the shards.
 
     Args:
-      directory: Of prepared data, whole.
+      store: The directory, checked.
 
     Raises:
-      ValueError: If something is missing, cut or of another schema; names it.
+      ValueError: If there is no image, or its record is not of the schema.
     """
-    directory = pathlib.Path(directory)
-    self.schema = schema.read(directory)
-    self.mirrored = self.schema.mirrored
-    self._layout = schema.layout(self.schema)
-    if not (directory / "report.json").is_file():
-      raise ValueError(
-        f"{directory} is not whole, as report.json is missing: run"
-        " --mode=prepare again, it continues where it stopped"
-      )
-    self._source = _open(
+    self.store = store
+    self.mirrored = store.schema.mirrored
+    self._layout = schema.layout(store.schema)
+    if not store.images:
+      raise ValueError(f"{store.directory} holds no images")
+    counts = [s.images * store.schema.records_per_image for s in store.shards]
+    self._source = array_record_data_source.ArrayRecordDataSource(
       [
-        directory / f"{self.schema.shard_name(i)}.array_record"
-        for i in range(self.schema.shards)
+        f"{shard.path}[0:{count}]"  # Its way to say so: no file is opened yet.
+        for shard, count in zip(store.shards, counts, strict=True)
       ]
     )
-    self._length, rest = divmod(
-      len(self._source), self.schema.records_per_image
-    )
-    if rest:
-      raise ValueError(
-        f"{directory} holds {len(self._source)} records, not"
-        f" {self.schema.records_per_image} for each image: it is damaged"
-      )
-    self._check_first(directory)
-
-  def _check_first(self, directory: pathlib.Path) -> None:
-    """Reads one record, so that another schema shows at once."""
-    if self._length:
-      try:
-        self.read(0, Coins(False, False, False))
-      except ValueError as error:
-        raise ValueError(f"{directory}: {error}") from None
+    self._ends = list(itertools.accumulate(counts))
+    self.read(0, Coins(False, False, False))  # Another schema shows at once.
 
   def __len__(self) -> int:
-    return self._length
+    return self.store.images
 
   def __repr__(self) -> str:
-    return f"PreparedRecords({self._length} images)"
+    return f"{self.store.directory} ({len(self)} images)"
 
   def spec(self) -> dict[str, Spec]:
     """Shape and type of every field."""
@@ -146,12 +183,14 @@ class PreparedRecords:
     Args:
       index: Number of the image.
       coins: Which parts are mirrored.
+
+    Raises:
+      ValueError: If the record is damaged; names its file.
     """
     result: dict[str, np.ndarray] = {}
     for mirrored in sorted(set(coins)):
-      number, view = self.schema.locate(index, int(mirrored))
-      decoded = schema.decode(self._layout, self._source[number], view)
-      for name, value in decoded.items():
+      number, view = self.store.schema.locate(index, int(mirrored))
+      for name, value in self._decode(number, view).items():
         if coins.of(name) == mirrored:
           result[name] = value
     if "pixels" in result:
@@ -159,21 +198,11 @@ class PreparedRecords:
     result["row"] = np.asarray(index, np.int32)
     return result
 
-
-def _open(
-  paths: list[pathlib.Path],
-) -> array_record_data_source.ArrayRecordDataSource:
-  """Opens shards, each of which must be there and whole."""
-  for path in paths:
-    if not path.is_file():
-      raise ValueError(f"{path} is missing")
-  names = [str(path) for path in paths]
-  try:
-    return array_record_data_source.ArrayRecordDataSource(names)
-  except (RuntimeError, ValueError) as error:
-    for path in paths:  # The library does not name the file.
-      try:
-        array_record_data_source.ArrayRecordDataSource(str(path))
-      except (RuntimeError, ValueError) as found:
-        raise ValueError(f"{path} is damaged or cut: {found}") from None
-    raise ValueError(f"{paths[0].parent}: {error}") from None
+  def _decode(self, number: int, view: int) -> Record:
+    try:
+      return schema.decode(self._layout, self._source[number], view)
+    except (RuntimeError, ValueError, IndexError) as error:
+      shard = self.store.shards[bisect.bisect_right(self._ends, number)]
+      raise ValueError(
+        f"{shard.path}: record {number} of the data: {error}"
+      ) from None

@@ -45,13 +45,6 @@ Tokens = Literal["bf16", "int8", "pixels", "none"]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ALIGNMENT = 8
 
-# Records in memory: field -> what it is.
-FIELDS = {
-  "latent": "float32 [h, w, c]: as the tokenizer gives it, not normalised",
-  "row": "int32 []: the example's own row of the memory bank",
-  "label": "int32 []: its class, -1 where there is none; only for reports",
-}
-
 
 class Field(NamedTuple):
   """Where a field lies in a record.
@@ -326,51 +319,3 @@ def read(directory: pathlib.Path) -> Schema:
   if not consistent:
     raise ValueError(f"{path} is damaged: its fields do not fit its shapes")
   return schema
-
-
-class InMemoryRecords:
-  """Records held as one array per field; a random-access source for grain."""
-
-  def __init__(self, fields: Mapping[str, np.ndarray]):
-    """Checks and keeps the arrays.
-
-    Args:
-      fields: Arrays whose leading axis runs over the records.
-
-    Raises:
-      ValueError: On an unknown field, a missing one, or unequal lengths.
-    """
-    if set(fields) != set(FIELDS):
-      raise ValueError(f"records have {sorted(fields)}, not {sorted(FIELDS)}")
-    lengths = {name: len(value) for name, value in fields.items()}
-    if len(set(lengths.values())) != 1:
-      raise ValueError(f"fields differ in length: {lengths}")
-    self.fields = dict(fields)
-
-  def __len__(self) -> int:
-    return len(self.fields["row"])
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    return {name: value[index] for name, value in self.fields.items()}
-
-  @property
-  def mirrored(self) -> bool:
-    """Whether there are mirror images; in memory there are none."""
-    return False
-
-  def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and type of every field of a record."""
-    return {n: (v.shape[1:], v.dtype) for n, v in self.fields.items()}
-
-  def read(self, index: int, coins: Any) -> dict[str, np.ndarray]:
-    """The example of an image.
-
-    Args:
-      index: Number of the image.
-      coins: Unused: there are no mirror images.
-    """
-    del coins
-    return self[index]
-
-  def __repr__(self) -> str:
-    return f"InMemoryRecords({len(self)})"
