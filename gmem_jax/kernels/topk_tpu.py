@@ -137,9 +137,7 @@ def bin_maxima(
   itemsize = rows.dtype.itemsize
   found = pl.pallas_call(
     functools.partial(_maxima_kernel, m=m),
-    out_shape=jax.ShapeDtypeStruct(
-      (two_stage.bins_of(m), padded), jnp.float32
-    ),
+    out_shape=jax.ShapeDtypeStruct((two_stage.bins_of(m), padded), jnp.float32),
     grid=(-(-m // ROWS), padded // block),
     in_specs=specs,
     out_specs=pl.BlockSpec((ROWS // BIN, block), lambda i, j: (i, j)),
