@@ -121,6 +121,7 @@ def test_padding_is_never_found(spec):
 def certified(spec, kind, rescore_error=0.0):
   """The two stages of the kernels in plain XLA, with an error of choice."""
 
+  @jax.jit
   def search(query, rows, scales):
     scores = topk_reference.scores(query, rows, scales)
     padded = two_stage.pad_rows(scores.T, -jnp.inf)
