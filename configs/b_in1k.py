@@ -37,8 +37,18 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.seed = 0
 
   c.data = dict(
-    source="none",  # no reader of the training data yet
+    source="tfds",  # or "folder", "upstream"; "none": only sample
+    path="",  # data_dir of TFDS, or the folder
+    tfds="imagenet2012",
+    split="train",
+    prepared="data/in1k_va_vae",  # what --mode=prepare writes
     holdout=0,
+    mirror=True,
+    latents="posterior",  # or "sample", as published
+    tokens="bf16",  # or "int8", "pixels", "none"
+    shard_size=1_000,  # images
+    device_batch=64,  # images in the frozen networks at a time
+    independent_flips=False,  # True: as published, mirrors do not match
   )
   c.encoder = dict(
     tokenizer="va_vae",
@@ -47,6 +57,10 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     features="dinov2",
     features_weights="weights/dinov2",
     image_size=256,  # pixels
+  )
+  c.bank = dict(
+    storage="float32",  # or "bfloat16", "int8" with a scale for each row
+    placement="auto",  # "replicated", "sharded" rows, or as memory permits
   )
   c.model = dict(
     family="lightning_dit",

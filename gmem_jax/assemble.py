@@ -10,13 +10,14 @@ from jax.sharding import Mesh
 from gmem_jax import (
   checkpoint,
   optim,
+  placement as placement_lib,
   pretrained,
   rngs,
   sharding,
   train_state,
   train_step,
 )
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax.bank import bank as bank_lib, edit
 from gmem_jax.config import Config
 from gmem_jax.data import prepare, sources
 from gmem_jax.encoders import protocols
@@ -151,21 +152,33 @@ def make_init(config: Config, memory: Memory) -> Any:
   )
 
 
-def make_memory(dataset: Dataset, mesh: Mesh) -> Memory:
-  """Puts what sampling needs on every device of a mesh.
+def make_memory(config: Config, dataset: Dataset, mesh: Mesh) -> Memory:
+  """Puts what sampling needs on the devices of a mesh.
 
   Args:
+    config: The run; decides how the bank is stored and placed.
     dataset: The encoded images.
     mesh: The mesh.
   """
   everywhere = sharding.replicated(mesh)
   train = dataset.train
+  bank, info = _stored(config, train.bank, train.info)
   return Memory(
-    bank=jax.device_put(train.bank, everywhere),
-    info=train.info,
+    bank=placement_lib.place(bank, mesh, config.bank.placement),
+    info=info,
     stats=jax.device_put(train.stats, everywhere),
     latent_shape=train.records.fields["latent"].shape[1:],
   )
+
+
+def _stored(
+  config: Config, bank: bank_lib.MemoryBank, info: bank_lib.BankInfo
+) -> tuple[bank_lib.Bank, bank_lib.BankInfo]:
+  """The bank with its rows of the configured type."""
+  if config.bank.storage == bank.storage:
+    return bank, info
+  found = edit.compress(bank_lib.on_host(bank), info, config.bank.storage)
+  return found.bank, found.info
 
 
 def save_memory(path: pathlib.Path, memory: Memory) -> None:
@@ -190,7 +203,7 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
   checkpoint.save_tree(
     path,
     {
-      "rows": memory.bank.rows,
+      **_arrays(memory.bank),
       "mean": memory.stats.mean,
       "std": memory.stats.std,
     },
@@ -201,20 +214,37 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
   )
 
 
-def load_memory(path: pathlib.Path, mesh: Mesh) -> Memory:
+def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
+  """A bank's arrays by name, without padding."""
+  bank = placement_lib.to_save(bank)  # pyright: ignore
+  names = ("rows", "scales", "residuals")
+  found = {name: getattr(bank, name) for name in names}
+  return {name: x for name, x in found.items() if x is not None}
+
+
+def load_memory(
+  path: pathlib.Path,
+  mesh: Mesh,
+  placement: placement_lib.Placement = "auto",
+) -> Memory:
   """Reads the memory of a run.
 
   Args:
     path: The directory.
     mesh: The mesh to put it on.
+    placement: How to put the bank there.
 
   Raises:
     ValueError: If there is none.
   """
-  tree, metadata = checkpoint.load_tree(path, sharding.replicated(mesh))
+  tree, metadata = checkpoint.load_tree(path, None)
+  stats = {name: tree.pop(name) for name in ("mean", "std")}
+  bank = bank_lib.MemoryBank(**tree)
   return Memory(
-    bank=bank_lib.MemoryBank(rows=tree["rows"]),
+    bank=placement_lib.place(bank, mesh, placement),
     info=bank_lib.BankInfo(**metadata["info"]),
-    stats=protocols.LatentStats(mean=tree["mean"], std=tree["std"]),
+    stats=protocols.LatentStats(
+      **jax.device_put(stats, sharding.replicated(mesh))
+    ),
     latent_shape=tuple(metadata["latent_shape"]),
   )

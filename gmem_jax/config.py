@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from gmem_jax import checkpoint, optim, sections, sharding
+from gmem_jax import checkpoint, optim, placement, sections, sharding
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
 
@@ -32,6 +32,7 @@ class Config:
   seed: int
   data: sections.DataConfig
   encoder: sections.EncoderConfig
+  bank: placement.BankConfig
   model: build.ModelConfig
   loss: losses.LossConfig
   optim: optim.OptimConfig
@@ -54,6 +55,11 @@ FREE = (
   "checkpoint.",
   "sampler.",
   "sample.",
+  "data.path",
+  "data.prepared",
+  "data.shard_size",
+  "data.device_batch",
+  "bank.placement",
   "encoder.tokenizer_weights",
   "encoder.features_weights",
   "eval.",
@@ -62,6 +68,10 @@ FREE = (
   "model.remat",
   "model.attention",
 )
+
+
+# What runs did that were made before a key was there.
+BEFORE = {"bank.storage": "float32"}
 
 
 def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
@@ -161,6 +171,8 @@ def _check(config: Config) -> None:
     ("sample.device_batch", config.sample.device_batch),
     ("sample.per_row", config.sample.per_row),
     ("sample.points", config.sample.points),
+    ("data.shard_size", config.data.shard_size),
+    ("data.device_batch", config.data.device_batch),
     ("encoder.image_size", config.encoder.image_size),
     ("eval.count", config.eval.count),
     ("eval.grid", config.eval.grid),
@@ -174,6 +186,7 @@ def _check(config: Config) -> None:
         f"config.sampler.{key}={ours!r} must be config.loss.{key}={theirs!r}:"
         " a network samples as it was trained"
       )
+  _check_data(config)
   _check_sample(config)
   if config.model.depth < config.model.projector_depth and (
     config.loss.projection_weight
@@ -181,6 +194,41 @@ def _check(config: Config) -> None:
     raise ValueError(
       f"config.model.projector_depth={config.model.projector_depth} exceeds"
       f" config.model.depth={config.model.depth}"
+    )
+
+
+def _check_data(config: Config) -> None:
+  """Cross-field checks of the data, one error each."""
+  data = config.data
+  where = f"with config.data.source={data.source!r}"
+  for key, sources in (
+    ("path", ("folder", "upstream")),
+    ("tfds", ("tfds",)),
+    ("split", ("tfds",)),
+    ("prepared", ("folder", "tfds")),
+  ):
+    if data.source in sources and not getattr(data, key):
+      raise ValueError(f"config.data.{key} is empty: it is needed {where}")
+  if data.holdout and (data.source != "digits" or data.prepared):
+    raise ValueError(
+      f"config.data.holdout={data.holdout}: must be 0 but for"
+      " config.data.source='digits' with config.data.prepared=''"
+    )
+  if data.independent_flips and not data.mirror:
+    raise ValueError(
+      "config.data.independent_flips=True needs config.data.mirror=True"
+    )
+  if data.source in ("none", "upstream"):
+    return
+  if data.latents == "posterior" and config.encoder.tokenizer == "identity":
+    raise ValueError(
+      "config.data.latents='posterior': config.encoder.tokenizer='identity' has"
+      " none, take 'sample'"
+    )
+  if config.loss.projection_weight and data.tokens == "none":
+    raise ValueError(
+      f"config.loss.projection_weight={config.loss.projection_weight}: must be"
+      " 0 with config.data.tokens='none', there is nothing to project to"
     )
 
 
@@ -254,10 +302,8 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
   """
   path = workdir / "config.json"
   if path.exists():
-    theirs, ours = (
-      flatten(json.loads(path.read_text())),
-      flatten(to_json(config)),
-    )
+    theirs = BEFORE | flatten(json.loads(path.read_text()))
+    ours = flatten(to_json(config))
     differing = [
       f"  config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
       for key in sorted(theirs.keys() | ours.keys())

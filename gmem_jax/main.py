@@ -3,8 +3,12 @@ r"""Train, sample and compare: the command line.
   python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits \
     --mode=sample --config.sample.count=100
+  python -m gmem_jax.main --config=configs/xl_in1k.py --mode=prepare \
+    --config.data.source=folder --config.data.path=photos
 
 Modes:
+  prepare   Turn the images of config.data into what training reads, and make
+            the memory bank: in config.data.prepared. Needs no --workdir.
   train     Train, from scratch or from where the run stopped; then report.
   sample    Write images to WORKDIR/images, from the run's newest checkpoint or
             from converted weights (config.sample.network). With --image, like
@@ -30,7 +34,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's directory: checkpoints, metrics, pictures."
 )
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
+_MODE = flags.DEFINE_enum(
+  "mode", "train", ["train", "sample", "prepare"], "What to do."
+)
 _IMAGE = flags.DEFINE_multi_string(
   "image",
   [],
@@ -59,7 +65,8 @@ def main(argv: list[str]) -> int:
   _set_up_logging()
   if len(argv) > 1:
     return _fail(f"unknown argument(s) {argv[1:]}; see --help")
-  for flag in (_CONFIG, _WORKDIR):
+  needed = (_CONFIG,) if _MODE.value == "prepare" else (_CONFIG, _WORKDIR)
+  for flag in needed:
     if flag.value is None:
       return _fail(f"--{flag.name} is needed; see --help")
   if (_IMAGE.value or _INTERPOLATE.value) and _MODE.value != "sample":
@@ -75,11 +82,13 @@ def main(argv: list[str]) -> int:
     return _fail(f"--config: {' '.join(str(error).split())}")
   except ValueError as error:
     return _fail(str(error))
-  from gmem_jax import metrics, modes, sample_mode, train
+  from gmem_jax import metrics, modes, prepare_mode, sample_mode, train
 
   workdir = pathlib.Path(str(_WORKDIR.value)).absolute()
   try:
-    if _MODE.value == "train":
+    if _MODE.value == "prepare":
+      prepare_mode.prepare_mode(config)
+    elif _MODE.value == "train":
       modes.train_mode(config, workdir)
     else:
       sample_mode.sample_mode(config, workdir, _IMAGE.value, _INTERPOLATE.value)

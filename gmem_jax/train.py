@@ -29,6 +29,7 @@ from gmem_jax import (
   images,
   metrics,
   optim,
+  placement,
   rngs,
   sharding,
   train_state,
@@ -110,7 +111,11 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
   return jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,
-    in_shardings=(shardings, batches, everywhere),
+    in_shardings=(
+      shardings,
+      batches,
+      placement.sharding_of(run.memory.bank),
+    ),
     out_shardings=(shardings, everywhere),
   )
 

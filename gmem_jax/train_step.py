@@ -8,7 +8,7 @@ Shapes: b batch, h w c latent, d snippet, n tokens of width z, k steps of a
 dispatch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.struct
@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from gmem_jax import rngs, train_state
+from gmem_jax import batch as batch_lib, rngs, train_state
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.diffusion import losses
 from gmem_jax.encoders import protocols
 from gmem_jax.models import transformer
 
-Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, "..."]]
 
 
@@ -51,10 +50,8 @@ class Draws:
 UpdateFn = Callable[
   [train_state.TrainState, Draws], tuple[train_state.TrainState, Metrics]
 ]
-StepFn = Callable[
-  [train_state.TrainState, Batch, bank_lib.MemoryBank],
-  tuple[train_state.TrainState, Metrics],
-]
+# (state, batch, bank, and for batches of pixels the frozen encoder)
+StepFn = Callable[..., tuple[train_state.TrainState, Metrics]]
 
 
 def make_update(
@@ -137,26 +134,28 @@ def make_train_step(
     ema_decay: Decay of the moving average.
 
   Returns:
-    (state, batch, bank) -> (state, metrics). The batch holds `latent`
-    [b h w c] as the tokenizer gave it, `row` [b], and with a projection loss
-    `tokens` [b n z]. Metrics are scalars under `train/`.
+    (state, batch, bank, encoder=None) -> (state, metrics). The batch holds what
+    `gmem_jax.batch` reads; of pixels, `encoder` makes the projection's tokens.
+    Metrics are scalars under `train/`.
 
   Source: paper §3; the published training loop.
   """
   conditioned = network.conditioning != "none"
+  project = loss_config.projection_weight > 0
   update = make_update(network, tx, loss_config, ema_decay=ema_decay)
 
-  def step_fn(state, batch, bank):
+  def step_fn(state, batch, bank, encoder=None):
     step = state.step
-    x1 = protocols.normalise_latents(batch["latent"], stats)
+    latents = batch_lib.latents(batch, seed=seed, step=step)
+    x1 = protocols.normalise_latents(latents, stats)
     draws = Draws(
       x1=x1,
       x0=jax.random.normal(rngs.key(seed, "train/noise", step), x1.shape),
       t=losses.sample_time(
         loss_config, rngs.key(seed, "train/time", step), x1.shape[0]
       ),
-      snippet=bank_lib.snippets(bank, batch["row"]) if conditioned else None,
-      tokens=batch.get("tokens"),
+      snippet=batch_lib.snippets(batch, bank) if conditioned else None,
+      tokens=batch_lib.tokens(batch, encoder) if project else None,
       dropout_key=rngs.key(seed, "train/dropout", step),
     )
     return update(state, draws)
@@ -175,9 +174,9 @@ def repeat(step_fn: StepFn) -> StepFn:
     have one value per step, [k].
   """
 
-  def steps_fn(state, batches, bank):
+  def steps_fn(state, batches, bank, encoder=None):
     return jax.lax.scan(
-      lambda s, batch: step_fn(s, batch, bank), state, batches
+      lambda s, batch: step_fn(s, batch, bank, encoder), state, batches
     )
 
   return steps_fn

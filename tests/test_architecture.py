@@ -12,10 +12,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Layers, top first. A module imports from its own layer or from a lower one.
 LAYERS = (
-  ("main",),
+  ("main", "bank.__main__"),
   (
     "modes",
+    "prepare_mode",
     "sample_mode",
+    "bank_cli",
+    "bank_commands",
+    "bank_features",
+    "bank_sheet",
     "sample_source",
     "manipulate",
     "report",
@@ -24,17 +29,26 @@ LAYERS = (
     "evaluate",
   ),
   ("train", "sample", "assemble", "pretrained"),
-  ("checkpoint", "data", "metrics", "images", "config", "sections", "weights"),
-  ("train_step", "train_state", "sharding", "optim"),
+  (
+    "bank_store",
+    "checkpoint",
+    "data",
+    "metrics",
+    "images",
+    "config",
+    "sections",
+    "weights",
+  ),
+  ("train_step", "train_state", "placement", "sharding", "optim"),
   ("diffusion", "bank", "models", "encoders"),
   ("kernels", "rngs"),
 )
 PURE = {
-  "rngs", "sharding", "train_state", "train_step", "optim",
+  "rngs", "placement", "sharding", "train_state", "train_step", "optim",
   "models", "encoders", "diffusion", "bank", "kernels",
 }  # fmt: skip
 # Command lines and stores inside pure packages, at the edge by design.
-EDGES: set[str] = set()
+EDGES = {"bank.__main__"}
 PURE_IMPORTS = {
   "jax", "numpy", "optax", "einops", "flax", "jaxtyping", "ml_dtypes", "scipy",
   "gmem_jax",
@@ -60,7 +74,7 @@ def imports(path: pathlib.Path) -> set[str]:
 
 
 def layer_of(name: str) -> int:
-  head = name.split(".")[0]
+  head = name if name in EDGES else name.split(".")[0]
   found = [i for i, layer in enumerate(LAYERS) if head in layer]
   assert found, f"gmem_jax.{name} stands in no layer of {__file__}"
   return found[0]

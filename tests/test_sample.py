@@ -13,7 +13,7 @@ def sampling():
   """(sample function, parameters, bank) of an untrained network."""
   config = tiny.make_config(model__family="lightning_dit")
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(assemble.load_dataset(config), mesh)
+  memory = assemble.make_memory(config, assemble.load_dataset(config), mesh)
   with jax.numpy_dtype_promotion("standard"):
     params = assemble.make_init(config, memory)().params
   weights = modes.make_weights(config, memory, params)

@@ -23,7 +23,7 @@ def make_run(dataset, workdir, evaluate=None, **changes):
     **{"train__steps": 32, "checkpoint__keep_latest": 9, **changes}
   )
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(dataset, mesh)
+  memory = assemble.make_memory(config, dataset, mesh)
   workdir.mkdir(exist_ok=True)
   return train.Run(config, workdir, mesh, dataset, memory, evaluate)
 

@@ -26,7 +26,7 @@ def dataset():
 
 def make_run(config, dataset, devices, tmp_path):
   mesh = sharding.make_mesh(config.mesh, devices=devices)
-  memory = assemble.make_memory(dataset, mesh)
+  memory = assemble.make_memory(config, dataset, mesh)
   return train.Run(config, tmp_path, mesh, dataset, memory, None)
 
 
@@ -125,7 +125,7 @@ def test_state_is_donated(dataset, tmp_path):
 def step_once(config, dataset, batch):
   """One step on one device; returns (old params, new state, metrics)."""
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(dataset, mesh)
+  memory = assemble.make_memory(config, dataset, mesh)
   step_fn = train_step.make_train_step(
     assemble.network(config, memory),
     optim.make_optimizer(config.optim),

@@ -32,7 +32,11 @@ class FeatureEncoder(Protocol):
   """Images to the memory snippet and the targets of the projection loss."""
 
   name: str
-  width: int
+
+  @property
+  def width(self) -> int:
+    """Width of the feature."""
+    ...
 
   def __call__(
     self, images: Float[Array, "b H W ch"]
