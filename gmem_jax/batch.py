@@ -60,9 +60,7 @@ def latents(batch: Batch, *, seed: int, step: Array) -> Float[Array, "b h w c"]:
   return mean + jnp.exp(logvar / 2) * noise
 
 
-def snippets(
-  batch: Batch, bank: bank_lib.MemoryBank
-) -> Float[Array, "b d"]:
+def snippets(batch: Batch, bank: bank_lib.MemoryBank) -> Float[Array, "b d"]:
   """Memory snippets of the examples.
 
   Args:

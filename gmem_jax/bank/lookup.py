@@ -78,8 +78,7 @@ def nearest_counted(
   Returns:
     Scores, rows, and the count `fallbacks`.
   """
-  size = None if placement is None else placement.size
-  check_shapes(query, bank, k, size)
+  check_shapes(query, bank, k)
   if implementation not in (None, *IMPLEMENTATIONS):
     raise ValueError(
       f"implementation={implementation!r} is none of {IMPLEMENTATIONS}"
@@ -90,7 +89,8 @@ def nearest_counted(
     return _search(implementation, query, rows, scales, k, count)
 
   if placement is None:
-    return one(query, bank.rows, bank.scales, k, None)
+    count = jnp.int32(bank.size) if bank.padding else None
+    return one(query, bank.rows, bank.scales, k, count)
   return placement_lib.search(one, query, bank, k, placement)
 
 
@@ -161,10 +161,7 @@ def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
 
 
 def check_shapes(
-  query: Float[Array, "q d"],
-  bank: bank_lib.MemoryBank,
-  k: int,
-  size: int | None = None,
+  query: Float[Array, "q d"], bank: bank_lib.MemoryBank, k: int
 ) -> None:
   """Checks what shapes and types show; `nearest` calls it.
 
@@ -172,7 +169,6 @@ def check_shapes(
     query: Queries.
     bank: The bank.
     k: How many rows.
-    size: The bank's real rows, where padding follows them.
 
   Raises:
     ValueError: If the widths differ, k is out of range, the bank is empty, or
@@ -185,9 +181,8 @@ def check_shapes(
       f"queries of width {query.shape[1]} and bank rows of width {bank.width}:"
       " made by different encoders?"
     )
-  size = bank.size if size is None else size
-  if not 1 <= k <= size:
-    raise ValueError(f"k={k} is not in [1, {size}], the bank's size")
+  if not 1 <= k <= bank.size:
+    raise ValueError(f"k={k} is not in [1, {bank.size}], the bank's size")
   if (bank.rows.dtype == jnp.int8) != (bank.scales is not None):
     raise ValueError(
       f"bank rows of type {bank.rows.dtype}"

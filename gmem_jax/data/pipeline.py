@@ -114,7 +114,9 @@ def _gather(
 ) -> dict[str, np.ndarray]:
   """Reads records into arrays with the axes of `numbers` first."""
   spec = records.spec()
-  arrays = {n: np.empty((numbers.size, *spec[n][0]), spec[n][1]) for n in fields}
+  arrays = {
+    n: np.empty((numbers.size, *spec[n][0]), spec[n][1]) for n in fields
+  }
   bits = {name: _bits(array) for name, array in arrays.items()}
   flat = coins.reshape(numbers.size, _PARTS).tolist()
   for i, number in enumerate(numbers.reshape(-1).tolist()):

@@ -76,7 +76,9 @@ class UpstreamRecords:
     for name, tensor in shard.items():
       dtype, shape = tensor.get_dtype(), tensor.get_shape()
       part = name.removesuffix("_flip")
-      wanted, rank = ("I64", 1) if name == "labels" else ("F32", _FIELDS[part][1])
+      wanted, rank = (
+        ("I64", 1) if name == "labels" else ("F32", _FIELDS[part][1])
+      )
       if dtype != wanted or len(shape) != rank:
         raise ValueError(
           f"{path}: {name} is {dtype} {shape}, not {wanted} of {rank} axes"
@@ -102,7 +104,9 @@ class UpstreamRecords:
       "tokens": tuple(self._shapes["representations"]),
       "feature": tuple(self._shapes["cls_tokens"]),
     }
-    found = {n: records.Spec(s, np.dtype(np.float32)) for n, s in shapes.items()}
+    found = {
+      n: records.Spec(s, np.dtype(np.float32)) for n, s in shapes.items()
+    }
     scalar = records.Spec((), np.dtype(np.int32))
     return found | {"row": scalar, "label": scalar}
 
@@ -129,7 +133,9 @@ class UpstreamRecords:
     if not 0 <= index < len(self):
       raise IndexError(f"image {index} of {len(self)}")
     number = bisect.bisect_right(self._ends, index)
-    return self._shards[number], index - (self._ends[number - 1] if number else 0)
+    return self._shards[number], index - (
+      self._ends[number - 1] if number else 0
+    )
 
   def bank_rows(self) -> np.ndarray:
     """The memory bank: the raw features of the images as they are.
