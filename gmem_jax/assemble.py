@@ -8,9 +8,9 @@ import jax
 from jax.sharding import Mesh
 
 from gmem_jax import (
+  bank_placement,
   checkpoint,
   optim,
-  placement as placement_lib,
   rngs,
   sharding,
   train_state,
@@ -93,7 +93,7 @@ def make_memory(
   if config.loss.projection_weight and train.token_shape is not None:
     token_dim = train.token_shape[1]
   return Memory(
-    bank=placement_lib.place(bank, mesh, config.bank.placement),
+    bank=bank_placement.place(bank, mesh, config.bank.placement),
     info=info,
     stats=jax.device_put(train.stats, everywhere),
     latent_shape=train.latent_shape,
@@ -147,7 +147,7 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
 
 def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
   """A bank's arrays by name, without padding."""
-  bank = placement_lib.to_save(bank)  # pyright: ignore
+  bank = bank_placement.to_save(bank)  # pyright: ignore
   names = ("rows", "scales", "residuals")
   found = {name: getattr(bank, name) for name in names}
   return {name: x for name, x in found.items() if x is not None}
@@ -156,7 +156,7 @@ def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
 def load_memory(
   path: pathlib.Path,
   mesh: Mesh,
-  placement: placement_lib.Placement = "auto",
+  placement: bank_placement.Placement = "auto",
 ) -> Memory:
   """Reads the memory of a run.
 
@@ -172,12 +172,12 @@ def load_memory(
   stats = {name: tree.pop(name) for name in ("mean", "std")}
   bank = bank_lib.MemoryBank(**tree)
   return Memory(
-    bank=placement_lib.place(bank, mesh, placement),
+    bank=bank_placement.place(bank, mesh, placement),
     info=bank_lib.BankInfo(**metadata["info"]),
     stats=protocols.LatentStats(
       **jax.device_put(stats, sharding.replicated(mesh))
     ),
     latent_shape=tuple(metadata["latent_shape"]),
     # Runs made before networks could have a projection have none.
-    token_dim=metadata["token_dim"] if "token_dim" in metadata else 0,
+    token_dim=metadata.get("token_dim", 0),
   )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from gmem_jax import checkpoint, optim, placement, sections, sharding
+from gmem_jax import bank_placement, checkpoint, optim, sections, sharding
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
 
@@ -32,7 +32,7 @@ class Config:
   seed: int
   data: sections.DataConfig
   encoder: sections.EncoderConfig
-  bank: placement.BankConfig
+  bank: bank_placement.BankConfig
   model: build.ModelConfig
   loss: losses.LossConfig
   optim: optim.OptimConfig

@@ -12,11 +12,11 @@ import numpy as np
 
 from gmem_jax import (
   assemble,
+  bank_placement,
   checkpoint,
   config as config_lib,
   evaluate,
   images,
-  placement,
   pretrained,
   report,
   sample,
@@ -187,7 +187,7 @@ def draw_samples(
   rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
-  pixels = sample_fn(weights, numbers, placement.read_rows(bank, rows))
+  pixels = sample_fn(weights, numbers, bank_placement.read_rows(bank, rows))
   return report.Samples(pixels, rows)
 
 

@@ -8,9 +8,9 @@ import jax
 
 from gmem_jax import (
   assemble,
+  bank_placement,
   config as config_lib,
   modes,
-  placement,
   pretrained,
   sample,
 )
@@ -73,7 +73,7 @@ def _from_run(
   step, params = modes.load_params(config, workdir, memory, mesh)
   weights = modes.make_weights(config, memory, params)
   bank = pretrained.Bank(
-    storage.decode(placement.to_save(memory.bank)),
+    storage.decode(bank_placement.to_save(memory.bank)),
     None,
     {"digest": memory.info.digest},
   )

@@ -24,13 +24,13 @@ from clu import parameter_overview
 
 from gmem_jax import (
   assemble,
+  bank_placement,
   batch as batch_lib,
   checkpoint,
   config as config_lib,
   images,
   metrics,
   optim,
-  placement,
   rngs,
   sharding,
   train_state,
@@ -116,7 +116,7 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
     in_shardings=(
       shardings,
       batches,
-      placement.sharding_of(run.memory.bank),
+      bank_placement.sharding_of(run.memory.bank),
       everywhere,
     ),
     out_shardings=(shardings, everywhere),

@@ -48,7 +48,7 @@ LAYERS = (
     "batch",
     "train_step",
     "train_state",
-    "placement",
+    "bank_placement",
     "sharding",
     "optim",
   ),
@@ -56,7 +56,7 @@ LAYERS = (
   ("kernels", "rngs"),
 )
 PURE = {
-  "rngs", "placement", "sharding", "train_state", "train_step", "batch",
+  "rngs", "bank_placement", "sharding", "train_state", "train_step", "batch",
   "optim",
   "models", "encoders", "diffusion", "bank", "kernels",
 }  # fmt: skip

@@ -158,12 +158,12 @@ def mesh():
 
 
 def _memory(rows, mesh, form, placement):
-  from gmem_jax import placement as placement_lib
+  from gmem_jax import bank_placement
 
   stored = _stored(rows, form)
   stats = protocols.LatentStats(jnp.zeros(4), jnp.ones(4))
   fields = {
-    "bank": placement_lib.place(stored.bank, mesh, placement),
+    "bank": bank_placement.place(stored.bank, mesh, placement),
     "info": stored.info,
     "stats": stats,
     "latent_shape": (2, 2, 4),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import placement as place_lib, sharding
+from gmem_jax import bank_placement as place_lib, sharding
 from gmem_jax.bank import bank as bank_lib, lookup, placement
 from gmem_jax.kernels import arg_specs
 from tests.kernels import oracle

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gmem_jax import placement, sharding
-from gmem_jax.bank import bank as bank_lib, storage as storage_lib
+from gmem_jax import bank_placement, sharding
+from gmem_jax.bank import bank as bank_lib, lookup, storage as storage_lib
 
 SIZE, WIDTH = 251, 16
 
@@ -26,8 +26,8 @@ def _bank(storage):
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
 def test_sharded_snippets_equal_replicated(mesh, storage):
   host = _bank(storage)
-  whole = placement.place(host, mesh, "replicated")
-  split = placement.place(host, mesh, "sharded")
+  whole = bank_placement.place(host, mesh, "replicated")
+  split = bank_placement.place(host, mesh, "sharded")
   assert split.rows.sharding.spec == P(sharding.AXES)
   assert split.rows.addressable_shards[0].data.shape == (63, WIDTH)
   assert (split.padding, split.size, whole.padding) == (1, SIZE, 0)
@@ -48,14 +48,30 @@ def test_sharded_snippets_equal_replicated(mesh, storage):
   assert "all-reduce" in text
   assert f"[{SIZE + 1},{WIDTH}]" not in text
   np.testing.assert_array_equal(
-    placement.read_rows(split, rows), bank_lib.features(host, rows)
+    bank_placement.read_rows(split, rows), bank_lib.features(host, rows)
   )
+
+
+@pytest.mark.multidevice
+def test_lookup_finds_the_same_wherever_the_rows_lie(mesh):
+  host = _bank("float32")
+  queries = bank_lib.snippets(host, np.arange(8))
+  found = []
+  for where in ("replicated", "sharded"):
+    units = lookup.unit(bank_placement.place(host, mesh, where))
+    placement = bank_placement.lookup_placement(units)
+    assert placement is not None
+    # All rows but the padding: nothing hides.
+    found.append(lookup.nearest(queries, units, SIZE, placement=placement))
+  for ours, theirs in zip(*found, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+  assert set(np.unique(found[1][1])) == set(range(SIZE))
 
 
 @pytest.mark.multidevice
 def test_a_split_bank_comes_back_without_padding(mesh):
   host = _bank("int8")
-  back = bank_lib.on_host(placement.place(host, mesh, "sharded"))
+  back = bank_lib.on_host(bank_placement.place(host, mesh, "sharded"))
   assert back.padding == 0
   for ours, theirs in zip(
     jax.tree.leaves(back), jax.tree.leaves(host), strict=True
@@ -79,5 +95,5 @@ def test_auto_splits_what_does_not_fit(mesh, monkeypatch):
     monkeypatch.setattr(
       jax.sharding.Mesh, "local_devices", [Device(limit)], raising=True
     )
-    where = placement.bank_sharding(host, mesh, "auto")
+    where = bank_placement.bank_sharding(host, mesh, "auto")
     assert bool(len(where.spec)) == split, limit

@@ -8,9 +8,12 @@ from gmem_jax import training_data
 from tests import test_train_step as steps, tiny
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 @pytest.mark.parametrize("storage", ["float32", "int8"])
-def test_training_is_the_same_wherever_the_rows_lie(storage, tmp_path):
+def test_training_is_the_same_wherever_the_rows_lie(
+  storage, tmp_path, standard_promotion
+):
   dataset = training_data.load(tiny.make_config())
   found = []
   for placement in ("replicated", "sharded"):

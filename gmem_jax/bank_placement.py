@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gmem_jax import sharding
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax.bank import bank as bank_lib, placement as placement_lib
 
 # Rows go to all devices, whatever the axes mean to the network.
 ROWS = P(sharding.AXES)
@@ -105,6 +105,22 @@ def sharding_of(bank: bank_lib.Bank) -> jax.sharding.Sharding:
     bank: The bank, on devices.
   """
   return jax.tree.leaves(bank)[0].sharding
+
+
+def lookup_placement(bank: bank_lib.Bank) -> placement_lib.Placement | None:
+  """Where a lookup in a bank finds its rows.
+
+  Args:
+    bank: The bank, on devices.
+
+  Returns:
+    For `lookup.nearest`; None for a bank on a single device.
+  """
+  where = sharding_of(bank)
+  if not isinstance(where, NamedSharding) or where.mesh.size == 1:
+    return None
+  rows = sharding.AXES if len(where.spec) else ()
+  return placement_lib.Placement(where.mesh, rows=rows)
 
 
 def read_rows(bank: bank_lib.Bank, rows: np.ndarray) -> np.ndarray:
