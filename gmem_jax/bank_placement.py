@@ -5,7 +5,7 @@ they divide evenly; reading them costs one all-reduce of what was read.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ def lookup_placement(bank: bank_lib.Bank) -> placement_lib.Placement | None:
   if not isinstance(where, NamedSharding) or where.mesh.size == 1:
     return None
   rows = sharding.AXES if len(where.spec) else ()
-  return placement_lib.Placement(where.mesh, rows=rows)
+  return placement_lib.Placement(cast(Mesh, where.mesh), rows=rows)
 
 
 def read_rows(bank: bank_lib.Bank, rows: np.ndarray) -> np.ndarray:
