@@ -37,6 +37,10 @@ def get_config() -> ml_collections.ConfigDict:
     features_weights="",
     image_size=8,  # pixels
   )
+  c.bank = dict(
+    storage="float32",  # or "bfloat16", "int8" with a scale for each row
+    placement="auto",  # "replicated", "sharded" rows, or as memory permits
+  )
   c.model = dict(
     family="sit",
     width=96,

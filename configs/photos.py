@@ -44,6 +44,10 @@ def get_config() -> ml_collections.ConfigDict:
     features_weights="weights/random/dinov2",
     image_size=256,  # pixels
   )
+  c.bank = dict(
+    storage="float32",  # or "bfloat16", "int8" with a scale for each row
+    placement="auto",  # "replicated", "sharded" rows, or as memory permits
+  )
   c.model = dict(
     family="lightning_dit",
     width=64,

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from gmem_jax import (
+  bank_placement,
   checkpoint,
   optim,
   rngs,
@@ -16,7 +17,7 @@ from gmem_jax import (
   train_step,
   training_data,
 )
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax.bank import bank as bank_lib, edit
 from gmem_jax.config import Config
 from gmem_jax.encoders import protocols
 from gmem_jax.models import build, transformer
@@ -79,24 +80,35 @@ def make_init(config: Config, memory: Memory) -> Any:
 def make_memory(
   config: Config, dataset: training_data.Dataset, mesh: Mesh
 ) -> Memory:
-  """Puts what sampling needs on every device of a mesh.
+  """Puts what sampling needs on the devices of a mesh.
 
   Args:
-    config: The run.
+    config: The run; decides how the bank is stored and placed.
     dataset: The encoded images.
     mesh: The mesh.
   """
   everywhere = sharding.replicated(mesh)
   train, token_dim = dataset.train, 0
+  bank, info = _stored(config, train.bank, train.info)
   if config.loss.projection_weight and train.token_shape is not None:
     token_dim = train.token_shape[1]
   return Memory(
-    bank=jax.device_put(train.bank, everywhere),
-    info=train.info,
+    bank=bank_placement.place(bank, mesh, config.bank.placement),
+    info=info,
     stats=jax.device_put(train.stats, everywhere),
     latent_shape=train.latent_shape,
     token_dim=token_dim,
   )
+
+
+def _stored(
+  config: Config, bank: bank_lib.MemoryBank, info: bank_lib.BankInfo
+) -> tuple[bank_lib.Bank, bank_lib.BankInfo]:
+  """The bank with its rows of the configured type."""
+  if config.bank.storage == bank.storage:
+    return bank, info
+  found = edit.compress(bank_lib.on_host(bank), info, config.bank.storage)
+  return found.bank, found.info
 
 
 def save_memory(path: pathlib.Path, memory: Memory) -> None:
@@ -121,7 +133,7 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
   checkpoint.save_tree(
     path,
     {
-      "rows": memory.bank.rows,
+      **_arrays(memory.bank),
       "mean": memory.stats.mean,
       "std": memory.stats.std,
     },
@@ -133,21 +145,39 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
   )
 
 
-def load_memory(path: pathlib.Path, mesh: Mesh) -> Memory:
+def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
+  """A bank's arrays by name, without padding."""
+  bank = bank_placement.to_save(bank)  # pyright: ignore
+  names = ("rows", "scales", "residuals")
+  found = {name: getattr(bank, name) for name in names}
+  return {name: x for name, x in found.items() if x is not None}
+
+
+def load_memory(
+  path: pathlib.Path,
+  mesh: Mesh,
+  placement: bank_placement.Placement = "auto",
+) -> Memory:
   """Reads the memory of a run.
 
   Args:
     path: The directory.
     mesh: The mesh to put it on.
+    placement: How to put the bank there.
 
   Raises:
     ValueError: If there is none.
   """
-  tree, metadata = checkpoint.load_tree(path, sharding.replicated(mesh))
+  tree, metadata = checkpoint.load_tree(path, None)
+  stats = {name: tree.pop(name) for name in ("mean", "std")}
+  bank = bank_lib.MemoryBank(**tree)
   return Memory(
-    bank=bank_lib.MemoryBank(rows=tree["rows"]),
+    bank=bank_placement.place(bank, mesh, placement),
     info=bank_lib.BankInfo(**metadata["info"]),
-    stats=protocols.LatentStats(mean=tree["mean"], std=tree["std"]),
+    stats=protocols.LatentStats(
+      **jax.device_put(stats, sharding.replicated(mesh))
+    ),
     latent_shape=tuple(metadata["latent_shape"]),
-    token_dim=metadata["token_dim"],
+    # Runs made before networks could have a projection have none.
+    token_dim=metadata.get("token_dim", 0),
   )

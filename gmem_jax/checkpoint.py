@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 _log = logging.getLogger(__name__)
@@ -210,14 +211,27 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
     ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
 
 
+def holds_tree(path: pathlib.Path) -> bool:
+  """Whether `save_tree` wrote a directory.
+
+  Args:
+    path: The directory.
+  """
+  try:
+    return isinstance(ocp.metadata(str(path)).custom_metadata, dict)
+  # What is no checkpoint shows as anything.
+  except Exception:
+    return False
+
+
 def load_tree(
-  path: pathlib.Path, sharding: jax.sharding.Sharding
+  path: pathlib.Path, sharding: jax.sharding.Sharding | None
 ) -> tuple[Any, dict[str, Any]]:
   """Reads what `save_tree` wrote.
 
   Args:
     path: The directory.
-    sharding: Where every array goes.
+    sharding: Where every array goes; None: to the host, as numpy arrays.
 
   Returns:
     (nested dicts of arrays, metadata).
@@ -225,14 +239,17 @@ def load_tree(
   Raises:
     ValueError: If there is nothing of the kind.
   """
+
+  def target_of(x: Any) -> Any:
+    if sharding is None:
+      return np.ndarray
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
   if not path.is_dir():
     raise ValueError(f"{path}: no such checkpoint directory")
   with _context():
     stored = ocp.metadata(str(path))
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-      stored.metadata,
-    )
+    target = jax.tree.map(target_of, stored.metadata)
     return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from gmem_jax import checkpoint, optim, sections, sharding
+from gmem_jax import bank_placement, checkpoint, optim, sections, sharding
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
 
@@ -32,6 +32,7 @@ class Config:
   seed: int
   data: sections.DataConfig
   encoder: sections.EncoderConfig
+  bank: bank_placement.BankConfig
   model: build.ModelConfig
   loss: losses.LossConfig
   optim: optim.OptimConfig
@@ -58,6 +59,7 @@ FREE = (
   "data.prepared",
   "data.shard_size",
   "data.device_batch",
+  "bank.placement",
   "encoder.tokenizer_weights",
   "encoder.features_weights",
   "eval.",
@@ -66,6 +68,10 @@ FREE = (
   "model.remat",
   "model.attention",
 )
+
+
+# What runs did that were made before a key was there.
+BEFORE = {"bank.storage": "float32"}
 
 
 def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
@@ -296,10 +302,8 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
   """
   path = workdir / "config.json"
   if path.exists():
-    theirs, ours = (
-      flatten(json.loads(path.read_text())),
-      flatten(to_json(config)),
-    )
+    theirs = BEFORE | flatten(json.loads(path.read_text()))
+    ours = flatten(to_json(config))
     differing = [
       f"  config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
       for key in sorted(theirs.keys() | ours.keys())

@@ -12,6 +12,7 @@ import numpy as np
 
 from gmem_jax import (
   assemble,
+  bank_placement,
   checkpoint,
   config as config_lib,
   evaluate,
@@ -23,9 +24,12 @@ from gmem_jax import (
   train,
   training_data,
 )
-from gmem_jax.bank import bank as bank_lib, draw
+from gmem_jax.bank import bank as bank_lib, draw, lookup
 
 _log = logging.getLogger(__name__)
+
+# Held-out images, and memories of each, in neighbours.png.
+NEIGHBOURS = 8
 
 
 def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -69,10 +73,30 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     from_bank=draw_samples(config, sample_fn, weights, bank),
     from_heldout=draw_samples(config, sample_fn, weights, heldout),
     unconditional=draw_samples(other, other_fn, other_weights, bank),
+    neighbours=neighbours(heldout, dataset.train.bank),
     distance=distance,
   )
   print(report.write(material, workdir, other_dir, config.train.steps))
-  print(f"Pictures: {workdir}/samples.png, {workdir}/curves.png")
+  pictures = ("samples.png", "neighbours.png", "curves.png")
+  print("Pictures: " + ", ".join(f"{workdir}/{name}" for name in pictures))
+
+
+def neighbours(
+  queries: bank_lib.MemoryBank, bank: bank_lib.MemoryBank
+) -> report.Neighbours:
+  """Looks up the nearest memories of the first rows of another bank.
+
+  Args:
+    queries: The other bank.
+    bank: The bank.
+  """
+  count = min(NEIGHBOURS, queries.size)
+  found = jax.jit(lookup.nearest, static_argnames="k")(
+    bank_lib.snippets(queries, jnp.arange(count)),
+    jax.jit(lookup.unit)(bank),
+    k=min(NEIGHBOURS, bank.size),
+  )
+  return report.Neighbours(*map(np.asarray, found))
 
 
 def load_params(
@@ -163,7 +187,7 @@ def draw_samples(
   rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
-  pixels = sample_fn(weights, numbers, np.asarray(bank.rows)[rows])
+  pixels = sample_fn(weights, numbers, bank_placement.read_rows(bank, rows))
   return report.Samples(pixels, rows)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import weights
+from gmem_jax import bank_store, weights
+from gmem_jax.bank import bank as bank_lib, storage
 from gmem_jax.config import Config
 from gmem_jax.encoders import (
   dinov2,
@@ -161,16 +162,17 @@ def load_bank(config: Config) -> Bank:
   Args:
     config: The run.
   """
-  kinds = ("bank", "low_rank_bank")
-  return _bank(*read("sample.bank", config.sample.bank, kinds, "bank"))
+  path = config.sample.bank
+  tree, metadata = read("sample.bank", path, bank_store.KINDS, "bank")
+  ours = features_name(config)
+  if ours is not None and "info" in metadata:
+    info = bank_lib.BankInfo(**metadata["info"])
+    bank_lib.check_encoder(info, ours, f"config.sample.bank={path!r}")
+  return _bank(tree, metadata)
 
 
 def _bank(tree: dict[str, Any], metadata: dict[str, Any]) -> Bank:
-  if metadata["kind"] == "low_rank_bank":
-    rows = tree["coefficients"] @ tree["basis"].T + tree["mean"]
-  else:
-    rows = tree["rows"]
-  rows = np.asarray(rows, np.float32)
+  rows = storage.decode(bank_store.from_tree(tree))
   return Bank(rows, tree.pop("counts", None), origin(metadata))
 
 

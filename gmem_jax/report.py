@@ -1,4 +1,4 @@
-"""What a run has to show: samples.png, curves.png and a table.
+"""What a run has to show: three pictures and a table.
 
 Shapes: n images, H W pixels.
 """
@@ -37,6 +37,19 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Neighbours:
+  """The nearest memories of the first held-out images.
+
+  Attributes:
+    scores: [q k] cosines, descending.
+    rows: [q k] rows of the bank.
+  """
+
+  scores: np.ndarray
+  rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Material:
   """Everything that the report compares.
 
@@ -46,6 +59,7 @@ class Material:
     from_bank: Samples from the bank's snippets.
     from_heldout: Samples from snippets of held-out images, never seen.
     unconditional: Samples of the network without memory.
+    neighbours: Nearest memories of the first held-out images.
     distance: Images -> Fréchet distance to the training images.
   """
 
@@ -54,6 +68,7 @@ class Material:
   from_bank: Samples
   from_heldout: Samples
   unconditional: Samples
+  neighbours: Neighbours
   distance: Any
 
 
@@ -77,6 +92,28 @@ def picture(material: Material) -> np.ndarray:
   ]
   grid = images.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
   return images.label_rows(grid, ROWS)
+
+
+def neighbours_picture(material: Material) -> np.ndarray:
+  """neighbours.png: held-out images, and the bank images nearest to each.
+
+  Args:
+    material: What to show.
+
+  Returns:
+    uint8 [H', W', channels]: a row for each held-out image, which stands in
+    front; its nearest memories follow after a gap, best first.
+  """
+  found, rows = material.neighbours, []
+  for held, near in zip(material.heldout, found.rows, strict=False):
+    rows += [held, np.full_like(held, 255), *material.train[near]]
+  columns = 2 + found.rows.shape[1]
+  grid = images.make_grid(np.stack(rows), columns, scale=5, gap=4)
+  labels = [
+    f"held-out, then {best:.2f}-{worst:.2f}"
+    for best, worst in zip(found.scores[:, 0], found.scores[:, -1], strict=True)
+  ]
+  return images.label_rows(grid, labels)
 
 
 def numbers(
@@ -151,7 +188,7 @@ def write(
   other_run: pathlib.Path,
   steps: int,
 ) -> str:
-  """Writes samples.png, curves.png, report.json and report.txt.
+  """Writes samples.png, neighbours.png, curves.png and report.{json,txt}.
 
   Args:
     material: Images and samples.
@@ -165,6 +202,7 @@ def write(
   values = numbers(material, memory_run, other_run)
   text = table(values, steps)
   images.save_png(memory_run / "samples.png", picture(material))
+  images.save_png(memory_run / "neighbours.png", neighbours_picture(material))
   _plot(memory_run / "curves.png", memory_run, other_run)
   # JSON has no NaN.
   stored = {k: None if np.isnan(v) else v for k, v in values.items()}

@@ -24,6 +24,7 @@ STREAMS = {
   "sample/noise": "(image)",
   "sample/kick": "(image, step)",
   "sample/mask": "()",
+  "bank/mask": "()",
   "prepare/posterior": "(2 * image + view)",
   "encoder": "()",
 }

@@ -24,6 +24,7 @@ from clu import parameter_overview
 
 from gmem_jax import (
   assemble,
+  bank_placement,
   batch as batch_lib,
   checkpoint,
   config as config_lib,
@@ -112,7 +113,12 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
   steps_fn = jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,
-    in_shardings=(shardings, batches, everywhere, everywhere),
+    in_shardings=(
+      shardings,
+      batches,
+      bank_placement.sharding_of(run.memory.bank),
+      everywhere,
+    ),
     out_shardings=(shardings, everywhere),
   )
   encoder = jax.device_put(run.dataset.encoder, everywhere)
