@@ -5,7 +5,7 @@ Shapes: q queries, m bank rows, d width, k neighbours.
 Scores are inner products with the rows as they are stored. For neighbours by
 cosine, as memory snippets are unit vectors, search the unit rows:
 
-    unit_bank = lookup.unit(bank)  # once
+    unit_bank = lookup.unit(bank, multiple=8)  # once
     scores, rows = lookup.nearest(bank_lib.normalise(query), unit_bank, k)
 """
 
@@ -137,7 +137,9 @@ def _search(
   )
 
 
-def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
+def unit(
+  bank: bank_lib.MemoryBank, *, multiple: int = 1
+) -> bank_lib.MemoryBank:
   """The bank with every row at unit length, for lookup by cosine.
 
   Make it once: it reads all rows. Rows of float types are divided, and rounded
@@ -146,10 +148,13 @@ def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
 
   Args:
     bank: A bank of raw rows, none of them zero.
+    multiple: Pads the rows to a multiple of so many. The GPU kernel wants 8;
+      a bank whose rows are split must go on dividing over its devices.
 
   Returns:
     A bank of unit rows.
   """
+  bank = _pad(bank, -bank.rows.shape[0] % multiple)
   if bank.scales is None:
     return dataclasses.replace(
       bank, rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
@@ -160,6 +165,18 @@ def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
   if residuals is not None:
     residuals = residuals * scales / jnp.maximum(bank.scales, 1e-38)
   return dataclasses.replace(bank, scales=scales, residuals=residuals)
+
+
+def _pad(bank: bank_lib.MemoryBank, missing: int) -> bank_lib.MemoryBank:
+  """Appends zero rows, which are no memories."""
+  if not missing:
+    return bank
+
+  def pad(leaf):
+    return jnp.pad(leaf, ((0, missing),) + ((0, 0),) * (leaf.ndim - 1))
+
+  padded = jax.tree.map(pad, bank)
+  return dataclasses.replace(padded, padding=bank.padding + missing)
 
 
 def check_shapes(

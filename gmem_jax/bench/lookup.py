@@ -29,7 +29,7 @@ import tqdm
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.bench import _lookup_peers, _timing
-from gmem_jax.kernels import arg_specs, topk_reference
+from gmem_jax.kernels import arg_specs, topk_gpu, topk_reference
 
 _JUDGED = 8
 
@@ -40,13 +40,13 @@ def make_banks(
   """Banks of the same random unit rows, in each form of storage."""
 
   def make(dtype):
-    noise = jax.random.normal(rngs.key(0, "init"), (m, d))
-    rows = bank_lib.normalise(noise)
-    if dtype != "int8":
-      return bank_lib.MemoryBank(rows.astype(dtype))
-    scales = jnp.max(jnp.abs(rows), axis=1) / 127
-    rounded = jnp.round(rows / scales[:, None]).astype(jnp.int8)
-    return bank_lib.MemoryBank(rounded, scales)
+    rows = jax.random.normal(rngs.key(0, "init"), (m, d))
+    scales = None
+    if dtype == "int8":
+      scales = jnp.max(jnp.abs(rows), axis=1) / 127
+      rows = jnp.round(rows / scales[:, None])
+    bank = bank_lib.MemoryBank(rows.astype(dtype), scales)
+    return lookup.unit(bank, multiple=topk_gpu.ALIGN)
 
   return {dtype: jax.jit(make, static_argnums=0)(dtype) for dtype in dtypes}
 
@@ -59,7 +59,7 @@ def wrong_rows(
   wide = np.asarray(query.astype(jnp.float32), np.float64)
   scores, norm = [], 0.0
   for start in range(0, bank.size, 65536):
-    part = slice(start, start + 65536)
+    part = slice(start, min(start + 65536, bank.size))
     rows = np.asarray(bank.rows[part].astype(jnp.float32), np.float64)
     if bank.scales is not None:
       rows *= np.asarray(bank.scales[part], np.float64)[:, None]

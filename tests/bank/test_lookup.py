@@ -115,6 +115,20 @@ def test_cosine_lookup(dtype):
   np.testing.assert_allclose(have, best, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_padding_of_unit_rows_is_not_found(search, dtype):
+  query, bank, _ = example("random", dtype)
+  # Scores below zero, so that a zero row would win.
+  query = -bank.rows[:4].astype(jnp.float32)
+  bank = jax.tree.map(lambda x: x[:4], bank)
+  want = search(query, lookup.unit(bank), 4)
+  padded = lookup.unit(bank, multiple=8)
+  assert (padded.rows.shape[0], padded.size) == (8, 4)
+  found = search(query, padded, 4)
+  assert (found.rows == want.rows).all()
+  assert (found.scores == want.scores).all()
+
+
 def test_unit_scales_residuals_with_their_rows():
   rows = jnp.array([[3, 4], [0, 2]], jnp.int8)
   bank = bank_lib.MemoryBank(rows, jnp.array([2.0, 0.5]), jnp.array([1.0, 0.1]))
@@ -175,12 +189,15 @@ def test_bad_queries_are_named_on_the_host(value, message):
     ("tpu", {"k": 1503}, "1503 rows are too few for k=1503"),
     ("tpu", {"width": 4096}, "width 4096"),
     ("gpu", {}, r"needs 0\.11|type float32"),
-    ("gpu", {"dtype": jnp.bfloat16}, r"needs 0\.11|width 16"),
+    ("gpu", {"dtype": jnp.bfloat16}, r"needs 0\.11|1503 rows.*pad the bank"),
+    ("gpu", {"dtype": jnp.bfloat16, "m": 1504}, r"needs 0\.11|width 16"),
   ],
 )
 def test_a_kernel_that_cannot_serve_says_why(implementation, change, message):
   width = change.get("width", 16)
-  rows = jnp.ones((1503, width), change.get("dtype", jnp.float32))
+  rows = jnp.ones(
+    (change.get("m", 1503), width), change.get("dtype", jnp.float32)
+  )
   with pytest.raises(NotImplementedError, match=message):
     lookup.nearest(
       jnp.ones((2, width)),

@@ -51,7 +51,7 @@ def test_tpu_kernels_lower(dtype, k):
 @pytest.mark.parametrize("q", [3, 200])
 @pytest.mark.parametrize("query_dtype", [jnp.float32, jnp.bfloat16])
 def test_gpu_kernel_lowers(q, query_dtype):
-  args = arguments(q, M, "bfloat16", query_dtype)
+  args = arguments(q, M + 1, "bfloat16", query_dtype)
   if jax.__version_info__ < (0, 11):
     with pytest.raises(NotImplementedError, match=r"jax 0\.10.*needs 0\.11"):
       exported(topk_gpu, "cuda", 10, *args)
@@ -89,7 +89,8 @@ def test_plain_xla_lowers_everywhere(platform, dtype):
   [
     ("tpu", "bfloat16", M, "tpu_custom_call"),
     ("tpu", "bfloat16", 200, None),
-    ("cuda", "bfloat16", M, "mosaic_gpu"),
+    ("cuda", "bfloat16", M, None),
+    ("cuda", "bfloat16", M + 1, "mosaic_gpu"),
     ("cuda", "float32", M, None),
     ("cpu", "bfloat16", M, None),
   ],

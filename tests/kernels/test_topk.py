@@ -92,7 +92,7 @@ def test_gpu_kernel_equals_the_oracle_without_races(monkeypatch):
   # Two thread blocks show what 132 do.
   monkeypatch.setattr(topk_gpu, "_BLOCKS", 2)
   interpret = plgpu.InterpretGPUParams(detect_races=True)
-  spec = arg_specs.ArgSpec(3, 601, 64, 3, "bfloat16")
+  spec = arg_specs.ArgSpec(3, 600, 64, 3, "bfloat16")
 
   @jax.jit
   def search(query, rows, scales):
