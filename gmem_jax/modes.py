@@ -14,6 +14,7 @@ from gmem_jax import (
   assemble,
   checkpoint,
   config as config_lib,
+  distributed,
   evaluate,
   images,
   pretrained,
@@ -65,6 +66,8 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     unconditional=draw_samples(other, other_fn, other_weights, bank),
     distance=distance,
   )
+  if not distributed.is_main():
+    return
   print(report.write(material, workdir, other_dir, config.train.steps))
   print(f"Pictures: {workdir}/samples.png, {workdir}/curves.png")
 

@@ -162,6 +162,57 @@ def batch_sharding(mesh: Mesh, *, steps_axis: bool = False) -> NamedSharding:
   return NamedSharding(mesh, P(None, *BATCH) if steps_axis else BATCH)
 
 
+def process_part(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+  """Which part of a batch this process loads.
+
+  Processes whose devices hold the same rows, as along the tensor axis, load the
+  same part.
+
+  Args:
+    mesh: The mesh.
+    batch_size: Rows of the batch, over all devices.
+
+  Returns:
+    (number of the part, number of parts); parts are equal, in order.
+
+  Raises:
+    ValueError: If this process's devices hold no such part.
+  """
+  index = NamedSharding(mesh, BATCH).addressable_devices_indices_map(
+    (batch_size,)
+  )
+  ranges = {rows[0].indices(batch_size)[:2] for rows in index.values()}  # type: ignore
+  first, last = min(r[0] for r in ranges), max(r[1] for r in ranges)
+  length = last - first
+  if length != sum(b - a for a, b in ranges) or first % length:
+    raise ValueError(
+      f"config.mesh: the devices of process {jax.process_index()} hold the"
+      f" scattered rows {sorted(ranges)} of a batch of {batch_size}; let one"
+      " process's devices be neighbours in data x fsdp"
+    )
+  return first // length, batch_size // length
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+  """Puts what every process has whole on the devices of all.
+
+  Args:
+    tree: Host arrays, or arrays of this process alone; those that already
+      lie on all devices only move.
+    sharding: Where they go.
+  """
+
+  def one(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    if sharding.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(one, tree)
+
+
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
   """Assembles each process's rows into global arrays.
 

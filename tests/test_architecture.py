@@ -25,6 +25,7 @@ LAYERS = (
   ),
   ("train", "sample", "assemble", "pretrained"),
   ("checkpoint", "data", "metrics", "images", "config", "sections", "weights"),
+  ("distributed", "peers", "digest"),
   ("train_step", "train_state", "sharding", "optim"),
   ("diffusion", "bank", "models", "encoders"),
   ("kernels", "rngs"),
