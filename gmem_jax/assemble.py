@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from gmem_jax import (

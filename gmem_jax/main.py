@@ -131,8 +131,8 @@ def _work(config: config_lib.Config) -> int:
   """Joins the other processes and does what the mode says."""
   from gmem_jax import distributed, metrics, modes, sample_mode, train
 
-  workdir = pathlib.Path(str(_WORKDIR.value)).absolute()
   try:
+    workdir = _workdir()
     job = distributed.find_job(
       _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     )
@@ -182,6 +182,17 @@ def _set_up_logging() -> None:
   logger.addHandler(handler)
   logger.setLevel(logging.INFO)
   logger.propagate = False
+
+
+def _workdir() -> pathlib.Path:
+  """The run's directory."""
+  given = str(_WORKDIR.value)
+  if "://" in given:
+    raise ValueError(
+      f"--workdir={given}: a directory is needed; mount the bucket (Cloud"
+      " Storage FUSE) on every host and give the path of the mount"
+    )
+  return pathlib.Path(given).absolute()
 
 
 def _quieten(process: int) -> None:

@@ -227,9 +227,16 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   """
   mesh = sharding.make_mesh(config.mesh)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if config.train.batch_size % ways:
+  batch, parts = config.train.batch_size, config.train.accumulation
+  if batch % ways:
     raise ValueError(
-      f"config.train.batch_size={config.train.batch_size} is not a multiple of"
-      f" the mesh's data x fsdp = {ways}"
+      f"config.train.batch_size={batch} is not a multiple of the mesh's"
+      f" data x fsdp = {ways}"
+    )
+  if batch % (ways * parts):
+    raise ValueError(
+      f"config.train.accumulation={parts} does not divide the {batch // ways}"
+      f" examples that each of data x fsdp = {ways} holds of"
+      f" config.train.batch_size={batch}"
     )
   return mesh

@@ -6,22 +6,23 @@ process that failed says why, and one that was killed leaves a broken line.
 Collectives know nothing of that: they hang, or name a broken socket. So a
 watching thread ends the process, with one line that says which one is missing.
 
-The line also carries a request to stop, from one process to all: process 0 asks
-how far each has come, and lets all go on to the furthest. (jax has the same
-protocol; but there orbax reports steps to it, too, on another scale.)
+The line also carries the agreement on where to stop, see `stop_vote`.
 
 A message is one line of JSON: {"join": 1, "of": 4, "card": {…}}, {"go": true},
-{"stop": true}, {"ask": true}, {"at": 7}, {"stop_at": 8}, {"leave": true},
-{"end": "process 2 is gone", "status": 3}, or a beat, {}.
+{"end": "process 2 is gone", "status": 3}, {"leave": true}, one of the vote, or
+a beat, {}.
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
+
+from gmem_jax import stop_vote
 
 # The exit status of a process that ends because another one is gone.
 LOST = 3
@@ -72,16 +73,9 @@ class Peers:
     self._complete = threading.Event()  # the roll call is over
     self.ended = threading.Event()  # somebody said how the job ends
     self._leaving = False
-    self._lock = threading.Lock()
-    self._at = 0  # what `reached` was last called with
-    self._asked = False  # since then `reached` waits for the answer
-    self._answers: dict[int, int] = {}
-    self._stop_at: int | None = None
-    self._decided = threading.Event()
-    self._loop = asyncio.new_event_loop()
-    self._thread = threading.Thread(
-      target=self._loop.run_forever, name="peers", daemon=True
-    )
+    self._vote = stop_vote.StopVote(index, count)
+    self._loop: asyncio.AbstractEventLoop | None = None
+    self._thread = threading.Thread(target=self._work, daemon=True)
 
   def join(self, seconds: float) -> None:
     """Waits until all processes have joined.
@@ -92,10 +86,10 @@ class Peers:
     Raises:
       JoinError: Naming who is missing, or what does not fit together.
     """
-    self._thread.start()
     deadline = time.monotonic() + seconds
-    work = self._host(seconds) if self._index == 0 else self._call(deadline)
-    asyncio.run_coroutine_threadsafe(work, self._loop)
+    self._loop = asyncio.new_event_loop()
+    self._thread.start()
+    self._start(self._host() if self._index == 0 else self._call(deadline))
     # Process 0 decides; its clock may have started later than ours.
     self._complete.wait(seconds if self._index == 0 else seconds + 30)
     if self._index == 0 and not self._complete.is_set():
@@ -108,6 +102,7 @@ class Peers:
       self._verdict = "process 0 did not end the roll call"
     if self._verdict is not None:
       self.tell(self._verdict, 2)
+      self.leave()
       raise JoinError(self._verdict)
 
   def tell(self, message: str, status: int) -> None:
@@ -118,15 +113,11 @@ class Peers:
       status: Their exit status.
     """
     self.ended.set()
-    if self._thread.is_alive():
-      self._run(self._send_all({"end": message, "status": status}))
+    self._run(self._send_all, {"end": message, "status": status})
 
   def request_stop(self) -> None:
     """Asks all processes to stop soon; may be called by a signal handler."""
-
-    asyncio.run_coroutine_threadsafe(
-      self._heard(self._index, {"stop": True}), self._loop
-    )
+    self._start(self._heard(self._index, {"stop": True}))
 
   def reached(self, count: int) -> bool:
     """Whether all processes stop here.
@@ -135,26 +126,35 @@ class Peers:
       count: How far this process has come; all processes call this with the
         same growing numbers.
     """
-    with self._lock:
-      self._at, asked = count, self._asked
-    if asked:
-      self._decided.wait()  # Threads answer; no process waits for our steps.
-    return self._stop_at is not None and count >= self._stop_at
+    return self._vote.reached(count)
 
   def leave(self) -> None:
     """Says that this process is done and ends as it should."""
     self._leaving = True
-    if self._thread.is_alive():
-      self._run(self._say_goodbye())
+    if self._loop is not None:
+      self._run(self._say_goodbye)
       self._loop.call_soon_threadsafe(self._loop.stop)
       self._thread.join(timeout=2)
+      self._loop = None
 
-  def _run(self, work: Any) -> None:
-    future = asyncio.run_coroutine_threadsafe(work, self._loop)
-    try:
-      future.result(timeout=2)
-    except (TimeoutError, OSError):  # Nobody is left to hear it.
-      future.cancel()
+  def _work(self) -> None:
+    """The watching thread."""
+    loop = self._loop
+    assert loop is not None
+    loop.run_forever()
+    loop.close()
+
+  def _start(self, work: Coroutine[Any, Any, None]) -> Any:
+    """Lets the watching thread do something."""
+    assert self._loop is not None
+    return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+  def _run(self, fn: Callable[..., Any], *args: Any) -> None:
+    """The same, and waits; without a line there is nothing to do."""
+    if self._loop is not None:
+      # Perhaps nobody is left to hear it.
+      with contextlib.suppress(TimeoutError, OSError):
+        self._start(fn(*args)).result(timeout=2)
 
   async def _say_goodbye(self) -> None:
     await self._send_all({"leave": True})
@@ -162,6 +162,8 @@ class Peers:
     for task in others:
       task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    for line in self._lines.values():
+      line.close()
 
   async def _send_all(self, message: dict[str, Any]) -> None:
     for line in list(self._lines.values()):
@@ -178,7 +180,7 @@ class Peers:
 
   # Process 0.
 
-  async def _host(self, seconds: float) -> None:
+  async def _host(self) -> None:
     """Listens; each connection becomes a line once it has joined."""
     try:
       server = await asyncio.start_server(
@@ -198,7 +200,7 @@ class Peers:
 
   async def _answer(self, reader, writer) -> None:
     """One connection: a process that joins, or a stranger."""
-    hello = await _receive(reader, seconds=10)
+    hello = await _receive(reader, seconds=10.0)
     if not hello or not isinstance(hello.get("join"), int):
       writer.close()
       return
@@ -292,28 +294,12 @@ class Peers:
 
   async def _heard(self, index: int, message: Mapping[str, Any]) -> None:
     """Does what a message asks for."""
-    main = self._index == 0
     if "go" in message:
       self._complete.set()
     if "leave" in message:
       self._left.add(index)
-    if "stop" in message and not main:
-      await self._send_all(message)
-    elif ("stop" in message or "ask" in message) and not self._asked:
-      with self._lock:
-        self._asked, at = True, self._at
-      await self._send_all({"ask": True} if main else {"at": at})
-      if main:
-        await self._heard(0, {"at": at})
-    if "at" in message:
-      self._answers[index] = int(message["at"])
-      if len(self._answers) == self._count:
-        decision = {"stop_at": max(self._answers.values()) + 1}
-        await self._send_all(decision)
-        await self._heard(0, decision)
-    if "stop_at" in message:
-      self._stop_at = int(message["stop_at"])
-      self._decided.set()
+    for reply in self._vote.heard(index, message):
+      await self._send_all(reply)
 
   async def _beat_forever(self) -> None:
     while True:

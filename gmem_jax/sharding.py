@@ -22,6 +22,9 @@ BATCH = P(("data", "fsdp"))
 # collectives than it saves in memory.
 MIN_SHARDED_SIZE = 4096
 
+# An array of more bytes than this is never whole on a device by accident.
+MAX_REPLICATED_BYTES = 8 * 2**20
+
 # (pattern searched in the parameter's path, spec of its trailing axes). The
 # first match decides. A leading layer axis, where there is one, is not split.
 RULES: tuple[tuple[str, P], ...] = (
@@ -89,27 +92,40 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     mesh: The mesh.
 
   Returns:
-    The spec of the first rule that matches; an axis that the mesh does not
-    divide is left whole.
+    The spec of the first rule that matches. An axis that the mesh does not
+    divide is left whole; where that would leave a large array whole, its
+    parameters are split along any axis that can be.
 
   Raises:
-    ValueError: If a large array matches no rule.
+    ValueError: If a large array matches no rule, or none of its axes can be
+      split over `mesh.fsdp`.
   """
   if math.prod(shape) < MIN_SHARDED_SIZE:
     return P()
   matching = [spec for pattern, spec in RULES if re.search(pattern, path)]
   if not matching:
     raise ValueError(f"{path} {shape}: no rule of sharding.RULES matches")
-  trailing = matching[0]
-  if not len(trailing) or len(trailing) > len(shape):
-    return P()
+  trailing = matching[0] if len(matching[0]) <= len(shape) else P()
   names = (None,) * (len(shape) - len(trailing)) + tuple(trailing)
-  return P(
-    *(
-      name if name and size % mesh.shape[name] == 0 else None
-      for name, size in zip(names, shape, strict=True)
-    )
-  )
+  spec = [
+    name if name and size % mesh.shape[name] == 0 else None
+    for name, size in zip(names, shape, strict=True)
+  ]
+  fsdp = mesh.shape["fsdp"]
+  # The state is float32.
+  if 4 * math.prod(shape) > MAX_REPLICATED_BYTES and "fsdp" not in spec:
+    free = [
+      axis
+      for axis, (name, size) in enumerate(zip(spec, shape, strict=True))
+      if name is None and size % fsdp == 0
+    ]
+    if not free:
+      raise ValueError(
+        f"config.mesh.fsdp={fsdp} divides no axis of {path} {shape}: every"
+        " device would hold it whole; take a smaller mesh.fsdp and more mesh.data"
+      )
+    spec[max(free, key=lambda axis: shape[axis])] = "fsdp"
+  return P(*spec) if any(spec) else P()
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:

@@ -100,9 +100,7 @@ def make_update(
       loss_config, predict, draws.x1, draws.x0, draws.t, draws.tokens
     )
 
-  grad_fn = accumulate(
-    jax.value_and_grad(loss_fn, has_aux=True), accumulation
-  )
+  grad_fn = accumulate(jax.value_and_grad(loss_fn, has_aux=True), accumulation)
 
   def update(state, draws):
     (loss, metrics), grads = grad_fn(state.params, draws)

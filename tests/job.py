@@ -72,7 +72,7 @@ class Job:
           )
         )
 
-  def wait(self, seconds=120) -> list[int]:
+  def wait(self, seconds=400) -> list[int]:
     """Waits for all; returns their exit statuses."""
     deadline = time.monotonic() + seconds
     try:

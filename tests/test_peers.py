@@ -11,7 +11,9 @@ from gmem_jax import peers
 from tests import job
 
 # Asyncio's streams close their sockets when they are collected.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 class Cast:
@@ -137,7 +139,7 @@ def test_all_stop_at_the_same_count(asking):
       assert not peer.reached(count)
     cast.all[asking].request_stop()
     for peer in cast.all:
-      peer._decided.wait(20)
+      peer._vote._decided.wait(20)
     # Each goes on to the furthest, and one more.
     stops = [
       next(n for n in range(first, 20) if peer.reached(n))
