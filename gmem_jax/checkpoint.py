@@ -9,6 +9,7 @@ that flipped.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import pathlib
@@ -95,7 +96,23 @@ class Checkpoints:
       ),
       cleanup_tmp_directories=True,
     )
+    self._set_aside_what_cannot_be_listed()
     self._checkpointer = self._open()
+
+  def _set_aside_what_cannot_be_listed(self) -> None:
+    """Orbax lists no checkpoint where one of them has broken metadata."""
+    if distributed.is_main() and self.directory.is_dir():
+      for path in self.directory.iterdir():
+        if not path.name.isdigit():
+          continue
+        try:
+          with _reading_context():
+            ocp.metadata(str(path))
+        # Damage shows as anything from a missing file to a JSON error.
+        except Exception as error:
+          _log.warning("checkpoint %s: %s", path.name, _root_cause(error))
+          _move_aside(path)
+    distributed.wait_for_all("listable")
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, oldest first; as process 0 sees them."""
@@ -220,9 +237,7 @@ class Checkpoints:
     self._checkpointer.close()
     distributed.wait_for_all("closed")
     if distributed.is_main():
-      names = (f"unreadable-{step}-{n}" for n in range(1000))
-      free = (n for n in names if not (self.directory / n).exists())
-      (self.directory / str(step)).rename(self.directory / next(free))
+      _move_aside(self.directory / str(step))
     distributed.wait_for_all("set aside")
     self._checkpointer = self._open()
 
@@ -303,6 +318,14 @@ def _json_dict(value: Any) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"checkpoint metadata is {value!r}, not a table")
   return value
+
+
+def _move_aside(path: pathlib.Path) -> None:
+  """Nothing is thrown away, but its step can be written again."""
+  names = (f"unreadable-{path.name}-{n}" for n in itertools.count())
+  path.rename(
+    next(path.parent / n for n in names if not (path.parent / n).exists())
+  )
 
 
 def _digest_of_json(value: Any) -> int:

@@ -122,7 +122,8 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     if not free:
       raise ValueError(
         f"config.mesh.fsdp={fsdp} divides no axis of {path} {shape}: every"
-        " device would hold it whole; take a smaller mesh.fsdp and more mesh.data"
+        " device would hold it whole. Take a smaller mesh.fsdp, and more"
+        " mesh.data"
       )
     spec[max(free, key=lambda axis: shape[axis])] = "fsdp"
   return P(*spec) if any(spec) else P()

@@ -1,8 +1,8 @@
 """How several processes agree on where to stop.
 
 One asks to stop, and process 0 asks all how far they have come; all go on to
-the furthest. Threads answer, so that no process waits for another one's steps, and
-whoever has answered goes no further until it knows where to stop.
+the furthest. Threads answer, so that no process waits for another one's steps,
+and whoever has answered goes no further until it knows where to stop.
 
 (jax has the same protocol; but there orbax reports steps to it, too, on another
 scale than the loop's dispatches.)
