@@ -226,10 +226,11 @@ class Checkpoints:
           error,
         )
         self._set_aside(step)
-    if steps:
+    # Also in a later run: to begin anew is the user's decision.
+    if distributed.agree(any(self.directory.glob("unreadable-*"))):
       raise ValueError(
-        f"none of the checkpoints {steps} in {self.directory} can be read;"
-        " they were set aside as unreadable-*"
+        f"none of the checkpoints in {self.directory} can be read; they were"
+        " set aside as unreadable-*. Remove those to begin anew."
       )
     return None
 

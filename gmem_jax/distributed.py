@@ -83,12 +83,10 @@ def find_job(
   coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
   count = _number(count, "JAX_NUM_PROCESSES")
   index = _number(index, "JAX_PROCESS_ID")
-  if count == 1:
-    return None
   devices = None
-  if None in (coordinator, count, index):
+  if count != 1 and None in (coordinator, count, index):
     coordinator, count, index, devices = _detect(coordinator, count, index)
-  if count in (None, 1) and coordinator is None:
+  if count == 1 or (count is None and coordinator is None and index is None):
     return None
   known = {"coordinator": coordinator, "processes": count, "process": index}
   missing = [f"--{name}" for name, value in known.items() if value is None]
@@ -175,7 +173,7 @@ def start(
     # Ours is faster and says who; jax's is the second net.
     heartbeat_timeout_seconds=int(max(2 * silence, 20)),
   )
-  _outlive_abort(line)
+  _outlive_abort()
 
 
 def end_process(message: str, status: int) -> None:
@@ -190,7 +188,7 @@ def end_process(message: str, status: int) -> None:
   os._exit(status)
 
 
-def _outlive_abort(line: peers.Peers) -> None:
+def _outlive_abort() -> None:
   """Lets the watching thread speak when jax aborts the process.
 
   Where the coordinator is gone, a thread of jax's aborts the process within
@@ -199,9 +197,7 @@ def _outlive_abort(line: peers.Peers) -> None:
   handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
   def aborted(_):
-    line.ended.wait(GRACE)
-    time.sleep(GRACE)  # The watching thread ends the process here.
-    end_process("jax lost its coordinator, process 0", peers.LOST)
+    fail("aborted by jax or XLA; the reason stands above", 1)
 
   handler = handler_type(aborted)
   _KEPT.append(handler)  # C does not count references.

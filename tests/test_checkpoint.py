@@ -133,7 +133,7 @@ def test_a_flipped_bit_never_restores_a_wrong_state(written, mesh):
   fell_back = set()
   for damaged in files_of_a_checkpoint(written / "30"):
     name = damaged.relative_to(written)
-    for where in (0.0, 0.3, 0.6, 0.9):
+    for where in (0.0, 0.6):
       copy = written.with_name("copy")
       shutil.copytree(written, copy)
       flip_a_bit(copy / name, where)
@@ -180,8 +180,9 @@ def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(written, mesh):
     for f in files_of_a_checkpoint(written / str(step)):
       if "state" in f.parts:
         f.unlink()
-  with pytest.raises(ValueError, match="none of the checkpoints"):
-    restore(written, mesh)
+  for _ in range(2):  # nor does a second start begin from scratch
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+      restore(written, mesh)
 
 
 def test_half_written_checkpoint_is_not_listed(written, mesh):
