@@ -14,7 +14,6 @@ import json
 import logging
 import pathlib
 import typing
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,20 +56,14 @@ class Unreadable(ValueError):
   """A checkpoint is damaged; all processes agree on that."""
 
 
-def _context() -> ocp.Context:
+def _context(*, alone: bool = False) -> ocp.Context:
   """Uncompressed arrays: several times faster, a few percent larger."""
   context = ocp.Context()
   context.array.saving.use_compression = False
-  return context
-
-
-def _reading_context() -> ocp.Context:
-  """Each process reads for itself: where one fails, none waits for it."""
-  context = _context()
-  me = jax.process_index()
-  context.multiprocessing.primary_host = me
-  context.multiprocessing.active_processes = {me}
-  context.multiprocessing.barrier_sync_key_prefix = f"process_{me}"
+  if alone:  # Where one process fails to read, none waits for it.
+    me, options = jax.process_index(), context.multiprocessing
+    options.primary_host, options.active_processes = me, {me}
+    options.barrier_sync_key_prefix = f"process_{me}"
   return context
 
 
@@ -106,7 +99,7 @@ class Checkpoints:
         if not path.name.isdigit():
           continue
         try:
-          with _reading_context():
+          with _context(alone=True):
             ocp.metadata(str(path))
         # Damage shows as anything from a missing file to a JSON error.
         except Exception as error:
@@ -130,16 +123,14 @@ class Checkpoints:
       progress: What else a continued run wants to know; JSON.
     """
     metadata = progress | {
-      "digests": digest.of_tree(state) | {"progress": _digest_of_json(progress)}
+      "digests": digest.of_tree(state) | {"progress": digest.of_json(progress)}
     }
     self._checkpointer.save_async(
       step, state, force=True, custom_metadata=metadata
     )
 
   def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Restores the newest readable checkpoint.
-
-    An unreadable one is moved aside, so that its step can be written again.
+    """Restores the newest readable checkpoint; unreadable ones move aside.
 
     Args:
       target: The state's shapes with the shardings to restore to.
@@ -207,9 +198,9 @@ class Checkpoints:
       raise ValueError("its metadata is damaged")
     progress = {k: v for k, v in metadata.items() if k != "digests"}
     digests = metadata["digests"]
-    if digests["progress"] != _digest_of_json(progress):
+    if digests["progress"] != digest.of_json(progress):
       raise ValueError("its metadata is damaged")
-    with _reading_context():
+    with _context(alone=True):
       state = ocp.load(str(self.directory / str(step)), target)
     return state, progress, digests
 
@@ -327,10 +318,6 @@ def _move_aside(path: pathlib.Path) -> None:
   path.rename(
     next(path.parent / n for n in names if not (path.parent / n).exists())
   )
-
-
-def _digest_of_json(value: Any) -> int:
-  return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _root_cause(error: BaseException) -> str:

@@ -5,7 +5,9 @@ odd number that depends on its position: any one flipped bit changes it. Sums of
 integers do not depend on their order, so no mesh changes it.
 """
 
+import json
 import math
+import zlib
 from typing import Any
 
 import jax
@@ -54,3 +56,12 @@ def of_tree(tree: Any) -> dict[str, int]:
   }
   digests = jax.device_get(_of_leaves(list(found.values())))
   return {name: int(d) for name, d in zip(found, digests, strict=True)}
+
+
+def of_json(value: Any) -> int:
+  """The digest of a JSON value.
+
+  Args:
+    value: Nested dicts, lists, numbers and strings.
+  """
+  return zlib.crc32(json.dumps(value, sort_keys=True).encode())

@@ -13,7 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec as P,
+)
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -83,7 +89,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   )
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
   """The partition of one array of the training state.
 
   Args:
@@ -129,7 +135,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   return P(*spec) if any(spec) else P()
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Shardings of a whole (abstract) training state.
 
   Args:

@@ -142,13 +142,18 @@ def accumulate(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
     return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
 
   def accumulated(params, batch):
-    def one(total, part):
-      return jax.tree.map(jnp.add, total, fn(params, part)), None
+    leaves, structure = jax.tree.flatten(batch)
 
-    batch = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(fn, params, jax.tree.map(lambda x: x[0], batch))
+    def one(part):
+      return fn(params, structure.unflatten(part))
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, one(part)), None
+
+    leaves = [split(x) for x in leaves]
+    shapes = jax.eval_shape(one, [x[0] for x in leaves])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = jax.lax.scan(one, zeros, batch)
+    total, _ = jax.lax.scan(add, zeros, leaves)
     return jax.tree.map(lambda x: x / parts, total)
 
   return accumulated
