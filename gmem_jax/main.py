@@ -129,13 +129,11 @@ def main(argv: list[str]) -> int:
 
 def _work(config: config_lib.Config) -> int:
   """Joins the other processes and does what the mode says."""
-  from gmem_jax import distributed, metrics, modes, sample_mode, train
+  from gmem_jax import distributed, jobs, metrics, modes, sample_mode, train
 
   try:
     workdir = _workdir()
-    job = distributed.find_job(
-      _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
-    )
+    job = jobs.find(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if job is not None:
       _quieten(job.index)
       distributed.start(

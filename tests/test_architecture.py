@@ -25,7 +25,7 @@ LAYERS = (
   ),
   ("train", "sample", "assemble", "pretrained"),
   ("checkpoint", "data", "metrics", "images", "config", "sections", "weights"),
-  ("distributed", "peers", "stop_vote", "digest"),
+  ("distributed", "jobs", "peers", "stop_vote", "digest"),
   ("train_step", "train_state", "sharding", "optim"),
   ("diffusion", "bank", "models", "encoders"),
   ("kernels", "rngs"),
