@@ -76,7 +76,7 @@ class Job:
           )
         )
 
-  def wait(self, seconds=400) -> list[int]:
+  def wait(self, seconds=900) -> list[int]:
     """Waits for all; returns their exit statuses."""
     deadline = time.monotonic() + seconds
     try:
