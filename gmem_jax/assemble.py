@@ -4,12 +4,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from gmem_jax import (
   bank_placement,
   checkpoint,
+  distributed,
   optim,
   rngs,
   sharding,
@@ -95,7 +95,7 @@ def make_memory(
   return Memory(
     bank=bank_placement.place(bank, mesh, config.bank.placement),
     info=info,
-    stats=jax.device_put(train.stats, everywhere),
+    stats=sharding.place(train.stats, everywhere),
     latent_shape=train.latent_shape,
     token_dim=token_dim,
   )
@@ -121,7 +121,7 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
   Raises:
     ValueError: If another bank is kept there: the data has changed.
   """
-  if path.exists():
+  if distributed.agree(path.exists()):
     metadata = checkpoint.read_metadata(path)
     if metadata["info"]["digest"] != memory.info.digest:
       raise ValueError(

@@ -80,7 +80,7 @@ def place(bank: bank_lib.Bank, mesh: Mesh, placement: Placement) -> Any:
   bank = bank_lib.on_host(bank)
   where = bank_sharding(bank, mesh, placement)
   if isinstance(bank, bank_lib.LowRankBank) or not len(where.spec):
-    return jax.device_put(bank, where)
+    return sharding.place(bank, where)
   padding = -bank.size % mesh.size
 
   def pad(x: np.ndarray) -> jax.Array:

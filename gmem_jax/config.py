@@ -16,7 +16,14 @@ from typing import Any, Literal
 
 import ml_collections
 
-from gmem_jax import bank_placement, checkpoint, optim, sections, sharding
+from gmem_jax import (
+  bank_placement,
+  checkpoint,
+  distributed,
+  optim,
+  sections,
+  sharding,
+)
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
 
@@ -50,6 +57,7 @@ class Config:
 FREE = (
   "train.steps",
   "train.steps_per_dispatch",
+  "train.accumulation",
   "train.log_every",
   "mesh.",
   "checkpoint.",
@@ -142,7 +150,13 @@ def _value(hint: Any, value: Any, key: str) -> Any:
 def _check(config: Config) -> None:
   """Cross-field checks, one error each."""
   train, k = config.train, config.train.steps_per_dispatch
-  for key in ("steps", "batch_size", "steps_per_dispatch", "log_every"):
+  for key in (
+    "steps",
+    "batch_size",
+    "accumulation",
+    "steps_per_dispatch",
+    "log_every",
+  ):
     if getattr(train, key) < 1:
       raise ValueError(
         f"config.train.{key}={getattr(train, key)}: must be positive"
@@ -315,5 +329,6 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
         + "\n".join(differing)
         + "\nTake another --workdir, or give these keys their old values."
       )
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(path, to_json(config))
+  distributed.check_shared(workdir, "--workdir")
+  if distributed.is_main():
+    checkpoint.write_json(path, to_json(config))

@@ -15,6 +15,7 @@ from gmem_jax import (
   bank_placement,
   checkpoint,
   config as config_lib,
+  distributed,
   evaluate,
   images,
   pretrained,
@@ -76,6 +77,8 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     neighbours=neighbours(heldout, dataset.train.bank),
     distance=distance,
   )
+  if not distributed.is_main():
+    return
   print(report.write(material, workdir, other_dir, config.train.steps))
   pictures = ("samples.png", "neighbours.png", "curves.png")
   print("Pictures: " + ", ".join(f"{workdir}/{name}" for name in pictures))
@@ -262,9 +265,16 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   """
   mesh = sharding.make_mesh(config.mesh)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if config.train.batch_size % ways:
+  batch, parts = config.train.batch_size, config.train.accumulation
+  if batch % ways:
     raise ValueError(
-      f"config.train.batch_size={config.train.batch_size} is not a multiple of"
-      f" the mesh's data x fsdp = {ways}"
+      f"config.train.batch_size={batch} is not a multiple of the mesh's"
+      f" data x fsdp = {ways}"
+    )
+  if batch % (ways * parts):
+    raise ValueError(
+      f"config.train.accumulation={parts} does not divide the {batch // ways}"
+      f" examples that each of data x fsdp = {ways} holds of"
+      f" config.train.batch_size={batch}"
     )
   return mesh

@@ -44,6 +44,7 @@ LAYERS = (
     "convert.inert_pickle",
     "convert.torch_types",
   ),
+  ("distributed", "jobs", "peers", "stop_vote", "digest"),
   (
     "batch",
     "train_step",
