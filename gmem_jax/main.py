@@ -10,6 +10,10 @@ Modes:
             from converted weights (config.sample.network). With --image, like
             images that the bank need not know; with --interpolate, between two
             memories.
+  compile   Does the config fit a machine that is not here? Compiles the
+            training step and the sampler for --topology, e.g. v5e:16x16 or
+            h100:8, and prints what they need; neither data nor weights need to
+            be here, nor --workdir. TPUs: pip install 'gmem_jax[tpu-aot]'.
 
 Any key of the config can be set: --config.train.steps=2000. A run that was
 killed continues when the same command is given again.
@@ -30,7 +34,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's directory: checkpoints, metrics, pictures."
 )
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
+_MODE = flags.DEFINE_enum(
+  "mode", "train", ["train", "sample", "compile"], "What to do."
+)
 _IMAGE = flags.DEFINE_multi_string(
   "image",
   [],
@@ -41,6 +47,15 @@ _INTERPOLATE = flags.DEFINE_list(
   [],
   "--mode=sample: A,B: go from A to B, each a bank row or an image file; see"
   " config.sample.interpolation and config.sample.points.",
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "--mode=compile: the machine, e.g. v5e:16x16 or h100:8."
+)
+_BANK_ROWS = flags.DEFINE_integer(
+  "bank_rows",
+  1_281_167,
+  "--mode=compile: rows of the bank; ImageNet's training images by default.",
+  lower_bound=1,
 )
 
 # The exit status of a process ended by SIGTERM: launchers start it again.
@@ -59,7 +74,8 @@ def main(argv: list[str]) -> int:
   _set_up_logging()
   if len(argv) > 1:
     return _fail(f"unknown argument(s) {argv[1:]}; see --help")
-  for flag in (_CONFIG, _WORKDIR):
+  needed = _TOPOLOGY if _MODE.value == "compile" else _WORKDIR
+  for flag in (_CONFIG, needed):
     if flag.value is None:
       return _fail(f"--{flag.name} is needed; see --help")
   if (_IMAGE.value or _INTERPOLATE.value) and _MODE.value != "sample":
@@ -75,12 +91,14 @@ def main(argv: list[str]) -> int:
     return _fail(f"--config: {' '.join(str(error).split())}")
   except ValueError as error:
     return _fail(str(error))
-  from gmem_jax import metrics, modes, sample_mode, train
+  from gmem_jax import compile_mode, metrics, modes, sample_mode, train
 
   workdir = pathlib.Path(str(_WORKDIR.value)).absolute()
   try:
     if _MODE.value == "train":
       modes.train_mode(config, workdir)
+    elif _MODE.value == "compile":
+      compile_mode.compile_mode(config, str(_TOPOLOGY.value), _BANK_ROWS.value)
     else:
       sample_mode.sample_mode(config, workdir, _IMAGE.value, _INTERPOLATE.value)
   except train.Preempted as stop:

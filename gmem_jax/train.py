@@ -35,6 +35,8 @@ from gmem_jax import (
   train_step,
 )
 from gmem_jax.data import pipeline
+from gmem_jax.encoders import protocols
+from gmem_jax.models import transformer
 
 _log = logging.getLogger(__name__)
 
@@ -87,26 +89,46 @@ class Run:
 
 
 def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
-  """Jits the training step over the mesh.
+  """Jits the training step of a run; see `jit_step`.
 
   Args:
     run: The run.
     shardings: Shardings of the state.
+  """
+  network = assemble.network(run.config, run.memory)
+  return jit_step(run.config, network, run.memory.stats, run.mesh, shardings)
+
+
+def jit_step(
+  config: config_lib.Config,
+  network: transformer.FlowTransformer,
+  stats: protocols.LatentStats,
+  mesh: jax.sharding.Mesh,
+  shardings: Any,
+) -> Any:
+  """Jits the training step over the mesh.
+
+  Args:
+    config: The run's config.
+    network: Its network.
+    stats: Normalise its latents.
+    mesh: Its devices.
+    shardings: Shardings of the state.
 
   Returns:
-    (state, batches, bank) -> (state, metrics [k]); the state is donated.
+    (state, batches, bank) -> (state, metrics [k]), jitted; the state is
+    donated.
   """
-  config = run.config
   step_fn = train_step.make_train_step(
-    assemble.network(config, run.memory),
+    network.clone(place=sharding.place_batch(mesh)),
     optim.make_optimizer(config.optim),
     config.loss,
-    run.memory.stats,
+    stats,
     seed=config.seed,
     ema_decay=config.train.ema_decay,
   )
-  everywhere = sharding.replicated(run.mesh)
-  batches = sharding.batch_sharding(run.mesh, steps_axis=True)
+  everywhere = sharding.replicated(mesh)
+  batches = sharding.batch_sharding(mesh, steps_axis=True)
   return jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,

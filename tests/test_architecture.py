@@ -15,6 +15,7 @@ LAYERS = (
   ("main",),
   (
     "modes",
+    "compile_mode",
     "sample_mode",
     "sample_source",
     "manipulate",
@@ -23,7 +24,7 @@ LAYERS = (
     "bench",
     "evaluate",
   ),
-  ("train", "sample", "assemble", "pretrained"),
+  ("train", "sample", "assemble", "pretrained", "aot"),
   ("checkpoint", "data", "metrics", "images", "config", "sections", "weights"),
   ("train_step", "train_state", "sharding", "optim"),
   ("diffusion", "bank", "models", "encoders"),
