@@ -2,7 +2,6 @@
 
 import dataclasses
 
-TERA, GIGA = 10**12, 10**9
 GIB = 2**30
 
 
@@ -22,7 +21,7 @@ class Chip:
 
   name: str
   flops: float
-  memory: float
+  memory: int
   bandwidth: float
   link: float
   source: str
@@ -32,7 +31,7 @@ _DOCS = "https://cloud.google.com/tpu/docs/"
 CHIPS = {
   chip.name: chip
   for chip in (
-    # Of v4, per chip: six links of 50 GB/s.
+    # v4 has six links of 50 GB/s each way.
     Chip("v4", 275e12, 32 * GIB, 1228e9, 300e9, _DOCS + "v4"),
     Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, _DOCS + "v5e"),
     Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, _DOCS + "v5p"),
@@ -76,9 +75,7 @@ class Roofline:
     return max(parts, key=lambda name: parts[name])
 
 
-def roofline(
-  chip: Chip, *, flops: float, memory: float, sent: float
-) -> Roofline:
+def roofline(chip: Chip, *, flops: float, memory: int, sent: float) -> Roofline:
   """The least time of a step.
 
   Args:

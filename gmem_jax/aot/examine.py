@@ -114,7 +114,7 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
   try:
     compiled = lowered.compile(compiler_options=machine.options)
   except jax.errors.JaxRuntimeError as error:
-    raise _explained(program.name, str(error), sum(parts.values())) from None
+    raise explained(program.name, str(error), sum(parts.values())) from None
   seconds = time.monotonic() - began
   memory = compiled.memory_analysis()
   peak = max(
@@ -140,13 +140,22 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
       machine.chip,
       flops=total / machine.count,
       memory=moved,
-      sent=sum(c.sent for c in collectives),
+      sent=float(sum(c.sent for c in collectives)),
     ),
   )
 
 
-def _explained(name: str, message: str, held: int) -> Exception:
-  """What the compiler said, in a line, if it is about memory."""
+def explained(name: str, message: str, held: int) -> Exception:
+  """Turns what the compiler said into one line.
+
+  Args:
+    name: What the program is.
+    message: What the compiler said.
+    held: Bytes of the program's arguments on a chip.
+
+  Returns:
+    `TooBigError` if it is about memory, else ValueError.
+  """
   if "RESOURCE_EXHAUSTED" not in message:
     return ValueError(f"{name} does not compile: {message.splitlines()[0]}")
   for pattern in _TOO_BIG:
@@ -170,7 +179,7 @@ def _check_memory(name: str, need: int, machine: topology.Topology) -> None:
     )
 
 
-def readable(size: float) -> str:
+def readable(size: float | int) -> str:
   """Bytes in a unit that fits, e.g. "1.27 GiB".
 
   Args:

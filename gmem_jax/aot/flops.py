@@ -24,7 +24,7 @@ def count(jaxpr: core.Jaxpr | core.ClosedJaxpr, devices: int = 1) -> float:
   """
   if isinstance(jaxpr, core.ClosedJaxpr):
     jaxpr = jaxpr.jaxpr
-  return sum(_equation(eqn, devices) for eqn in jaxpr.eqns)
+  return float(sum(_equation(eqn, devices) for eqn in jaxpr.eqns))
 
 
 def _equation(eqn: core.JaxprEqn, devices: int) -> float:
@@ -40,7 +40,8 @@ def _equation(eqn: core.JaxprEqn, devices: int) -> float:
     times = params["length"]
   elif name == "shard_map":
     times = devices
-  return times * sum(count(inner, devices) for inner in _inner(params))
+  inner = sum(count(jaxpr, devices) for jaxpr in _inner(params))
+  return float(times * inner)
 
 
 def _inner(params: dict[str, Any]) -> list[core.Jaxpr | core.ClosedJaxpr]:
@@ -53,11 +54,11 @@ def _dot(eqn: core.JaxprEqn) -> float:
   (contracted, _), _ = eqn.params["dimension_numbers"]
   shape = eqn.invars[0].aval.shape
   depth = math.prod(shape[axis] for axis in contracted)
-  return 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+  return 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
 
 
 def _conv(eqn: core.JaxprEqn) -> float:
   kernel = eqn.invars[1].aval.shape
   outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
   depth = math.prod(kernel) / outputs
-  return 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+  return 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)

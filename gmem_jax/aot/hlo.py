@@ -162,7 +162,7 @@ def _payload(kind: str, result: str, line: str, group: int) -> float:
     )
   if kind == "reduce-scatter" and "reduce-scatter(" in line:
     return sum(sizes) * group
-  return sum(sizes)
+  return float(sum(sizes))
 
 
 def _bytes(dtype: str, shape: str) -> float:

@@ -5,27 +5,32 @@ Shapes: m bank rows, d feature width, b batch.
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int8, Integer
+from jaxtyping import Array, Float, Integer
 
 
 @flax.struct.dataclass
 class MemoryBank:
   """An immutable table of memories, a pytree passed to jitted functions.
 
+  Its fields are of type Any as JAX also fills pytrees with shapes and
+  shardings.
+
   Attributes:
-    rows: Raw features of real images, one a row; not normalised. float32,
-      bfloat16, or int8 with `scales`.
-    scales: int8 only: row i is `rows[i] * scales[i]`.
-    residuals: int8 only: Euclidean norm of what rounding took from row i.
+    rows: [m, d] raw features of real images, one a row; not normalised.
+      float32, bfloat16, or int8 with `scales`.
+    scales: float32 [m], int8 only: row i is `rows[i] * scales[i]`.
+    residuals: float32 [m], int8 only: Euclidean norm of what rounding took from
+      row i.
   """
 
-  rows: Float[Array, "m d"] | Int8[Array, "m d"]
-  scales: Float32[Array, " m"] | None = None
-  residuals: Float32[Array, " m"] | None = None
+  rows: Any
+  scales: Any = None
+  residuals: Any = None
 
   @property
   def size(self) -> int:

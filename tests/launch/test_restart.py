@@ -252,6 +252,7 @@ def test_host_stop_makes_the_run_end_well(host):
   python = host.home / "gmem_venv" / "bin" / "python"
   python.write_text(f"#!/bin/sh\ntouch {host.home}/gmem_stopped\nexit 75\n")
   assert host.run("host.sh", "run", "--config=c.py").status == 0
+  (host.home / "gmem_stopped").unlink()
   host.run("host.sh", "stop")
   assert (host.home / "gmem_stopped").exists()
 
