@@ -92,6 +92,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.train = dict(
     steps=80_000,
     batch_size=1024,  # over all devices
+    accumulation=1,  # parts of the batch, one after the other
     steps_per_dispatch=1,
     ema_decay=0.9999,
     log_every=100,

@@ -71,6 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.train = dict(
     steps=500,
     batch_size=128,  # over all devices
+    accumulation=1,  # parts of the batch, one after the other
     steps_per_dispatch=10,
     ema_decay=0.97,
     log_every=50,

@@ -4,11 +4,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from gmem_jax import (
   checkpoint,
+  distributed,
   optim,
   pretrained,
   rngs,
@@ -161,9 +161,9 @@ def make_memory(dataset: Dataset, mesh: Mesh) -> Memory:
   everywhere = sharding.replicated(mesh)
   train = dataset.train
   return Memory(
-    bank=jax.device_put(train.bank, everywhere),
+    bank=sharding.place(train.bank, everywhere),
     info=train.info,
-    stats=jax.device_put(train.stats, everywhere),
+    stats=sharding.place(train.stats, everywhere),
     latent_shape=train.records.fields["latent"].shape[1:],
   )
 
@@ -178,7 +178,7 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
   Raises:
     ValueError: If another bank is kept there: the data has changed.
   """
-  if path.exists():
+  if distributed.agree(path.exists()):
     metadata = checkpoint.read_metadata(path)
     if metadata["info"]["digest"] != memory.info.digest:
       raise ValueError(

@@ -211,6 +211,10 @@ def advice(
       " keeping them"
     )
   hints.append(
+    f"--config.train.accumulation={2 * config.train.accumulation}: takes the"
+    " batch in more parts, one after the other"
+  )
+  hints.append(
     f"--config.train.batch_size={config.train.batch_size}: make it smaller, or"
     " take more chips"
   )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from gmem_jax import checkpoint, optim, sections, sharding
+from gmem_jax import checkpoint, distributed, optim, sections, sharding
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
 
@@ -49,6 +49,7 @@ class Config:
 FREE = (
   "train.steps",
   "train.steps_per_dispatch",
+  "train.accumulation",
   "train.log_every",
   "mesh.",
   "checkpoint.",
@@ -132,7 +133,13 @@ def _value(hint: Any, value: Any, key: str) -> Any:
 def _check(config: Config) -> None:
   """Cross-field checks, one error each."""
   train, k = config.train, config.train.steps_per_dispatch
-  for key in ("steps", "batch_size", "steps_per_dispatch", "log_every"):
+  for key in (
+    "steps",
+    "batch_size",
+    "accumulation",
+    "steps_per_dispatch",
+    "log_every",
+  ):
     if getattr(train, key) < 1:
       raise ValueError(
         f"config.train.{key}={getattr(train, key)}: must be positive"
@@ -269,5 +276,6 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
         + "\n".join(differing)
         + "\nTake another --workdir, or give these keys their old values."
       )
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(path, to_json(config))
+  distributed.check_shared(workdir, "--workdir")
+  if distributed.is_main():
+    checkpoint.write_json(path, to_json(config))

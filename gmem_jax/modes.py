@@ -14,6 +14,7 @@ from gmem_jax import (
   assemble,
   checkpoint,
   config as config_lib,
+  distributed,
   evaluate,
   images,
   pretrained,
@@ -65,6 +66,8 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     unconditional=draw_samples(other, other_fn, other_weights, bank),
     distance=distance,
   )
+  if not distributed.is_main():
+    return
   print(report.write(material, workdir, other_dir, config.train.steps))
   print(f"Pictures: {workdir}/samples.png, {workdir}/curves.png")
 
@@ -224,9 +227,16 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   """
   mesh = sharding.make_mesh(config.mesh)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if config.train.batch_size % ways:
+  batch, parts = config.train.batch_size, config.train.accumulation
+  if batch % ways:
     raise ValueError(
-      f"config.train.batch_size={config.train.batch_size} is not a multiple of"
-      f" the mesh's data x fsdp = {ways}"
+      f"config.train.batch_size={batch} is not a multiple of the mesh's"
+      f" data x fsdp = {ways}"
+    )
+  if batch % (ways * parts):
+    raise ValueError(
+      f"config.train.accumulation={parts} does not divide the {batch // ways}"
+      f" examples that each of data x fsdp = {ways} holds of"
+      f" config.train.batch_size={batch}"
     )
   return mesh

@@ -122,16 +122,17 @@ def make_sample_fn(
     network, sampler, latent_shape, mesh, seed=seed, first_release=first_release
   )
   where = NamedSharding(mesh, sharding.BATCH)
+  everywhere = sharding.replicated(mesh)
   together = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
 
   def sample(weights, images, features):
-    done = []
+    done, weights = [], sharding.place(weights, everywhere)
     for start in range(0, len(images), together):
       part = np.arange(start, start + together).clip(max=len(images) - 1)
       pixels = compiled(
         weights,
-        jax.device_put(np.asarray(images[part], np.int32), where),
-        jax.device_put(np.asarray(features[part], np.float32), where),
+        sharding.place(np.asarray(images[part], np.int32), where),
+        sharding.place(np.asarray(features[part], np.float32), where),
       )
       done.append(jax.device_get(pixels)[: len(images) - start])
     return np.concatenate(done)

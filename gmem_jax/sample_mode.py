@@ -11,6 +11,7 @@ import numpy as np
 
 from gmem_jax import (
   config as config_lib,
+  distributed,
   images as images_lib,
   manipulate,
   pretrained,
@@ -70,6 +71,8 @@ def sample_mode(
     directory = pathlib.Path(config.sample.output).absolute()
   images_lib.claim_directory(directory, _record(config, source, plan))
   made = _write(config, source, plan, mesh, directory)
+  if not distributed.is_main():
+    return
   print(
     f"{made} images made, {plan.count} in {directory}; {_calls(config.sampler)}"
   )
@@ -204,7 +207,8 @@ def _write(
 ) -> int:
   """Makes what is missing; returns how many images that was."""
   chosen, count = config.sample, plan.count
-  if chosen.format == "npz" and images_lib.adm_file(directory, count).exists():
+  packed = images_lib.adm_file(directory, count).exists()
+  if chosen.format == "npz" and distributed.agree(packed):
     return 0
   sample_fn = sample.make_sample_fn(
     source.model,
@@ -215,13 +219,15 @@ def _write(
     device_batch=chosen.device_batch,
     first_release=source.first_release,
   )
-  weights = jax.device_put(source.weights, sharding.replicated(mesh))
+  weights = sharding.place(source.weights, sharding.replicated(mesh))
   made = images_lib.write_images(
     directory,
     count,
     chosen.batch_size,
     lambda numbers: sample_fn(weights, numbers, plan.features(numbers)),
   )
+  if not distributed.is_main():
+    return made
   if chosen.grid:
     _write_grid(config, plan, directory)
   if chosen.format != "png":

@@ -50,6 +50,9 @@ class TrainConfig:
   Attributes:
     steps: Steps of the whole run.
     batch_size: Global batch size.
+    accumulation: Parts of the batch that follow one another inside a step,
+      which then needs as much less memory for activations; the step is the
+      same.
     steps_per_dispatch: Steps per call of the compiled function; a few help
       where a step takes milliseconds.
     ema_decay: Decay of the parameters' moving average per step.
@@ -58,6 +61,7 @@ class TrainConfig:
 
   steps: int
   batch_size: int
+  accumulation: int
   steps_per_dispatch: int
   ema_decay: float
   log_every: int

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from gmem_jax import (
   assemble,
   checkpoint,
   config as config_lib,
+  distributed,
   images,
   metrics,
   optim,
@@ -48,23 +48,6 @@ EvaluateFn = Callable[
 
 class Preempted(Exception):
   """SIGTERM arrived; the state is saved."""
-
-
-class StopRequest:
-  """Notes SIGTERM, so that the loop can save before it ends."""
-
-  def __init__(self):
-    self.received = False
-
-  def __enter__(self) -> "StopRequest":
-    self._previous = signal.signal(signal.SIGTERM, self._handle)
-    return self
-
-  def __exit__(self, *_) -> None:
-    signal.signal(signal.SIGTERM, self._previous)
-
-  def _handle(self, *_) -> None:
-    self.received = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +109,7 @@ def jit_step(
     stats,
     seed=config.seed,
     ema_decay=config.train.ema_decay,
+    accumulation=config.train.accumulation,
   )
   everywhere = sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh, steps_axis=True)
@@ -184,7 +168,7 @@ def train(run: Run) -> train_state.TrainState:
   state, progress = restore_or_init(run, checkpoints)
   writer = metrics.Writer(run.workdir, int(state.step))
   try:
-    with StopRequest() as stop:
+    with distributed.StopRequest() as stop:
       return _loop(run, state, progress, checkpoints, writer, stop)
   finally:
     checkpoints.close()
@@ -217,7 +201,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
     line.update(step)
 
     last = step >= config.train.steps
-    stopping = stop.received  # read once: what is announced is what is saved
+    stopping = stop.reached()  # asked once: what is announced is what is saved
     save = last or stopping or step % config.checkpoint.every == 0
     evaluate = run.evaluate is not None and (
       last or bool(config.eval.every and step % config.eval.every == 0)
@@ -245,13 +229,14 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 def _dataset(run: Run):
   """This process's endless dataset."""
   config = run.config
+  part, parts = sharding.process_part(run.mesh, config.train.batch_size)
   return pipeline.make_dataset(
     run.dataset.train.records,
     seed=rngs.int32(config.seed, "data/shuffle"),
     batch_size=config.train.batch_size,
     steps_per_dispatch=config.train.steps_per_dispatch,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=part,
+    process_count=parts,
   )
 
 
@@ -262,7 +247,7 @@ def _evaluate(run, step, state, train_seconds, writer) -> None:
   writer.write_scalars(step, numbers | {"perf/train_seconds": train_seconds})
   writer.write_images(step, pictures)
   writer.flush()
-  if jax.process_index() == 0:
+  if distributed.is_main():
     directory = run.workdir / "samples"
     directory.mkdir(exist_ok=True)
     for name, picture in pictures.items():

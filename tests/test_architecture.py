@@ -26,6 +26,7 @@ LAYERS = (
   ),
   ("train", "sample", "assemble", "pretrained", "aot"),
   ("checkpoint", "data", "metrics", "images", "config", "sections", "weights"),
+  ("distributed", "jobs", "peers", "stop_vote", "digest"),
   ("train_step", "train_state", "sharding", "optim"),
   ("diffusion", "bank", "models", "encoders"),
   ("kernels", "rngs"),

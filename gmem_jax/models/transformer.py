@@ -71,7 +71,7 @@ class FlowTransformer(nn.Module):
     raise NotImplementedError
 
   def embed_snippet(
-    self, snippet: Snippet, dropout_key: Key[Array, ""] | None
+    self, snippet: Snippet, dropout_key: Key[Array, "..."] | None
   ) -> Float[Array, "b d"]:
     """The snippet's part of the condition; called inside `__call__`."""
     raise NotImplementedError
@@ -116,7 +116,7 @@ class FlowTransformer(nn.Module):
     t: Float[Array, " b"],
     snippet: Snippet | None,
     *,
-    dropout_key: Key[Array, ""] | None = None,
+    dropout_key: Key[Array, "..."] | None = None,
     project: bool = False,
   ) -> Latent | tuple[Latent, Float[Array, "b n z"]]:
     """Predicts the velocity at x and t.
@@ -127,7 +127,8 @@ class FlowTransformer(nn.Module):
       t: time in [0, 1].
       snippet: rows of the memory bank, L2-normalised by the caller; zeros are
         the null condition of guidance. None with conditioning "none".
-      dropout_key: key of the snippet's dropout; None for no dropout.
+      dropout_key: key of the snippet's dropout, or one for each example; None
+        for no dropout.
       project: also return the projected tokens (training).
 
     Returns:
