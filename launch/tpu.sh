@@ -4,11 +4,12 @@
 # shellcheck source=keep_running.sh
 source "$(dirname "$0")/keep_running.sh"
 : "${GMEM_NAME:=gmem}" "${GMEM_TYPE:=v5litepod-16}" "${GMEM_ZONE:=}"
-: "${GMEM_PROJECT:=}" "${GMEM_IMAGE:=}" "${GMEM_SPOT:=}"
-tpu_settings=(NAME TYPE ZONE PROJECT IMAGE SPOT)
+: "${GMEM_PROJECT:=}" "${GMEM_IMAGE:=}" "${GMEM_SPOT:=}" "${GMEM_BUCKET:=}"
+tpu_settings=(NAME TYPE ZONE PROJECT IMAGE SPOT BUCKET)
 
 tpu_check() {
   program gcloud https://cloud.google.com/sdk/docs/install
+  GMEM_BUCKET=${GMEM_BUCKET#gs://}
   need GMEM_PROJECT GMEM_ZONE GMEM_NAME GMEM_TYPE
   where=(--zone="$GMEM_ZONE" --project="$GMEM_PROJECT")
   [[ -n $GMEM_IMAGE ]] || case $GMEM_TYPE in
@@ -29,7 +30,7 @@ setup() {
     run gcloud compute tpus tpu-vm scp "$archive" \
       "$GMEM_NAME:gmem_jax.tar.gz" "${where[@]}" --worker=all &&
     on_hosts all "rm -rf gmem_jax && mkdir gmem_jax && tar -xzf gmem_jax.tar.gz \
--C gmem_jax && bash gmem_jax/launch/host.sh setup tpu"
+-C gmem_jax && bash gmem_jax/launch/host.sh setup tpu${GMEM_BUCKET:+ $GMEM_BUCKET}"
 }
 start() { on_hosts all "bash gmem_jax/launch/host.sh run $(quoted "${args[@]}")"; }
 logs() { on_hosts 0 "bash gmem_jax/launch/host.sh logs"; }

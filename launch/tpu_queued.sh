@@ -20,13 +20,14 @@
 #   --image=...                 runtime version; by default that of the type
 #   --spot                      may be preempted, costs less
 #   --valid-for=24h             give the request up after so long
+#   --bucket=B                  mount a bucket at /mnt/gmem on every host
 #   --poll=30                   seconds between looks
 #   --dry-run                   print the commands, run none
 #
 # Example
 #   launch/tpu_queued.sh run --project=my-project --zone=us-east5-b --spot \
-#     --type=v6e-256 -- --config=configs/xl_in1k.py:tpu \
-#     --workdir=gs://my-bucket/xl
+#     --type=v6e-256 --bucket=my-bucket -- --config=configs/xl_in1k.py:tpu \
+#     --workdir=/mnt/gmem/xl
 # shellcheck source=common.sh
 source "$(dirname "$0")/common.sh"
 # shellcheck source=tpu.sh

@@ -19,13 +19,14 @@
 #   --type=v5litepod-16         gcloud's accelerator type
 #   --image=...                 runtime version; by default that of the type
 #   --spot                      may be preempted, costs less
+#   --bucket=B                  mount a bucket at /mnt/gmem on every host
 #   --poll=30                   seconds between looks
 #   --dry-run                   print the commands, run none
 #
 # Example
 #   launch/tpu_vm.sh run --project=my-project --zone=us-west4-a \
-#     --type=v5litepod-256 --spot -- --config=configs/xl_in1k.py:tpu \
-#     --workdir=gs://my-bucket/xl
+#     --type=v5litepod-256 --bucket=my-bucket --spot \
+#     -- --config=configs/xl_in1k.py:tpu --workdir=/mnt/gmem/xl
 # shellcheck source=common.sh
 source "$(dirname "$0")/common.sh"
 # shellcheck source=tpu.sh

@@ -4,7 +4,7 @@
 #   launch/xpk.sh COMMAND [SETTINGS] [-- ARGUMENTS OF gmem_jax.main]
 #
 # Commands
-#   create   make the cluster
+#   create   make the cluster, with a bucket mounted at /mnt/gmem
 #   setup    build and push the image (needs docker)
 #   run      submit the run; GKE starts it again after preemptions
 #   status   list the runs
@@ -19,6 +19,7 @@
 #   --type=v5litepod-256        xpk's TPU type
 #   --slices=1                  slices of that type
 #   --image=I                   the image; needed by setup and run
+#   --bucket=B                  needed by create
 #   --spot                      may be preempted, costs less (create)
 #   --restarts=100              how often GKE starts the run again
 #   --grace=300                 seconds for the last save
@@ -27,17 +28,17 @@
 # Example
 #   launch/xpk.sh run --project=my-project --zone=us-east5-b --slices=2 \
 #     --image=us-docker.pkg.dev/my-project/gmem/gmem_jax \
-#     -- --config=configs/xl_in1k.py:tpu --workdir=gs://my-bucket/xl
+#     -- --config=configs/xl_in1k.py:tpu --workdir=/mnt/gmem/xl
 # shellcheck source=common.sh
 source "$(dirname "$0")/common.sh"
 : "${GMEM_PROJECT:=}" "${GMEM_ZONE:=}" "${GMEM_CLUSTER:=gmem}"
 : "${GMEM_NAME:=gmem}" "${GMEM_TYPE:=v5litepod-256}" "${GMEM_SLICES:=1}"
 : "${GMEM_IMAGE:=}" "${GMEM_SPOT:=}" "${GMEM_RESTARTS:=100}"
-: "${GMEM_GRACE:=300}"
-parse PROJECT ZONE CLUSTER NAME TYPE SLICES IMAGE SPOT RESTARTS GRACE -- "$@"
+: "${GMEM_GRACE:=300}" "${GMEM_BUCKET:=}"
+parse BUCKET PROJECT ZONE CLUSTER NAME TYPE SLICES IMAGE SPOT RESTARTS GRACE -- "$@"
 need GMEM_PROJECT GMEM_ZONE
 program xpk "pip install xpk"
-case $action in setup | run) need GMEM_IMAGE ;; esac
+case $action in setup | run) need GMEM_IMAGE ;; create) need GMEM_BUCKET ;; esac
 on=(--cluster="$GMEM_CLUSTER" --zone="$GMEM_ZONE" --project="$GMEM_PROJECT")
 job=(--workload="$GMEM_NAME")
 
@@ -46,6 +47,9 @@ create)
   capacity=--on-demand && [[ -z $GMEM_SPOT ]] || capacity=--spot
   run xpk cluster create "${on[@]}" --tpu-type="$GMEM_TYPE" \
     --num-slices="$GMEM_SLICES" "$capacity"
+  run xpk storage attach gmem-bucket "${on[@]}" --type=gcsfuse \
+    --bucket="${GMEM_BUCKET#gs://}" --mount-point=/mnt/gmem --size=1 \
+    --readonly=false --auto-mount=true
   ;;
 setup)
   program docker https://docs.docker.com/get-docker

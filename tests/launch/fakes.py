@@ -14,6 +14,7 @@ LAUNCH = ROOT / "launch"
 PROGRAMS = (
   "gcloud", "xpk", "docker", "git", "sbatch", "srun", "scancel", "squeue",
   "scontrol", "tail", "pgrep", "pkill", "uv", "python",
+  "gcsfuse", "sudo", "mountpoint",
 )  # fmt: skip
 
 # Notes the call; then gives the first answer left of the first rule whose words

@@ -235,6 +235,29 @@ def test_host_setup(fake):
   ]  # fmt: skip
 
 
+def test_a_host_mounts_its_bucket_again(host):
+  """After a reboot too: what setup noted, run mounts."""
+  host.answer("mountpoint", 1)
+  id_ = str(os.getuid())
+  mounting = [
+    ["mountpoint", "-q", "/mnt/gmem"],
+    ["sudo", "mkdir", "-p", "/mnt/gmem"],
+    ["sudo", "chown", id_, "/mnt/gmem"],
+    ["gcsfuse", "--implicit-dirs", "--rename-dir-limit=200000",
+     "--metadata-cache-ttl-secs=0", "--metadata-cache-negative-ttl-secs=0",
+     "b", "/mnt/gmem"],
+  ]  # fmt: skip
+  result = host.run("host.sh", "setup", "tpu", "b")
+  assert result.status == 0, result.err
+  assert result.calls[:4] == mounting
+  assert host.run("host.sh", "run", "--config=c.py").calls[2:6] == mounting
+  host.rules[:0] = [{"words": ["mountpoint"], "answers": [(0, "", "")]}]
+  assert host.run("host.sh", "run", "--config=c.py").calls[2:] == [
+    mounting[0],
+    MAIN,
+  ]
+
+
 @pytest.mark.parametrize("status", [0, 2, 75])
 def test_host_run_stops_what_runs_and_tells_the_status(host, status):
   host.answer("gmem_jax.main --config=c.py", (status, "step 1\n", "a word\n"))

@@ -168,11 +168,6 @@ ONE_CALL = {
     "delete": QUEUE_DELETE,
   },
   "xpk.sh": {
-    "create": ["xpk", "cluster", "create", *XPK, "--tpu-type=v5litepod-256",
-               "--num-slices=1", "--on-demand"],
-    "create --spot --slices=2 --type=v6e-256": [
-      "xpk", "cluster", "create", *XPK, "--tpu-type=v6e-256", "--num-slices=2",
-      "--spot"],
     "status": ["xpk", "workload", "list", *XPK],
     "stop": ["xpk", "workload", "delete", *XPK, "--workload=gmem", "--force"],
     "delete": ["xpk", "cluster", "delete", *XPK, "--quiet"],
@@ -207,6 +202,11 @@ def test_setup_sends_what_is_committed(fake, name):
   assert result.calls == result.shown == setup(fake.home)
 
 
+def test_setup_mounts_a_bucket(fake):
+  result = fake.run("tpu_vm.sh", "setup", "--bucket=gs://b", *CLOUD)
+  assert result.calls[-1][-1].endswith("host.sh setup tpu b")
+
+
 def test_settings_come_from_the_environment_too(fake):
   result = fake.run(
     "tpu_vm.sh", "status", GMEM_ZONE="z", GMEM_PROJECT="p", GMEM_NAME="gmem"
@@ -221,6 +221,28 @@ def test_a_failing_command_fails_the_launcher(fake):
   result = fake.run("tpu_vm.sh", "setup", *CLOUD)
   assert result.status == 7
   assert result.calls == setup(fake.home)[:2]
+
+
+@pytest.mark.parametrize(
+  ("extra", "last"),
+  [
+    ([], ["--tpu-type=v5litepod-256", "--num-slices=1", "--on-demand"]),
+    (
+      ["--spot", "--slices=2", "--type=v6e-256"],
+      ["--tpu-type=v6e-256", "--num-slices=2", "--spot"],
+    ),
+  ],
+)
+def test_xpk_create(fake, extra, last):
+  result = fake.run("xpk.sh", "create", "--bucket=gs://b", *CLOUD, *extra)
+  assert result.calls == result.shown
+  assert result.calls == [
+    ["xpk", "cluster", "create", *XPK, *last],
+    ["xpk", "storage", "attach", "gmem-bucket", *XPK, "--type=gcsfuse",
+     "--bucket=b", "--mount-point=/mnt/gmem", "--size=1", "--readonly=false",
+     "--auto-mount=true"],
+  ]  # fmt: skip
+  assert "--bucket=" in fake.run("xpk.sh", "create", *CLOUD, *extra).err
 
 
 def test_xpk_run_and_setup(fake):
