@@ -29,7 +29,10 @@ install_gcsfuse() {
   sudo apt-get update -qq && sudo apt-get install -qq -y gcsfuse
 }
 mount_bucket() { # Hosts see at once what others write: nothing is cached.
-  if [[ ! -s $bucket ]] || mountpoint -q "$mount"; then return; fi
+  [[ -s $bucket ]] || return 0
+  # Where the configs look for them.
+  ln -sfn "$mount/data" data && ln -sfn "$mount/weights" weights
+  mountpoint -q "$mount" && return
   sudo mkdir -p "$mount" && sudo chown "$(id -u)" "$mount"
   gcsfuse --implicit-dirs --rename-dir-limit=200000 \
     --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \

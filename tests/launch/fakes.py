@@ -14,7 +14,7 @@ LAUNCH = ROOT / "launch"
 PROGRAMS = (
   "gcloud", "xpk", "docker", "git", "sbatch", "srun", "scancel", "squeue",
   "scontrol", "tail", "pgrep", "pkill", "uv", "python",
-  "gcsfuse", "sudo", "mountpoint",
+  "gcsfuse", "sudo", "mountpoint", "ln",
 )  # fmt: skip
 
 # Notes the call; then gives the first answer left of the first rule whose words

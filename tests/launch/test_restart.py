@@ -239,7 +239,11 @@ def test_a_host_mounts_its_bucket_again(host):
   """After a reboot too: what setup noted, run mounts."""
   host.answer("mountpoint", 1)
   id_ = str(os.getuid())
+  links = [
+    ["ln", "-sfn", f"/mnt/gmem/{name}", name] for name in ("data", "weights")
+  ]
   mounting = [
+    *links,
     ["mountpoint", "-q", "/mnt/gmem"],
     ["sudo", "mkdir", "-p", "/mnt/gmem"],
     ["sudo", "chown", id_, "/mnt/gmem"],
@@ -249,11 +253,11 @@ def test_a_host_mounts_its_bucket_again(host):
   ]  # fmt: skip
   result = host.run("host.sh", "setup", "tpu", "b")
   assert result.status == 0, result.err
-  assert result.calls[:4] == mounting
-  assert host.run("host.sh", "run", "--config=c.py").calls[2:6] == mounting
+  assert result.calls[:6] == mounting
+  assert host.run("host.sh", "run", "--config=c.py").calls[2:8] == mounting
   host.rules[:0] = [{"words": ["mountpoint"], "answers": [(0, "", "")]}]
   assert host.run("host.sh", "run", "--config=c.py").calls[2:] == [
-    mounting[0],
+    *mounting[:3],
     MAIN,
   ]
 
