@@ -14,6 +14,10 @@ Modes:
             from converted weights (config.sample.network). With --image, like
             images that the bank need not know; with --interpolate, between two
             memories.
+  compile   Does the config fit a machine that is not here? Compiles the
+            training step and the sampler for --topology, e.g. v5e:16x16 or
+            h100:8, and prints what they need; neither data nor weights need to
+            be here, nor --workdir. TPUs: pip install 'gmem_jax[tpu-aot]'.
 
 Any key of the config can be set: --config.train.steps=2000. A run that was
 killed continues when the same command is given again.
@@ -46,7 +50,7 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's directory: checkpoints, metrics, pictures."
 )
 _MODE = flags.DEFINE_enum(
-  "mode", "train", ["train", "sample", "prepare"], "What to do."
+  "mode", "train", ["train", "sample", "prepare", "compile"], "What to do."
 )
 _IMAGE = flags.DEFINE_multi_string(
   "image",
@@ -58,6 +62,15 @@ _INTERPOLATE = flags.DEFINE_list(
   [],
   "--mode=sample: A,B: go from A to B, each a bank row or an image file; see"
   " config.sample.interpolation and config.sample.points.",
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "--mode=compile: the machine, e.g. v5e:16x16 or h100:8."
+)
+_BANK_ROWS = flags.DEFINE_integer(
+  "bank_rows",
+  1_281_167,
+  "--mode=compile: rows of the bank; ImageNet's training images by default.",
+  lower_bound=1,
 )
 
 _COORDINATOR = flags.DEFINE_string(
@@ -104,8 +117,10 @@ def main(argv: list[str]) -> int:
   _set_up_logging()
   if len(argv) > 1:
     return _fail(f"unknown argument(s) {argv[1:]}; see --help")
-  needed = (_CONFIG,) if _MODE.value == "prepare" else (_CONFIG, _WORKDIR)
-  for flag in needed:
+  needed = {"prepare": (), "compile": (_TOPOLOGY,)}.get(
+    _MODE.value, (_WORKDIR,)
+  )
+  for flag in (_CONFIG, *needed):
     if flag.value is None:
       return _fail(f"--{flag.name} is needed; see --help")
   if (_IMAGE.value or _INTERPOLATE.value) and _MODE.value != "sample":
@@ -137,6 +152,7 @@ def main(argv: list[str]) -> int:
 def _work(config: config_lib.Config) -> int:
   """Joins the other processes and does what the mode says."""
   from gmem_jax import (
+    compile_mode,
     distributed,
     jobs,
     metrics,
@@ -147,6 +163,9 @@ def _work(config: config_lib.Config) -> int:
   )
 
   try:
+    if _MODE.value == "compile":  # alone, also on a host of a cluster
+      compile_mode.compile_mode(config, str(_TOPOLOGY.value), _BANK_ROWS.value)
+      return 0
     workdir = pathlib.Path()
     if _MODE.value != "prepare":
       workdir = _workdir()

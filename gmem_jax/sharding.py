@@ -8,7 +8,7 @@ parameters, their moving average and the optimizer's moments over `fsdp` and
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -183,6 +183,24 @@ def batch_sharding(mesh: Mesh, *, steps_axis: bool = False) -> NamedSharding:
     steps_axis: Whether a leading axis of several steps comes first.
   """
   return NamedSharding(mesh, P(None, *BATCH) if steps_axis else BATCH)
+
+
+def place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """Makes the function that keeps activations split by example alone.
+
+  A network that says so of its activations gathers the kernels that it needs,
+  one block at a time, and sums their gradients onto the devices that own them
+  (fully sharded data parallelism). Left to itself XLA may instead hold all
+  examples on each device of the `fsdp` axis, and split their width.
+
+  Args:
+    mesh: The mesh.
+
+  Returns:
+    Activations [b …] -> the same, b split over `data` and `fsdp`.
+  """
+  where = NamedSharding(mesh, BATCH)
+  return lambda x: jax.lax.with_sharding_constraint(x, where)
 
 
 def process_part(mesh: Mesh, batch_size: int) -> tuple[int, int]:

@@ -38,6 +38,8 @@ from gmem_jax import (
   training_data,
 )
 from gmem_jax.data import pipeline
+from gmem_jax.encoders import protocols
+from gmem_jax.models import transformer
 
 _log = logging.getLogger(__name__)
 
@@ -73,40 +75,63 @@ class Run:
 
 
 def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
-  """Jits the training step over the mesh.
+  """Jits the training step of a run; see `jit_step`.
 
   Args:
     run: The run.
     shardings: Shardings of the state.
+  """
+  steps_fn = jit_step(
+    run.config,
+    assemble.network(run.config, run.memory),
+    run.memory.stats,
+    run.mesh,
+    shardings,
+    bank_placement.sharding_of(run.memory.bank),
+  )
+  encoder = sharding.place(run.dataset.encoder, sharding.replicated(run.mesh))
+  return lambda state, batches, bank: steps_fn(state, batches, bank, encoder)
+
+
+def jit_step(
+  config: config_lib.Config,
+  network: transformer.FlowTransformer,
+  stats: protocols.LatentStats,
+  mesh: jax.sharding.Mesh,
+  shardings: Any,
+  bank_sharding: jax.sharding.Sharding,
+) -> Any:
+  """Jits the training step over the mesh.
+
+  Args:
+    config: The run's config.
+    network: Its network.
+    stats: Normalise its latents.
+    mesh: Its devices.
+    shardings: Shardings of the state.
+    bank_sharding: Where the bank's arrays are.
 
   Returns:
-    (state, batches, bank) -> (state, metrics [k]); the state is donated.
+    (state, batches, bank, encoder) -> (state, metrics [k]), jitted; the state
+    is donated. The encoder may be None; see `train_step.make_train_step`.
   """
-  config = run.config
   step_fn = train_step.make_train_step(
-    assemble.network(config, run.memory),
+    network.clone(place=sharding.place_batch(mesh)),
     optim.make_optimizer(config.optim),
     config.loss,
-    run.memory.stats,
+    stats,
     seed=config.seed,
     ema_decay=config.train.ema_decay,
     accumulation=config.train.accumulation,
   )
-  everywhere = sharding.replicated(run.mesh)
-  batches = sharding.batch_sharding(run.mesh, steps_axis=True)
-  steps_fn = jax.jit(
+  everywhere = sharding.replicated(mesh)
+  batches = sharding.batch_sharding(mesh, steps_axis=True)
+  return jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,
-    in_shardings=(
-      shardings,
-      batches,
-      bank_placement.sharding_of(run.memory.bank),
-      everywhere,
-    ),
+    in_shardings=(shardings, batches, bank_sharding, everywhere),
     out_shardings=(shardings, everywhere),
   )
-  encoder = sharding.place(run.dataset.encoder, everywhere)
-  return lambda state, batches, bank: steps_fn(state, batches, bank, encoder)
 
 
 def restore_or_init(

@@ -17,6 +17,7 @@ LAYERS = (
     "modes",
     "photos",
     "prepare_mode",
+    "compile_mode",
     "sample_mode",
     "bank_cli",
     "bank_commands",
@@ -29,7 +30,7 @@ LAYERS = (
     "bench",
     "evaluate",
   ),
-  ("train", "sample", "assemble", "pretrained", "training_data"),
+  ("train", "sample", "assemble", "pretrained", "training_data", "aot"),
   (
     "bank_store",
     "checkpoint",

@@ -43,6 +43,8 @@ class FlowTransformer(nn.Module):
     scan_layers: see `blocks.run_stack`.
     remat: see `blocks.run_stack`.
     attention: "xla", "cudnn" or "auto"; see `attention.attend`.
+    place: says where activations live, an identity in value; see
+      `sharding.place_batch`. None leaves that to the compiler.
   """
 
   channels: int
@@ -61,6 +63,7 @@ class FlowTransformer(nn.Module):
   scan_layers: bool = False
   remat: str = "none"
   attention: str = "auto"
+  place: blocks.Place | None = None
 
   @property
   def style(self) -> blocks.Style:
@@ -149,6 +152,8 @@ class FlowTransformer(nn.Module):
     if snippet is not None:
       cond = cond + self.embed_snippet(snippet, dropout_key)
     cond = nn.silu(cond)  # Every block and the final layer begin with it.
+    if self.place is not None:
+      tokens, cond = self.place(tokens), self.place(cond)
 
     # The projector's parameters exist also if the first call does not need it.
     project_here = project or (self.is_initializing() and self.token_dim > 0)
@@ -200,6 +205,7 @@ class FlowTransformer(nn.Module):
       tap=tap,
       scan=self.scan_layers,
       remat=self.remat,
+      place=self.place,
     )
 
   def _positions(self, grid: int) -> Float[Array, "1 n d"]:
