@@ -94,6 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
     batch_size=8,  # over all devices
     steps_per_dispatch=1,
     ema_decay=0.9,
+    accumulation=1,  # parts of the batch, one after the other
     log_every=10,
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
