@@ -16,7 +16,7 @@ from gmem_jax import (
   sample_mode,
   training_data,
 )
-from gmem_jax.data import store
+from gmem_jax.data import records, store
 from tests import published
 
 pytest.importorskip("sklearn", reason="the photographs are scikit-learn's")
@@ -75,7 +75,8 @@ def test_photographs_become_records_and_a_bank(base, prepared):
   assert report["skipped"] == []
   assert report["bank"] == prepared.info.digest
   data = training_data.load(make_config(base))
-  record = data.train.records.read(5, (False, False, False))
+  coins = records.Coins(latent=False, tokens=False, feature=False)
+  record = data.train.records.read(5, coins)
   row = np.asarray(prepared.bank_rows()[5])
   np.testing.assert_allclose(
     np.float32(record["feature"]), row, rtol=2**-8, atol=1e-30

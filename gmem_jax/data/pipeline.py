@@ -94,8 +94,9 @@ def make_dataset(
     .repeat(None)
     # Consecutive rows go to consecutive processes: the global batch, and its
     # order, do not depend on how many there are.
-    .batch(rows)[process_index::process_count]
-    .batch(k)
+    # Without a remainder: the length of an endless one, rounded up, overflows.
+    .batch(rows, drop_remainder=True)[process_index::process_count]
+    .batch(k, drop_remainder=True)
     .map_with_index(read)
   )
 

@@ -28,7 +28,10 @@ def start(*arguments) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> dict:
-  out, err = process.communicate(timeout=300)
+  try:
+    out, err = process.communicate(timeout=300)
+  finally:
+    process.kill()
   assert process.returncode == 0, err
   return json.loads(out.splitlines()[-1])
 
@@ -49,7 +52,12 @@ def shared(tmp_path_factory):
     found.bind(("127.0.0.1", 0))
     port = found.getsockname()[1]
   processes = [start("share", out, port, i, 2) for i in range(2)]
-  return out, [finish(process) for process in processes]
+  try:
+    return out, [finish(process) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+      process.communicate()
 
 
 def test_two_processes_prepare_and_load_disjoint_complete_shares(shared):
