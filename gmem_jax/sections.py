@@ -30,9 +30,9 @@ class DataConfig:
     latents: "posterior": mean and log-variance, so that every epoch draws other
       latents; "sample": one draw each, as published.
     tokens: The projection's targets. "bf16": as they are (.50); "int8": with a
-      scale for each token (.26), changes their cosines by about 1e-4; "pixels":
-      not kept, the training step runs the feature encoder on uint8 pixels
-      (.14), which costs about 6 % more arithmetic for an XL; "none": no
+      scale for each token (.26), which turns Gaussian tokens by 1 - cos < 2e-4;
+      "pixels": not kept, the training step runs the feature encoder on uint8
+      pixels (.14), which costs about 6 % more arithmetic for an XL; "none": no
       projection loss.
     shard_size: Images in a shard, which is what is written anew after a kill.
     device_batch: Images that the frozen networks see at a time on each device.

@@ -113,7 +113,7 @@ def write_published(directory: pathlib.Path, images: int) -> int:
   }
   for number, first in enumerate(range(0, images, _SHARD)):
     count = min(_SHARD, images - first)
-    arrays = {"labels": np.arange(count) % 1000}
+    arrays: dict[str, np.ndarray] = {"labels": np.arange(count) % 1000}
     for name, shape in shapes.items():
       noise = random.standard_normal((_POOL, *shape), np.float32)
       for end in ("", "_flip"):

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from etils import epath
 
 from gmem_jax.data import schema as schema_lib, store as store_lib
 
@@ -97,7 +98,7 @@ class GmemLatents(tfds.core.DatasetBuilder):
     per_image = store.schema.records_per_image
     template = tfds.core.ShardedFileTemplate(
       template="{SPLIT}-{SHARD_X_OF_Y}.{FILEFORMAT}",
-      data_dir=store.directory,
+      data_dir=epath.Path(store.directory),
       dataset_name=NAME,
       split="train",
       filetype_suffix="array_record",
