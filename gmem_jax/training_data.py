@@ -46,13 +46,25 @@ def require(config: Config) -> None:
     config: The run.
 
   Raises:
-    ValueError: If the config names none.
+    ValueError: If the config names none, or they are not prepared.
   """
   if config.data.source == "none":
     raise ValueError(
       "config.data.source='none': this config names no images, so it can only"
       " sample: --mode=sample with --config.sample.network=CONVERTED_WEIGHTS"
     )
+  if config.data.source != "upstream" and config.data.prepared:
+    try:
+      schema_lib.read(_directory(config))
+    except ValueError as error:
+      raise ValueError(
+        f"config.data.prepared={config.data.prepared!r}: {error};"
+        " --mode=prepare with the same config writes it"
+      ) from None
+
+
+def _directory(config: Config) -> pathlib.Path:
+  return pathlib.Path(config.data.prepared).absolute()
 
 
 def load(config: Config) -> Dataset:
@@ -97,15 +109,7 @@ def _encode_digits(config: Config) -> Dataset:
 
 def _load_prepared(config: Config) -> Dataset:
   """What `--mode=prepare` wrote."""
-  directory = pathlib.Path(config.data.prepared).absolute()
-  try:
-    schema_lib.read(directory)
-  except ValueError as error:
-    raise ValueError(
-      f"config.data.prepared={config.data.prepared!r}: {error}; --mode=prepare"
-      " with the same config writes it"
-    ) from None
-  store = store_lib.open_store(directory)
+  store = store_lib.open_store(_directory(config))
   schema = store.schema
   _check_schema(config, schema)
   encoder = None

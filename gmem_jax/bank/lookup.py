@@ -9,6 +9,8 @@ cosine, as memory snippets are unit vectors, search the unit rows:
     scores, rows = lookup.nearest(bank_lib.normalise(query), unit_bank, k)
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -149,15 +151,15 @@ def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
     A bank of unit rows.
   """
   if bank.scales is None:
-    return bank.replace(
-      rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
+    return dataclasses.replace(
+      bank, rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
     )
   length = jnp.linalg.norm(bank.rows.astype(jnp.float32), axis=1)
   scales = 1 / jnp.maximum(length, 1e-12)
   residuals = bank.residuals
   if residuals is not None:
     residuals = residuals * scales / jnp.maximum(bank.scales, 1e-38)
-  return bank.replace(scales=scales, residuals=residuals)
+  return dataclasses.replace(bank, scales=scales, residuals=residuals)
 
 
 def check_shapes(

@@ -83,7 +83,7 @@ def search(
   def run(query, rows, scales):
     if not axes:
       found = one(query, rows, scales, k, whole)
-      return found._replace(fallbacks=jax.lax.psum(found.fallbacks, split))
+      return found.scores, found.rows, jax.lax.psum(found.fallbacks, split)
     first = jax.lax.axis_index(axes) * local
     count = jnp.clip(bank.size - first, 0, local) if bank.padding else None
     found = one(query, rows, scales, min(k, local), count)
@@ -95,13 +95,14 @@ def search(
     best, at = jax.lax.top_k(scores, k)
     index = jnp.take_along_axis(index, at, axis=1)
     total = jax.lax.psum(found.fallbacks, (*axes, *split))
-    return topk_reference.Found(best, index, total)
+    return best, index, total
 
   row_spec = P(axes or None)
-  return jax.shard_map(
+  found = jax.shard_map(
     run,
     mesh=placement.mesh,
     in_specs=(P(split or None), row_spec, row_spec),
-    out_specs=topk_reference.Found(P(split or None), P(split or None), P()),
+    out_specs=(P(split or None), P(split or None), P()),
     check_vma=False,
   )(query, bank.rows, bank.scales)
+  return topk_reference.Found(*found)

@@ -121,10 +121,9 @@ def measure(
       size = _timing.nbytes(banks[peer_dtype])
     least = speeds.least(size, 2 * q * args.rows * args.width)
     ratios = [f"{times[peer] / seconds:.2f}" for peer in peers]
-    table.append(
-      [str(q), str(k), name, f"{seconds * 1e3:.2f}", *ratios]
-      + [f"{least / seconds:.0%}", scratch, wrong, fallbacks]
-    )
+    cells = [str(q), str(k), name, f"{seconds * 1e3:.2f}", *ratios]
+    cells += [f"{least / seconds:.0%}", scratch, wrong, fallbacks]
+    table.append(cells)
   return table
 
 

@@ -5,10 +5,10 @@ Pillow reads is taken as it would be by the published code: the extension means
 nothing, transparency is dropped, the first frame stands for an animation.
 """
 
+import io
 import os
 import pathlib
 import warnings
-from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,7 @@ class BadImageError(Exception):
   """An image cannot be used; the message says why."""
 
 
-def read(file: pathlib.Path | IO[bytes], size: int) -> tuple[np.ndarray, str]:
+def read(file: pathlib.Path | io.BytesIO, size: int) -> tuple[np.ndarray, str]:
   """Reads an image.
 
   Args:
@@ -55,13 +55,15 @@ def read(file: pathlib.Path | IO[bytes], size: int) -> tuple[np.ndarray, str]:
     raise BadImageError(_reason(error)) from None
 
 
-def silence_bombs() -> None:
-  """Stops Pillow's warning of large images: `read` has its own limit.
+def silence_pillow() -> None:
+  """Stops the warnings of Pillow that `read` expects.
 
-  Inside `warnings.catch_warnings`, and before threads start: filters belong to
-  the whole process.
+  Call it inside `warnings.catch_warnings`, and before threads start: filters
+  belong to the whole process.
   """
   warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+  # Transparency is dropped on purpose.
+  warnings.filterwarnings("ignore", "Palette images with Transparency")
 
 
 def _check_size(sides: tuple[int, int], size: int) -> None:
@@ -84,11 +86,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
   if image.mode.startswith("I"):
     grey = np.asarray(image, np.int64).clip(0, 65535) // 257
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
-  with warnings.catch_warnings():
-    # "Palette images with Transparency ... should be converted to RGBA": the
-    # transparency is dropped on purpose.
-    warnings.simplefilter("ignore", UserWarning)
-    return np.array(image.convert("RGB"))
+  return np.array(image.convert("RGB"))
 
 
 def _reason(error: Exception) -> str:

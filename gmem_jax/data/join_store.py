@@ -97,7 +97,7 @@ def describe(directory: pathlib.Path, report: Mapping[str, Any]) -> str:
   return "\n".join(lines)
 
 
-def amount(size: float) -> str:
+def amount(size: int) -> str:
   """Bytes for people.
 
   Args:

@@ -117,20 +117,16 @@ def _gather(
   arrays = {
     n: np.empty((numbers.size, *spec[n][0]), spec[n][1]) for n in fields
   }
-  bits = {name: _bits(array) for name, array in arrays.items()}
+  # Types that numpy does not know are copied as plain bits, which is faster.
+  bits = {n: f"u{a.itemsize}" for n, a in arrays.items() if a.dtype.kind == "V"}
+  into = [(n, a.view(bits.get(n, a.dtype))) for n, a in arrays.items()]
   flat = coins.reshape(numbers.size, _PARTS).tolist()
   for i, number in enumerate(numbers.reshape(-1).tolist()):
     record = records.read(number, records_lib.Coins(*flat[i]))
-    for name, into in bits.items():
-      into[i] = _bits(np.asarray(record[name]))
+    for name, array in into:
+      value = record[name]
+      array[i] = value.view(bits[name]) if name in bits else value
   return {n: a.reshape(*numbers.shape, *a.shape[1:]) for n, a in arrays.items()}
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-  """Types that numpy does not know as plain bits: it copies those faster."""
-  if array.dtype.kind != "V":
-    return array
-  return array.view(f"u{array.dtype.itemsize}")
 
 
 def batches(

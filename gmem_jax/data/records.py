@@ -187,18 +187,20 @@ class PreparedRecords:
     Raises:
       ValueError: If the record is damaged; names its file.
     """
-    result: dict[str, np.ndarray] = {}
-    for mirrored in sorted(set(coins)):
-      number, view = self.store.schema.locate(index, int(mirrored))
-      for name, value in self._decode(number, view).items():
-        if coins.of(name) == mirrored:
-          result[name] = value
+    result = self._view(index, coins.latent)
+    if any(c != coins.latent for c in coins):
+      other = self._view(index, not coins.latent)
+      for name in result:
+        if coins.of(name) != coins.latent:
+          result[name] = other[name]
     if "pixels" in result:
       result["mirrored"] = np.asarray(coins.tokens)
     result["row"] = np.asarray(index, np.int32)
     return result
 
-  def _decode(self, number: int, view: int) -> Record:
+  def _view(self, index: int, mirrored: bool) -> dict[str, np.ndarray]:
+    """All fields of one view of an image."""
+    number, view = self.store.schema.locate(index, int(mirrored))
     try:
       return schema.decode(self._layout, self._source[number], view)
     except (RuntimeError, ValueError, IndexError) as error:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ class Picture:
   note: str = ""
 
 
+@runtime_checkable
 class Source(Protocol):
   """Images in a fixed order, read one by one, from several threads at once."""
 

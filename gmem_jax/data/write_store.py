@@ -145,7 +145,7 @@ def _write_shards(
     concurrent.futures.ThreadPoolExecutor(threads) as pool,
     warnings.catch_warnings(),
   ):
-    decode.silence_bombs()
+    decode.silence_pillow()
     # One stream of pictures over all shards: the pool never runs dry.
     numbers = [n for shard in todo for n in _images(schema, shard)]
     ahead = 2 * networks.batch_size

@@ -102,10 +102,11 @@ def test_cosine_lookup(dtype):
   query, bank, exact = example("random", dtype)
   units = jax.jit(lookup.unit)(bank)
   assert units.rows.dtype == bank.rows.dtype
-  cosine = (
-    bank_lib.normalise(query).astype(np.float64)
-    @ (exact / np.linalg.norm(exact, axis=1, keepdims=True)).T
+  wide = np.asarray(query, np.float64)
+  wide, exact = (
+    x / np.linalg.norm(x, axis=1, keepdims=True) for x in (wide, exact)
   )
+  cosine = wide @ exact.T
   scores, rows = lookup.nearest(bank_lib.normalise(query), units, 5)
   tolerance = 1e-2 if dtype == "bfloat16" else 1e-6
   best = -np.sort(-cosine, axis=1)[:, :5]

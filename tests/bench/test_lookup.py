@@ -5,7 +5,14 @@ from gmem_jax.bench import _lookup_peers, _timing, lookup
 TINY = ["--rows", "900", "--width", "16", "--repeats", "1"]
 
 
-def test_table_has_a_line_for_every_search(capsys):
+@pytest.fixture
+def speeds(monkeypatch):
+  """Spares the large arrays."""
+  found = _timing.Speeds(1e10, 1e11)
+  monkeypatch.setattr(_timing, "measure_speeds", lambda dtype: found)
+
+
+def test_table_has_a_line_for_every_search(capsys, speeds):
   peers = ["lax.top_k", "approx_max_k"]
   status = lookup.main(
     [*TINY, "--queries", "1", "3", "--neighbours", "2", "--peers", *peers]
@@ -27,7 +34,7 @@ def test_table_has_a_line_for_every_search(capsys):
   assert float(found["x lax.top_k"]) > 0
 
 
-def test_a_wrong_row_fails_the_benchmark(monkeypatch, capsys):
+def test_a_wrong_row_fails_the_benchmark(monkeypatch, capsys, speeds):
   monkeypatch.setattr(lookup, "wrong_rows", lambda *_: 3)
   status = lookup.main([*TINY, "--queries", "1", "--peers"])
   assert status == 1
@@ -64,3 +71,9 @@ def test_peers_cannot_search_int8(capsys):
   with pytest.raises(SystemExit):
     lookup.main(["--dtypes", "int8"])
   assert "cannot be int8" in capsys.readouterr().err
+
+
+def test_speeds_are_measured():
+  found = _timing.measure_speeds("float32")
+  assert 1e8 < found.copy < 1e13
+  assert 1e9 < found.products < 1e16
