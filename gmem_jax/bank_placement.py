@@ -5,7 +5,7 @@ they divide evenly; reading them costs one all-reduce of what was read.
 """
 
 import dataclasses
-from typing import Any, Literal, cast
+from typing import Any, cast, Literal
 
 import jax
 import numpy as np
