@@ -93,7 +93,7 @@ class Encoder:
       warnings.catch_warnings(),
       concurrent.futures.ThreadPoolExecutor() as threads,
     ):
-      decode.silence_bombs()
+      decode.silence_pillow()
       for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         read = list(threads.map(self._read, part))

@@ -57,13 +57,24 @@ def bank_sharding(
   split = placement == "sharded"
   if placement == "auto":
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(bank))
-    device = mesh.local_devices[0]
-    # CPUs tell no limit: what one holds is no less than what all hold.
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    limit = memory_limit(mesh.local_devices[0])
     split = limit is not None and nbytes > SHARE * limit
   if isinstance(bank, bank_lib.LowRankBank) or mesh.size == 1 or not split:
     return sharding.replicated(mesh)
   return NamedSharding(mesh, ROWS)
+
+
+def memory_limit(device: Any) -> int | None:
+  """Bytes that arrays may take on a device.
+
+  Args:
+    device: The device.
+
+  Returns:
+    None where it does not tell, as CPUs: there, what one device holds is no
+    less than what all hold.
+  """
+  return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def place(bank: bank_lib.Bank, mesh: Mesh, placement: Placement) -> Any:

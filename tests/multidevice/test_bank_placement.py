@@ -85,15 +85,15 @@ def test_auto_splits_what_does_not_fit(mesh, monkeypatch):
   host = _bank("float32")
 
   class Device:
-    def __init__(self, limit):
-      self.limit = limit
+    def __init__(self, stats):
+      self.memory_stats = lambda: stats
 
-    def memory_stats(self):
-      return self.limit and {"bytes_limit": self.limit}
-
-  for limit, split in ((None, False), (10**9, False), (10**5, True)):
+  assert bank_placement.memory_limit(Device(None)) is None
+  assert bank_placement.memory_limit(Device({"bytes_limit": 7})) == 7
+  # The bank has 16,064 bytes.
+  for limit, split in ((None, False), (130_000, False), (128_000, True)):
     monkeypatch.setattr(
-      jax.sharding.Mesh, "local_devices", [Device(limit)], raising=True
+      bank_placement, "memory_limit", lambda _, limit=limit: limit
     )
     where = bank_placement.bank_sharding(host, mesh, "auto")
     assert bool(len(where.spec)) == split, limit
