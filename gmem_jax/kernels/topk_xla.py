@@ -18,7 +18,7 @@ from gmem_jax.kernels import topk_reference, two_stage
 _SCRATCH = 2**28
 _CHUNK = 128
 # int8 rows are converted to float32 so many at a time, to stay in the caches.
-_BLOCK = 2048
+_BLOCK = 4096
 
 
 def top_k(

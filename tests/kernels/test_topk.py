@@ -64,6 +64,24 @@ def test_tpu_kernels_equal_the_oracle_without_races(spec):
       assert fallbacks == 0, kind
 
 
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_what_lies_after_the_bank_is_in_no_maximum(platform, monkeypatch):
+  # Every score is negative; what the last tile reads outside would win.
+  query, rows = -jnp.ones((2, 64)), jnp.ones((600, 64), jnp.bfloat16)
+  if platform == "tpu":
+    found = topk_tpu.bin_maxima(query, rows, None, interpret=True)
+  elif jax.__version_info__ < (0, 11):
+    pytest.skip("the Mosaic GPU interpreter needs jax 0.11")
+  else:
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    monkeypatch.setattr(topk_gpu, "_BLOCKS", 2)
+    interpret = plgpu.InterpretGPUParams()
+    found = topk_gpu.bin_maxima(query, rows, interpret=interpret)
+  assert found.shape == (19, 2)
+  assert (found == -64).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", arg_specs.DTYPES)
 @pytest.mark.parametrize("k", [1, 10, 64])
