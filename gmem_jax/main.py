@@ -189,7 +189,7 @@ def _work(config: config_lib.Config) -> int:
     else:
       sample_mode.sample_mode(config, workdir, _IMAGE.value, _INTERPOLATE.value)
   except train.Preempted as stop:
-    logging.getLogger(__name__).warning("%s", stop)
+    logging.getLogger("gmem_jax").warning("%s", stop)
     return _STOPPED_STATUS.value
   except (
     ValueError,
