@@ -123,7 +123,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     free = [
       axis
       for axis, (name, size) in enumerate(zip(spec, shape, strict=True))
-      if name is None and size % fsdp == 0
+      if (name is None or mesh.shape[name] == 1) and size % fsdp == 0
     ]
     if not free:
       raise ValueError(

@@ -22,15 +22,16 @@ def free_port() -> int:
       return port
 
 
-def command(workdir, *extra, **changes) -> list[str]:
-  """The command line of a tiny run."""
+def command(workdir, *extra, full=False, **changes) -> list[str]:
+  """The command line of a tiny run, or of the digits config itself."""
+  given = [f"--config.{k.replace('__', '.')}={v}" for k, v in changes.items()]
   return [
     sys.executable,
     "-m",
     "gmem_jax.main",
     f"--config={tiny.ROOT}/configs/digits.py",
     f"--workdir={workdir}",
-    *tiny.flags(**changes),
+    *(given if full else tiny.flags(**changes)),
     *extra,
   ]
 
@@ -38,7 +39,9 @@ def command(workdir, *extra, **changes) -> list[str]:
 class Job:
   """Processes of one job; the outputs go to files beside the run's."""
 
-  def __init__(self, workdirs, *extra, count=None, outputs, **changes):
+  def __init__(
+    self, workdirs, *extra, count=None, outputs, full=False, **changes
+  ):
     """Starts them.
 
     Args:
@@ -46,6 +49,7 @@ class Job:
       *extra: More flags.
       count: Number of processes; `workdirs` are as many by default.
       outputs: Directory of their outputs.
+      full: The digits config itself, not the tiny one.
       **changes: Keys of the config.
     """
     if not isinstance(workdirs, list):
@@ -64,7 +68,7 @@ class Job:
       with self.logs[-1].open("w") as log:
         self.processes.append(
           subprocess.Popen(
-            command(workdir, *flags, *extra, **changes),
+            command(workdir, *flags, *extra, full=full, **changes),
             env=dict(os.environ),
             cwd=tiny.ROOT,
             stdout=log,
@@ -72,7 +76,7 @@ class Job:
           )
         )
 
-  def wait(self, seconds=400) -> list[int]:
+  def wait(self, seconds=900) -> list[int]:
     """Waits for all; returns their exit statuses."""
     deadline = time.monotonic() + seconds
     try:

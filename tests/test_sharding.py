@@ -117,7 +117,7 @@ def test_nothing_large_of_xl_is_whole_on_a_device(xl, sizes):
       whole.append((jax.tree_util.keystr(path), leaf.shape, where.spec))
   assert total > 10e9  # parameters, average and two moments in float32
   assert not whole
-  assert held < 1.05 * total / sizes[1]
+  assert held < total / sizes[1] + 20e6  # biases and the like stay whole
 
 
 def test_processes_load_the_rows_that_their_devices_hold(mesh):

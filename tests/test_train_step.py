@@ -264,13 +264,19 @@ def test_accumulation_moves_no_rows_between_devices(dataset, tmp_path):
   run = make_run(config, dataset, jax.devices(), tmp_path)
   shapes = jax.eval_shape(assemble.make_init(config, run.memory))
   shardings = sharding.state_shardings(shapes, run.mesh)
+  step_fn = train.compile_step(run, shardings)
+  fields = dataset.train.records.fields
+  where = sharding.batch_sharding(run.mesh, steps_axis=True)
   batch = {
-    "latent": jax.ShapeDtypeStruct((2, 16, 8, 8, 1), jnp.float32),
-    "row": jax.ShapeDtypeStruct((2, 16), jnp.int32),
+    name: jax.ShapeDtypeStruct(
+      (2, 16, *fields[name].shape[1:]), fields[name].dtype, sharding=where
+    )
+    for name in ("latent", "row")
   }
-  program = train.compile_step(run, shardings).lower(
-    shapes, batch, run.memory.bank
-  )
+  rows = run.memory.bank.rows
+  program = jax.jit(
+    lambda state, batch, rows: step_fn(state, batch, bank_lib.MemoryBank(rows))
+  ).lower(sharding.abstract(shapes, shardings), batch, rows)
   text = program.compile().as_text()
   assert "all-reduce" in text
   assert "all-to-all" not in text
