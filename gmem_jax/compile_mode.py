@@ -204,12 +204,6 @@ def advice(
       "--config.mesh.fsdp=16 (with mesh.data=-1): parameters, average and"
       " optimizer are whole on every chip now"
     )
-  elif whole:
-    hints.append(
-      f"--config.mesh.fsdp={mesh.shape['fsdp']}: it does not divide"
-      f" {', '.join(whole[:3])} …, which are whole on every chip; take a"
-      " smaller power of two"
-    )
   if config.model.dtype != "bfloat16":
     hints.append("--config.model.dtype=bfloat16: halves the activations")
   if config.model.remat != "full":

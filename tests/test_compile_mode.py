@@ -188,13 +188,10 @@ def test_advice_follows_the_config():
 
   mesh = make_mesh(fsdp=4)
   config = tiny.make_config(model__remat="dots", model__dtype="bfloat16")
-  program = fake_program(a=array(mesh, P("fsdp")), odd=array(mesh, P()))
-  hints = compile_mode.advice(config, mesh, program)
-  assert "it does not divide odd" in hints[0]
-  assert "--config.model.remat=full" in hints[1]
   program = fake_program(a=array(mesh, P("fsdp")), small=array(mesh, P(), 4))
   hints = compile_mode.advice(config, mesh, program)
-  assert "remat" in hints[0]
+  assert hints[0].startswith("--config.model.remat=full")
+  assert hints[1].startswith("--config.train.accumulation=2")
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:2", "h100", "h100:2x"])

@@ -52,13 +52,18 @@ def _inner(params: dict[str, Any]) -> list[core.Jaxpr | core.ClosedJaxpr]:
 
 def _dot(eqn: core.JaxprEqn) -> float:
   (contracted, _), _ = eqn.params["dimension_numbers"]
-  shape = eqn.invars[0].aval.shape
+  shape = _shape(eqn.invars[0])
   depth = math.prod(shape[axis] for axis in contracted)
-  return 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
+  return 2.0 * depth * math.prod(_shape(eqn.outvars[0]))
 
 
 def _conv(eqn: core.JaxprEqn) -> float:
-  kernel = eqn.invars[1].aval.shape
+  kernel = _shape(eqn.invars[1])
   outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
   depth = math.prod(kernel) / outputs
-  return 2.0 * depth * math.prod(eqn.outvars[0].aval.shape)
+  return 2.0 * depth * math.prod(_shape(eqn.outvars[0]))
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+  """The shape of what goes into an equation or comes out of it."""
+  return atom.aval.shape
