@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 from PIL import Image
 
-from gmem_jax import checkpoint, config as config_lib, metrics, pretrained
+from gmem_jax import config as config_lib, metrics, pretrained
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import crop, decode, folder, store
 from gmem_jax.encoders import protocols
@@ -192,7 +192,7 @@ def encode_all(
   ):
     shutil.rmtree(partial)
   partial.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(note, settings)
+  files.write_json(note, settings)
   line = metrics.Progress("encode", 0, len(files), unit="image")
   done, parts = 0, []
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import checkpoint, weights
+from gmem_jax import checkpoint, files, weights
 from gmem_jax.bank import bank as bank_lib, edit
 from gmem_jax.data import store
 
@@ -151,7 +151,7 @@ def write(path: str | os.PathLike, stored: Stored) -> None:
   weights.save_converted(path, {"bank": tree}, metadata)
   if stored.images is not None:
     value = dataclasses.asdict(stored.images)
-    checkpoint.write_json(pathlib.Path(path) / IMAGES, value)
+    files.write_json(pathlib.Path(path) / IMAGES, value)
 
 
 def read(path: str | os.PathLike) -> Stored:

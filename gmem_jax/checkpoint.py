@@ -10,7 +10,6 @@ that flipped.
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 import pathlib
 import typing
@@ -342,25 +341,3 @@ def _root_cause(error: BaseException) -> str:
     error = error.__cause__
   message = str(error).strip() or "no message"
   return f"{type(error).__name__}: {message.splitlines()[0][:300]}"
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a small file whole or not at all.
-
-  Args:
-    path: The file.
-    text: Its new content.
-  """
-  temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_text(text)
-  temporary.replace(path)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON whole or not at all.
-
-  Args:
-    path: The file.
-    value: Its new content.
-  """
-  write_text(path, json.dumps(value, indent=2) + "\n")

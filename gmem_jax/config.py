@@ -20,6 +20,7 @@ from gmem_jax import (
   bank_placement,
   checkpoint,
   distributed,
+  files,
   optim,
   sections,
   sharding,
@@ -331,4 +332,4 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
       )
   distributed.check_shared(workdir, "--workdir")
   if distributed.is_main():
-    checkpoint.write_json(path, to_json(config))
+    files.write_json(path, to_json(config))

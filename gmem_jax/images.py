@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gmem_jax import checkpoint, distributed, metrics
+from gmem_jax import distributed, files, metrics
 
 # Width of a contact sheet's labels, in pixels.
 LABEL_WIDTH = 160
@@ -142,7 +142,7 @@ def claim_directory(directory: pathlib.Path, settings: dict[str, Any]) -> None:
       )
   distributed.check_shared(directory, "the images' directory")
   if distributed.is_main():
-    checkpoint.write_json(path, settings)
+    files.write_json(path, settings)
 
 
 def write_grid(

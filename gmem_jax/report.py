@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import checkpoint, evaluate, images, metrics
+from gmem_jax import evaluate, files, images, metrics
 
 # Columns of samples.png.
 COLUMNS = 16
@@ -206,8 +206,8 @@ def write(
   _plot(memory_run / "curves.png", memory_run, other_run)
   # JSON has no NaN.
   stored = {k: None if np.isnan(v) else v for k, v in values.items()}
-  checkpoint.write_json(memory_run / "report.json", stored)
-  checkpoint.write_text(memory_run / "report.txt", text.lstrip())
+  files.write_json(memory_run / "report.json", stored)
+  files.write_text(memory_run / "report.txt", text.lstrip())
   return text
 
 

@@ -34,6 +34,7 @@ LAYERS = (
   (
     "bank_store",
     "checkpoint",
+    "files",
     "data",
     "metrics",
     "images",

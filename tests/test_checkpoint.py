@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import checkpoint, sharding, train_state
+from gmem_jax import checkpoint, files, sharding, train_state
 
 CONFIG = checkpoint.CheckpointConfig(every=10, keep_latest=2, keep_every=30)
 
@@ -225,8 +225,8 @@ def test_tree_round_trip(tmp_path, mesh):
 
 
 def test_files_are_written_whole(tmp_path):
-  checkpoint.write_json(tmp_path / "a.json", {"x": 1})
-  checkpoint.write_json(tmp_path / "a.json", {"x": 2})
+  files.write_json(tmp_path / "a.json", {"x": 1})
+  files.write_json(tmp_path / "a.json", {"x": 2})
   assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 

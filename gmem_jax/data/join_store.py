@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import checkpoint
+from gmem_jax import files
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import schema as schema_lib, shards, store
 
@@ -43,9 +43,9 @@ def join(
     raise ValueError("no image can be used:\n" + "\n".join(_named(skipped)))
   info = _join_bank(directory, schema, images)
   statistics = _statistics(facts)
-  checkpoint.write_json(directory / store.STATISTICS, statistics)
+  files.write_json(directory / store.STATISTICS, statistics)
   size = sum(fact["bytes"] for fact in facts)
-  checkpoint.write_json(
+  files.write_json(
     directory / store.REPORT,
     {
       "images": images,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import checkpoint
+from gmem_jax import files
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import schema as schema_lib
 
@@ -118,7 +118,7 @@ def write_info(directory: pathlib.Path, info: bank_lib.BankInfo) -> None:
     info: The bank's.
   """
   path = directory / BANK / "info.json"
-  checkpoint.write_json(path, dataclasses.asdict(info))
+  files.write_json(path, dataclasses.asdict(info))
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gmem_jax import checkpoint, metrics
+from gmem_jax import files, metrics
 from gmem_jax.data import (
   crop,
   decode,
@@ -92,7 +92,7 @@ def _claim(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
     return
   directory.mkdir(parents=True, exist_ok=True)
   _check_space(directory, schema)
-  checkpoint.write_json(directory / schema_lib.FILE, schema_lib.to_json(schema))
+  files.write_json(directory / schema_lib.FILE, schema_lib.to_json(schema))
 
 
 def _check(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
