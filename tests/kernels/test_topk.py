@@ -188,3 +188,17 @@ def test_chunks_of_queries_equal_one():
   want = topk_reference.top_k(query, rows, None, 5)
   assert (found.rows == want.rows).all()
   assert (found.scores == want.scores).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+@pytest.mark.parametrize("m", [1024, 1200])
+def test_blocks_of_rows_equal_the_whole(dtype, m, monkeypatch):
+  monkeypatch.setitem(topk_xla._BLOCK, dtype, 256)
+  spec = arg_specs.ArgSpec(3, m, 16, 5, dtype)
+
+  @jax.jit
+  def search(query, rows, scales):
+    return topk_xla.top_k(query, rows, scales, 5)
+
+  for kind in arg_specs.KINDS:
+    assert judge(search, spec, kind, 0) == (0, 0), kind
