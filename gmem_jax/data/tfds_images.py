@@ -30,8 +30,10 @@ class TfdsImages:
     """
     where = f"config.data.tfds={name!r}"
     try:
-      builder = tfds.builder(name, data_dir=data_dir or None, try_gcs=False)
-      features: dict[str, Any] = dict(builder.info.features or {})  # type: ignore
+      builder: Any = tfds.builder(
+        name, data_dir=data_dir or None, try_gcs=False
+      )
+      features = dict(builder.info.features or {})
     # What is missing shows as many a type, most of them with a long story.
     except Exception as error:
       raise ValueError(f"{where}: {_first_line(error)}") from None
