@@ -121,7 +121,7 @@ class Checkpoints:
       state: The training state.
       progress: What else a continued run wants to know; JSON.
     """
-    metadata = progress | {
+    metadata: dict[str, Any] = progress | {
       "digests": digest.of_tree(state) | {"progress": digest.of_json(progress)}
     }
     self._checkpointer.save_async(
@@ -192,7 +192,7 @@ class Checkpoints:
     self, step: int, target: Any
   ) -> tuple[Any, dict[str, Any], dict[str, int]]:
     """Reads this process's part; returns (state, progress, digests)."""
-    metadata = self._checkpointer.metadata(step).custom_metadata
+    metadata: Any = self._checkpointer.metadata(step).custom_metadata
     if not isinstance(metadata, dict) or "digests" not in metadata:
       raise ValueError("its metadata is damaged")
     progress = {k: v for k, v in metadata.items() if k != "digests"}
