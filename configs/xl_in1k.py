@@ -190,17 +190,17 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   )
 
   if "train" in options:
-    c.model.dtype = "bfloat16"
+    c.model.update(dtype="bfloat16")
     c.sample.update(network="", bank="")
   if "folder" in options:
     c.data.update(source="folder", path="data/images")
-    c.data.prepared = "data/folder_va_vae"
+    c.data.update(prepared="data/folder_va_vae")
   if "512" in options:
-    c.encoder.image_size = 512
-    c.data.prepared += "_512"
+    c.encoder.update(image_size=512)
+    c.data.update(prepared=f"{c.data['prepared']}_512")
   if "batch256" in options:
     c.train.update(batch_size=256, steps=800_000)
-    c.optim.learning_rate = 1e-4
+    c.optim.update(learning_rate=1e-4)
   if "ode" in options:
     c.sampler.update(method="ode_euler", timestep_shift=0.3)
   if "guided" in options:

@@ -175,7 +175,7 @@ def load_memory(
     bank=bank_placement.place(bank, mesh, placement),
     info=bank_lib.BankInfo(**metadata["info"]),
     stats=protocols.LatentStats(
-      **jax.device_put(stats, sharding.replicated(mesh))
+      **sharding.place(stats, sharding.replicated(mesh))
     ),
     latent_shape=tuple(metadata["latent_shape"]),
     # Runs made before networks could have a projection have none.

@@ -22,7 +22,12 @@ import safetensors
 import safetensors.numpy
 from PIL import Image
 
-from gmem_jax import config as config_lib, metrics, pretrained
+from gmem_jax import (
+  config as config_lib,
+  files as files_lib,
+  metrics,
+  pretrained,
+)
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import crop, decode, folder, store
 from gmem_jax.encoders import protocols
@@ -192,7 +197,7 @@ def encode_all(
   ):
     shutil.rmtree(partial)
   partial.mkdir(parents=True, exist_ok=True)
-  files.write_json(note, settings)
+  files_lib.write_json(note, settings)
   line = metrics.Progress("encode", 0, len(files), unit="image")
   done, parts = 0, []
 

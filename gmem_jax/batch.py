@@ -76,7 +76,7 @@ def snippets(batch: Batch, bank: bank_lib.MemoryBank) -> Float[Array, "b d"]:
   """
   if "feature" in batch:
     return bank_lib.normalise(batch["feature"])
-  return bank_lib.snippets(bank, batch["row"])
+  return jnp.asarray(bank_lib.snippets(bank, batch["row"]))
 
 
 def tokens(

@@ -94,7 +94,7 @@ def training(
       f" fsdp = {ways}"
     )
   memory = _memory(config, bank_rows, mesh)
-  network = _network(config, memory)
+  network = assemble.network(config, memory)
   shapes = jax.eval_shape(
     train_state.make_init(
       lambda: _init(config, network, memory),
@@ -148,7 +148,7 @@ def sampling(
     bank_rows: Rows of the bank.
   """
   memory = _memory(config, bank_rows, mesh)
-  network = _network(config, memory).clone(token_dim=0)
+  network = assemble.network(config, memory).clone(token_dim=0)
   weights = jax.eval_shape(
     lambda: sample.Weights(
       params=_init(config, network, memory),
@@ -223,16 +223,6 @@ def advice(
   return hints
 
 
-def _network(
-  config: config_lib.Config, memory: assemble.Memory
-) -> transformer.FlowTransformer:
-  """The network as it is trained."""
-  projects = config.loss.projection_weight > 0
-  return assemble.network(config, memory).clone(
-    token_dim=FEATURE_WIDTH if projects else 0
-  )
-
-
 def _init(
   config: config_lib.Config,
   network: transformer.FlowTransformer,
@@ -275,4 +265,5 @@ def _memory(
     info=bank_lib.BankInfo(bank_rows, FEATURE_WIDTH, "", "", "", ""),
     stats=protocols.LatentStats(jnp.zeros(shape[2]), jnp.ones(shape[2])),
     latent_shape=shape,
+    token_dim=FEATURE_WIDTH if config.loss.projection_weight else 0,
   )

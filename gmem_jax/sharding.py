@@ -113,7 +113,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     raise ValueError(f"{path} {shape}: no rule of sharding.RULES matches")
   trailing = matching[0] if len(matching[0]) <= len(shape) else P()
   names = (None,) * (len(shape) - len(trailing)) + tuple(trailing)
-  spec: list[str | None] = [
+  spec: list[Any] = [
     name if name and size % mesh.shape[name] == 0 else None
     for name, size in zip(names, shape, strict=True)
   ]

@@ -10,6 +10,7 @@ Letters: `b` batch, `n` tokens, `d` width, `l` layers.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -187,7 +188,7 @@ def run_stack(
   """
 
   def apply(params, x):
-    x = block.apply({"params": params}, x, cond, rope)
+    x = cast(Array, block.apply({"params": params}, x, cond, rope))
     return x if place is None else place(x)
 
   step = _checkpointed(apply, remat, in_scan=scan)
