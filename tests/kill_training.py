@@ -1,6 +1,6 @@
 r"""Kills training runs at random moments; they must end as if undisturbed.
 
-  python -m tests.kill_training --kills=50 --directory=/tmp/kills
+  python -m tests.kill_training --kills=50 --directory=kills
 
 Trains configs/digits.py (shortened by --steps) once without disturbance, and
 then again with SIGKILLs: at any moment after the start, while it trains, and
