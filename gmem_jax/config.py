@@ -164,6 +164,7 @@ def _check(config: Config) -> None:
     ("encoder.image_size", config.encoder.image_size),
     ("eval.count", config.eval.count),
     ("eval.grid", config.eval.grid),
+    ("eval.device_batch", config.eval.device_batch),
   ):
     if value < 1:
       raise ValueError(f"config.{key}={value}: must be positive")
@@ -174,6 +175,17 @@ def _check(config: Config) -> None:
         f"config.sampler.{key}={ours!r} must be config.loss.{key}={theirs!r}:"
         " a network samples as it was trained"
       )
+  for key, value in (
+    ("eval.audit", config.eval.audit),
+    ("eval.save_every", config.eval.save_every),
+  ):
+    if value < 0:
+      raise ValueError(f"config.{key}={value}: must not be negative")
+  if config.report.unconditional and "frechet" not in config.eval.scores:
+    raise ValueError(
+      f"config.eval.scores={config.eval.scores}: config.report.unconditional"
+      " needs 'frechet' among them"
+    )
   _check_sample(config)
   if config.model.depth < config.model.projector_depth and (
     config.loss.projection_weight

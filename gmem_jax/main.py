@@ -3,6 +3,8 @@ r"""Train, sample and compare: the command line.
   python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits \
     --mode=sample --config.sample.count=100
+  python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits \
+    --mode=evaluate --config.sample.count=512
 
 Modes:
   train     Train, from scratch or from where the run stopped; then report.
@@ -10,6 +12,8 @@ Modes:
             from converted weights (config.sample.network). With --image, like
             images that the bank need not know; with --interpolate, between two
             memories.
+  evaluate  Score what --mode=sample would make, or the images of
+            config.eval.images, and write WORKDIR/evaluations/*.json.
 
 Any key of the config can be set: --config.train.steps=2000. A run that was
 killed continues when the same command is given again.
@@ -30,7 +34,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's directory: checkpoints, metrics, pictures."
 )
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
+_MODE = flags.DEFINE_enum(
+  "mode", "train", ["train", "sample", "evaluate"], "What to do."
+)
 _IMAGE = flags.DEFINE_multi_string(
   "image",
   [],
@@ -76,11 +82,14 @@ def main(argv: list[str]) -> int:
   except ValueError as error:
     return _fail(str(error))
   from gmem_jax import metrics, modes, sample_mode, train
+  from gmem_jax.evaluate import mode
 
   workdir = pathlib.Path(str(_WORKDIR.value)).absolute()
   try:
     if _MODE.value == "train":
       modes.train_mode(config, workdir)
+    elif _MODE.value == "evaluate":
+      mode.evaluate_mode(config, workdir)
     else:
       sample_mode.sample_mode(config, workdir, _IMAGE.value, _INTERPOLATE.value)
   except train.Preempted as stop:

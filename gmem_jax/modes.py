@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from gmem_jax import (
   assemble,
   checkpoint,
   config as config_lib,
-  evaluate,
   images,
   pretrained,
   report,
@@ -23,6 +21,7 @@ from gmem_jax import (
   train,
 )
 from gmem_jax.bank import bank as bank_lib, draw
+from gmem_jax.evaluate import build, catalogue, scores, sources
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +38,8 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   config_lib.claim_workdir(config, workdir)
   dataset = assemble.load_dataset(config)
   memory = assemble.make_memory(dataset, mesh)
-  distance = frechet_to(dataset, config.seed)
-  run = make_run(config, workdir, mesh, dataset, memory, distance)
+  evaluator = make_evaluator(config, mesh, dataset)
+  run = make_run(config, workdir, mesh, dataset, memory, evaluator)
   state = train.train(run)
   if not config.report.unconditional:
     return
@@ -49,7 +48,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   )
   other_dir = workdir / "unconditional"
   config_lib.claim_workdir(other, other_dir)
-  other_run = make_run(other, other_dir, mesh, dataset, memory, distance)
+  other_run = make_run(other, other_dir, mesh, dataset, memory, evaluator)
   other_state = train.train(other_run)
   _log.info("sampling for the report")
   sample_fn = make_sample_fn(config, memory, mesh, config.seed)
@@ -63,10 +62,21 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     from_bank=draw_samples(config, sample_fn, weights, bank),
     from_heldout=draw_samples(config, sample_fn, weights, heldout),
     unconditional=draw_samples(other, other_fn, other_weights, bank),
-    distance=distance,
+    distance=lambda pixels: _score(evaluator, pixels)["frechet"],
   )
   print(report.write(material, workdir, other_dir, config.train.steps))
   print(f"Pictures: {workdir}/samples.png, {workdir}/curves.png")
+
+
+def _score(
+  evaluator: scores.Evaluator | None, pixels: np.ndarray
+) -> dict[str, float]:
+  """Scores of images in memory."""
+  assert evaluator is not None, "config checks that the report has its score"
+  source = sources.Arrays(
+    {}, len(pixels), pixels.shape[1:], lambda numbers: pixels[numbers]
+  )
+  return evaluator(source, source.count)
 
 
 def load_params(
@@ -108,9 +118,9 @@ def make_run(
   mesh: jax.sharding.Mesh,
   dataset: assemble.Dataset,
   memory: assemble.Memory,
-  distance: Callable[[np.ndarray], float],
+  evaluator: scores.Evaluator | None,
 ) -> train.Run:
-  """Puts a run together; its evaluation is the distance of fresh samples.
+  """Puts a run together; its evaluation scores fresh samples.
 
   Args:
     config: The run.
@@ -118,19 +128,71 @@ def make_run(
     mesh: Its devices.
     dataset: Its images.
     memory: What sampling needs.
-    distance: uint8 images -> Fréchet distance.
+    evaluator: Scores images; None to make the pictures alone.
   """
   assemble.save_memory(workdir / "memory", memory)
   sample_fn = make_sample_fn(config, memory, mesh, config.seed)
 
   def evaluate_fn(step: int, params: Any):
-    del step
     weights = make_weights(config, memory, params)
-    found = draw_samples(config, sample_fn, weights, memory.bank)
-    grid = images.make_grid(found.pixels[: config.eval.grid], 16, scale=4)
-    return {"frechet": distance(found.pixels)}, {"bank": grid}
+    shown: list[np.ndarray] = []
+
+    def read(numbers):
+      rows = draw_rows(config, memory.bank, numbers)
+      pixels = sample_fn(weights, numbers, np.asarray(memory.bank.rows)[rows])
+      if numbers[0] < config.eval.grid:
+        shown.append(pixels)
+      return pixels
+
+    found = {}
+    if evaluator is None:
+      read(np.arange(config.eval.grid))
+    else:
+      found = evaluator(
+        sources.Arrays(
+          {"step": step},
+          config.eval.count,
+          build.decoded_shape(weights.tokenizer, memory.latent_shape),
+          read,
+          collective=True,
+        ),
+        config.eval.count,
+      )
+    pixels = np.concatenate(shown)[: config.eval.grid]
+    return found, {"bank": images.make_grid(pixels, 16, scale=4)}
 
   return train.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
+
+
+def make_evaluator(
+  config: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  dataset: assemble.Dataset,
+) -> scores.Evaluator | None:
+  """What scores the samples during training.
+
+  Args:
+    config: The run.
+    mesh: The devices.
+    dataset: Its images.
+
+  Returns:
+    It, or None if the config asks for no score.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
+  if not config.eval.scores:
+    return None
+  own = dataset.train_images
+  shape = own.pixels.shape[1:]
+  evaluator = build.make_evaluator(config, mesh, shape, own)
+  gaussians, _ = catalogue.compared(config.eval.scores)
+  widths = evaluator.extractor.widths
+  catalogue.check_count(
+    config.eval.count, gaussians, widths, "config.eval.count"
+  )
+  return evaluator
 
 
 def draw_samples(
@@ -147,28 +209,25 @@ def draw_samples(
     weights: What it makes them with.
     bank: Where the snippets come from.
   """
-  numbers = np.arange(config.eval.count, dtype=np.int32)
-  rows = np.asarray(
-    draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
-  )
+  numbers = np.arange(config.eval.count)
+  rows = draw_rows(config, bank, numbers)
   pixels = sample_fn(weights, numbers, np.asarray(bank.rows)[rows])
   return report.Samples(pixels, rows)
 
 
-def frechet_to(
-  dataset: assemble.Dataset, seed: int
-) -> Callable[[np.ndarray], float]:
-  """The Fréchet distance of images to the training images.
+def draw_rows(
+  config: config_lib.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
+) -> np.ndarray:
+  """Which bank rows the samples of an evaluation are made of.
 
   Args:
-    dataset: The images.
-    seed: Seed of the classifier whose features are compared.
+    config: The run.
+    bank: Where the snippets come from.
+    numbers: [n] numbers of the images.
   """
-  real = dataset.train_images
-  features = evaluate.classifier_features(real.pixels, real.labels, seed)
-  reference = evaluate.fit_gaussian(features(real.pixels))
-  return lambda pixels: evaluate.frechet_distance(
-    evaluate.fit_gaussian(features(pixels)), reference
+  numbers = numbers.astype(np.int32)
+  return np.asarray(
+    draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
 
 

@@ -37,7 +37,7 @@ class Source(Protocol):
   shape: tuple[int, int, int]
   collective: bool
 
-  def read(self, numbers: np.ndarray) -> np.ndarray:
+  def read(self, numbers: np.ndarray, /) -> np.ndarray:
     """The images of some numbers, uint8 [n H W ch]."""
     ...
 

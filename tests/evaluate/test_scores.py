@@ -143,8 +143,7 @@ def test_scores_are_those_of_their_parts():
   ours, theirs = features(samples), features(real)
   for score, name in (("fid", "pool"), ("sfid", "spatial")):
     a, b = (
-      frechet.fit_gaussian(x[name].astype(np.float64))
-      for x in (ours, theirs)
+      frechet.fit_gaussian(x[name].astype(np.float64)) for x in (ours, theirs)
     )
     assert found[score] == pytest.approx(frechet.frechet_distance(a, b), 1e-6)
   assert found["inception_score"] == pytest.approx(
