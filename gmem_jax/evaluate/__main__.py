@@ -119,7 +119,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
   command.add_argument(
     "--save-every",
     type=float,
-    default=60,
+    default=60.0,
     metavar="SECONDS",
     help="how often to note what is done (default: %(default)s)",
   )

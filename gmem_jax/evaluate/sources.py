@@ -119,7 +119,7 @@ class Folder:
       ValueError: Naming a file that cannot be read, or is of another size.
     """
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-      pixels = list(pool.map(self._read_one, numbers))
+      pixels = list(pool.map(self._read_one, numbers.tolist()))
     for number, image in zip(numbers, pixels, strict=True):
       if image.shape != self.shape:
         h, w, _ = self.shape
