@@ -128,7 +128,7 @@ def _exact(queries: np.ndarray, blocks: Blocks, rows: np.ndarray) -> np.ndarray:
   first = 0
   for block in blocks():
     here = np.flatnonzero((rows >= first) & (rows < first + len(block)))
-    flat = block[rows[here] - first].reshape(len(here), -1)
+    flat = block[rows[here] - first].reshape(len(here), queries.shape[1])
     difference = queries[here] - flat.astype(np.float32)
     distances[here] = np.linalg.norm(difference, axis=1)
     first += len(block)

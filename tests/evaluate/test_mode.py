@@ -19,7 +19,6 @@ from gmem_jax import (
 from gmem_jax.evaluate import build, catalogue, mode, networks
 from tests import tiny
 
-
 _TRAINED = {}
 train_classifier = networks.train_classifier
 
