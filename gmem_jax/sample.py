@@ -3,8 +3,8 @@
 Compilers choose kernels by shape, and kernels differ in the last bit. So the
 sampler is compiled for one number of images on each device, whatever the
 number that is asked for, and the last call is filled up. On a CPU, XLA also
-splits long sums by the size of its thread pool, which a process with more
-(fake) devices has larger: between such processes the last bit may differ.
+splits long sums by its number of threads: that of the cores, or of NPROC, and
+at least that of the (fake) devices.
 
 Shapes: b images, h w c latent, d snippet width, m bank rows.
 """

@@ -1,3 +1,4 @@
+import gc
 import pathlib
 import shutil
 
@@ -10,12 +11,25 @@ from gmem_jax import checkpoint, sharding, train_state
 
 CONFIG = checkpoint.CheckpointConfig(every=10, keep_latest=2, keep_every=30)
 
-# Orbax abandons its reading coroutines when a file is damaged.
-ABANDONED = pytest.mark.filterwarnings(
-  "ignore::RuntimeWarning",
-  "ignore::pytest.PytestUnraisableExceptionWarning",
-  "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-)
+
+@pytest.fixture
+def abandoned():
+  """Orbax abandons its reading coroutines when a file is damaged.
+
+  They are collected here, or they would complain in some later test.
+  """
+  yield
+  gc.collect()
+
+
+def leaves_coroutines(test):
+  """Marks a test that damages a checkpoint."""
+  test = pytest.mark.usefixtures("abandoned")(test)
+  return pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+  )(test)
 
 
 def make_state(step: int) -> train_state.TrainState:
@@ -97,7 +111,7 @@ def files_of_a_checkpoint(directory: pathlib.Path):
   return sorted(f for f in directory.rglob("*") if f.is_file())
 
 
-@ABANDONED
+@leaves_coroutines
 def test_damage_anywhere_never_restores_a_wrong_state(written, mesh, caplog):
   """Truncates each file in turn: the state is right, or the one before."""
   fell_back = 0
@@ -121,7 +135,7 @@ def test_damage_anywhere_never_restores_a_wrong_state(written, mesh, caplog):
   assert fell_back >= 3
 
 
-@ABANDONED
+@leaves_coroutines
 def test_training_can_write_again_where_it_fell_back(written, mesh):
   data = max(
     files_of_a_checkpoint(written / "30"), key=lambda f: f.stat().st_size
@@ -135,7 +149,7 @@ def test_training_can_write_again_where_it_fell_back(written, mesh):
   assert progress == {"train_seconds": 9.0}
 
 
-@ABANDONED
+@leaves_coroutines
 def test_no_readable_checkpoint_is_an_error_not_a_fresh_start(written, mesh):
   for step in (10, 20, 30):
     for f in files_of_a_checkpoint(written / str(step)):

@@ -15,7 +15,7 @@ def sampling():
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
   memory = assemble.make_memory(assemble.load_dataset(config), mesh)
   with jax.numpy_dtype_promotion("standard"):
-    params = assemble.make_init(config, memory)().params
+    params = jax.jit(assemble.make_init(config, memory))().params
   weights = modes.make_weights(config, memory, params)
   sample_fn = modes.make_sample_fn(config, memory, mesh, 0)
   return sample_fn, weights, np.asarray(memory.bank.rows)

@@ -134,7 +134,7 @@ def step_once(config, dataset, batch):
     seed=config.seed,
     ema_decay=config.train.ema_decay,
   )
-  state = assemble.make_init(config, memory)()
+  state = jax.jit(assemble.make_init(config, memory))()
   new, metrics = jax.jit(step_fn)(state, batch, memory.bank)
   return state, new, metrics, memory
 
