@@ -7,6 +7,10 @@ r"""GMem-XL on ImageNet 256 x 256: LightningDiT-XL/1 over VA-VAE latents.
   python -m gmem_jax.main --config=configs/xl_in1k.py --workdir=runs/xl \
     --mode=sample --config.sample.format=npz
 
+--mode=evaluate scores the samples instead, against the ADM suite's
+VIRTUAL_imagenet256_labeled.npz; also convert FID's network for it
+(`python -m gmem_jax.evaluate --help` says which) to weights/inception.
+
 Samples from the published weights; it cannot train yet, as there is no reader
 of its training data. For --image also convert DINOv2's dinov2_vitb14 to
 weights/dinov2. 683 M parameters, 99 network calls per image.

@@ -21,6 +21,7 @@ from gmem_jax import (
   train,
 )
 from gmem_jax.bank import bank as bank_lib, draw
+from gmem_jax.data import sources as data_sources
 from gmem_jax.evaluate import build, catalogue, scores, sources
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   config_lib.claim_workdir(config, workdir)
   dataset = assemble.load_dataset(config)
   memory = assemble.make_memory(dataset, mesh)
-  evaluator = make_evaluator(config, mesh, dataset)
+  evaluator = make_evaluator(
+    config, mesh, memory.latent_shape, dataset.train_images
+  )
   run = make_run(config, workdir, mesh, dataset, memory, evaluator)
   state = train.train(run)
   if not config.report.unconditional:
@@ -167,14 +170,17 @@ def make_run(
 def make_evaluator(
   config: config_lib.Config,
   mesh: jax.sharding.Mesh,
-  dataset: assemble.Dataset,
+  latent_shape: tuple[int, int, int],
+  own: data_sources.Images | None,
 ) -> scores.Evaluator | None:
   """What scores the samples during training.
 
   Args:
     config: The run.
     mesh: The devices.
-    dataset: Its images.
+    latent_shape: h, w, c.
+    own: The training images, where they are images; else
+      `config.eval.reference` must name what to compare with.
 
   Returns:
     It, or None if the config asks for no score.
@@ -184,8 +190,7 @@ def make_evaluator(
   """
   if not config.eval.scores:
     return None
-  own = dataset.train_images
-  shape = own.pixels.shape[1:]
+  shape = build.decoded_shape(pretrained.load_tokenizer(config), latent_shape)
   evaluator = build.make_evaluator(config, mesh, shape, own)
   gaussians, _ = catalogue.compared(config.eval.scores)
   widths = evaluator.extractor.widths

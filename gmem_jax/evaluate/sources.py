@@ -247,6 +247,11 @@ def open_images(
   Raises:
     ValueError: If there is no image there.
   """
+  if (path / "schema.json").exists():
+    raise ValueError(
+      f"{path} is prepared data, which hold latents: name the images that they"
+      " were prepared from, with --crop as they were cropped"
+    )
   if path.is_dir():
     return Folder(path, channels=channels, crop=crop)
   if not path.exists():

@@ -126,14 +126,15 @@ def test_a_score_without_its_data_is_refused():
 def test_too_few_images_are_refused_before_training():
   config = tiny.make_config(eval__count=64)
   mesh = sharding.make_mesh(config.mesh)
+  own = assemble.load_dataset(config).train_images
   with pytest.raises(ValueError, match=r"eval\.count: 64 images are too"):
-    modes.make_evaluator(config, mesh, assemble.load_dataset(config))
+    modes.make_evaluator(config, mesh, (8, 8, 1), own)
 
 
 def test_training_without_scores_makes_pictures_alone():
   config = tiny.make_config(eval__scores=())
   mesh = sharding.make_mesh(config.mesh)
-  assert modes.make_evaluator(config, mesh, None) is None
+  assert modes.make_evaluator(config, mesh, (8, 8, 1), None) is None
 
 
 def test_the_config_knows_every_score():

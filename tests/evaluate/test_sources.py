@@ -80,6 +80,11 @@ def damaged(path):
   (path / "000000.png").write_bytes(b"\x89PNG\r\n\x1a\n damage")
 
 
+def prepared(path):
+  path.mkdir()
+  (path / "schema.json").write_text("{}")
+
+
 def no_zip(path):
   path.write_bytes(b"PK\x03\x04 damage")
 
@@ -105,6 +110,7 @@ def other(path):
   [
     ("folder", no_image, "holds no image"),
     ("folder", damaged, "cannot read .*000000.png as an image"),
+    ("folder", prepared, "is prepared data"),
     ("gone", lambda path: None, "does not exist"),
     ("x.png", lambda path: path.write_bytes(b""), "neither a folder"),
     ("x.npz", no_zip, "is no .npz file"),
