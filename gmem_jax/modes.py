@@ -191,13 +191,14 @@ def make_evaluator(
   if not config.eval.scores:
     return None
   shape = build.decoded_shape(pretrained.load_tokenizer(config), latent_shape)
-  evaluator = build.make_evaluator(config, mesh, shape, own)
+  evaluator = build.make_evaluator(config, mesh, own)
+  evaluator.extractor.check(shape)
   gaussians, _ = catalogue.compared(config.eval.scores)
   widths = evaluator.extractor.widths
   catalogue.check_count(
     config.eval.count, gaussians, widths, "config.eval.count"
   )
-  return evaluator
+  return build.with_reference(config, evaluator, shape, own)
 
 
 def draw_samples(

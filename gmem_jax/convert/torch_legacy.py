@@ -11,7 +11,7 @@ import mmap
 import pickletools
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast, IO
 
 from gmem_jax.convert import inert_pickle, torch_types
 
@@ -111,7 +111,8 @@ def _place(
 def _end(buffer: mmap.mmap, place: int) -> int:
   """Where the pickle that begins somewhere ends."""
   buffer.seek(place)
-  for _ in pickletools.genops(buffer):
+  # A map reads like a file, though the types do not say so.
+  for _ in pickletools.genops(cast(IO[bytes], buffer)):
     pass
   return buffer.tell()
 

@@ -37,6 +37,8 @@ The Inception network is {networks.INCEPTION_FILE}, converted:
 An interrupted command continues when it is given again. Checkpoints are
 evaluated by python -m gmem_jax.main --mode=evaluate.
 """
+# "frechet" is of a run's own images.
+_OFFERED = [score for score in catalogue.SCORES if score != "frechet"]
 _SCORES = ("fid", "sfid", "inception_score", "precision_recall")
 
 
@@ -91,7 +93,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
   command.add_argument(
     "--scores",
     default=",".join(_SCORES),
-    help=f"of {', '.join(catalogue.SCORES[:-1])} (default: %(default)s)",
+    help=f"of {', '.join(_OFFERED)} (default: %(default)s)",
   )
   command.add_argument(
     "--inception",

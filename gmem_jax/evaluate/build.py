@@ -21,18 +21,17 @@ from gmem_jax.evaluate import (
 def make_evaluator(
   config: config_lib.Config,
   mesh: Mesh,
-  shape: tuple[int, int, int],
   own: data_sources.Images | None,
-  store: measure.Store | None = None,
 ) -> scores.Evaluator:
-  """Loads the networks and the reference, or measures it.
+  """Loads the networks.
 
   Args:
     config: The run.
     mesh: The devices.
-    shape: H, W, ch of the images that will be scored.
     own: The run's training images, where they are images.
-    store: Where a killed measurement of a reference continues from, or None.
+
+  Returns:
+    The evaluator, still without a reference: see `with_reference`.
 
   Raises:
     ValueError: Naming the key that does not fit.
@@ -54,12 +53,32 @@ def make_evaluator(
   if "classifier" in wanted:
     found.append(_classifier(config, own))
   extractor = extractor_lib.Extractor(found, mesh, chosen.device_batch)
-  extractor.check(shape)
-  empty = scores.Evaluator(chosen.scores, extractor, catalogue.NO_REFERENCE)
+  return scores.Evaluator(chosen.scores, extractor, catalogue.NO_REFERENCE)
+
+
+def with_reference(
+  config: config_lib.Config,
+  evaluator: scores.Evaluator,
+  shape: tuple[int, int, int],
+  own: data_sources.Images | None,
+  store: measure.Store | None = None,
+) -> scores.Evaluator:
+  """Loads the reference, or measures it.
+
+  Args:
+    config: The run.
+    evaluator: What `make_evaluator` made.
+    shape: H, W, ch of the images that will be scored.
+    own: The run's training images, where they are images.
+    store: Where a killed measurement continues from, or None.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
   try:
-    return _with_reference(config, empty, shape, own, store)
+    return _with_reference(config, evaluator, shape, own, store)
   except ValueError as error:
-    key = f"config.eval.reference={chosen.reference!r}"
+    key = f"config.eval.reference={config.eval.reference!r}"
     raise ValueError(f"{key}: {error}") from None
 
 

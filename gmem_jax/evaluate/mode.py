@@ -64,25 +64,25 @@ def evaluate_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     subject = _given(config, channels)
   else:
     subject = _sampled(config, workdir, mesh)
-  directory = workdir / "evaluations"
-  store = measure.Store(directory / "partial", config.eval.save_every)
-  evaluator = build.make_evaluator(
-    config, mesh, subject.source.shape, own, store
-  )
-  evaluator.check(subject.source, subject.count)
+  source, count = subject.source, subject.count
+  evaluator = build.make_evaluator(config, mesh, own)
+  evaluator.check(source, count)
   audit = None
   if config.eval.audit:
-    audit = audit_lib.prepare(config, dataset, subject.count)
-  found = evaluator(subject.source, subject.count, store)
-  details = record.describe(evaluator, subject.count, subject.info)
-  path = directory / f"{subject.name}_{subject.count}.json"
+    audit = audit_lib.prepare(config, dataset, count)
+  directory = workdir / "evaluations"
+  store = measure.Store(directory / "partial", config.eval.save_every)
+  evaluator = build.with_reference(config, evaluator, source.shape, own, store)
+  found = evaluator(source, count, store)
+  details = record.describe(evaluator, count, subject.info)
+  path = directory / f"{subject.name}_{count}.json"
   board = workdir / "tensorboard"
   record.write(path, found, details, board=board, step=subject.step)
   store.forget()
-  print(record.table(found, subject.count))
+  print(record.table(found, count))
   print(f"{path}")
   if audit:
-    result = audit(subject.source)
+    result = audit(source)
     print(audit_files.write(path.with_suffix(""), result, subject.info))
 
 

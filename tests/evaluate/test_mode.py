@@ -111,16 +111,14 @@ def test_kept_samples_are_read_when_they_are_there(workdir, tmp_path):
 def test_what_cannot_be_evaluated_is_refused(workdir, changes, match):
   with pytest.raises(ValueError, match=match):
     evaluate(workdir, **changes)
-  assert not (workdir / "evaluations").exists() or not list(
-    (workdir / "evaluations").iterdir()
-  )
+  assert not list(workdir.glob("evaluations/*"))
 
 
 def test_a_score_without_its_data_is_refused():
   config = tiny.make_config()
   mesh = sharding.make_mesh(config.mesh)
   with pytest.raises(ValueError, match="trains a small classifier"):
-    build.make_evaluator(config, mesh, (8, 8, 1), None)
+    build.make_evaluator(config, mesh, None)
 
 
 def test_too_few_images_are_refused_before_training():
@@ -138,7 +136,7 @@ def test_training_without_scores_makes_pictures_alone():
 
 
 def test_the_config_knows_every_score():
-  assert sections.Score.__args__ == catalogue.SCORES
+  assert sorted(sections.Score.__args__) == sorted(catalogue.SCORES)
 
 
 def test_the_report_needs_its_score():
