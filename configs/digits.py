@@ -17,7 +17,17 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.data = dict(
     source="digits",
+    path="",  # unused
+    tfds="",  # unused
+    split="",  # unused
+    prepared="",  # encoded in memory when training starts
     holdout=360,  # images kept out of training and of the bank
+    mirror=False,  # the mirror image of a digit is none
+    latents="sample",  # of "identity" there is only one
+    tokens="none",  # no projection loss
+    shard_size=500,  # images
+    device_batch=256,  # images in the frozen networks at a time
+    independent_flips=False,
   )
   c.encoder = dict(
     tokenizer="identity",  # the flow works on the 8 x 8 pixels
@@ -26,6 +36,10 @@ def get_config() -> ml_collections.ConfigDict:
     features="random_conv",  # 768-d unit snippets, as wide as DINOv2's
     features_weights="",
     image_size=8,  # pixels
+  )
+  c.bank = dict(
+    storage="float32",  # or "bfloat16", "int8" with a scale for each row
+    placement="auto",  # "replicated", "sharded" rows, or as memory permits
   )
   c.model = dict(
     family="sit",
@@ -71,6 +85,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.train = dict(
     steps=500,
     batch_size=128,  # over all devices
+    accumulation=1,  # parts of the batch, one after the other
     steps_per_dispatch=10,
     ema_decay=0.97,
     log_every=50,

@@ -16,7 +16,15 @@ from typing import Any, Literal
 
 import ml_collections
 
-from gmem_jax import checkpoint, optim, sections, sharding
+from gmem_jax import (
+  bank_placement,
+  checkpoint,
+  distributed,
+  files,
+  optim,
+  sections,
+  sharding,
+)
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
 
@@ -32,6 +40,7 @@ class Config:
   seed: int
   data: sections.DataConfig
   encoder: sections.EncoderConfig
+  bank: bank_placement.BankConfig
   model: build.ModelConfig
   loss: losses.LossConfig
   optim: optim.OptimConfig
@@ -49,11 +58,17 @@ class Config:
 FREE = (
   "train.steps",
   "train.steps_per_dispatch",
+  "train.accumulation",
   "train.log_every",
   "mesh.",
   "checkpoint.",
   "sampler.",
   "sample.",
+  "data.path",
+  "data.prepared",
+  "data.shard_size",
+  "data.device_batch",
+  "bank.placement",
   "encoder.tokenizer_weights",
   "encoder.features_weights",
   "eval.",
@@ -62,6 +77,10 @@ FREE = (
   "model.remat",
   "model.attention",
 )
+
+
+# What runs did that were made before a key was there.
+BEFORE = {"bank.storage": "float32"}
 
 
 def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
@@ -132,7 +151,13 @@ def _value(hint: Any, value: Any, key: str) -> Any:
 def _check(config: Config) -> None:
   """Cross-field checks, one error each."""
   train, k = config.train, config.train.steps_per_dispatch
-  for key in ("steps", "batch_size", "steps_per_dispatch", "log_every"):
+  for key in (
+    "steps",
+    "batch_size",
+    "accumulation",
+    "steps_per_dispatch",
+    "log_every",
+  ):
     if getattr(train, key) < 1:
       raise ValueError(
         f"config.train.{key}={getattr(train, key)}: must be positive"
@@ -161,6 +186,8 @@ def _check(config: Config) -> None:
     ("sample.device_batch", config.sample.device_batch),
     ("sample.per_row", config.sample.per_row),
     ("sample.points", config.sample.points),
+    ("data.shard_size", config.data.shard_size),
+    ("data.device_batch", config.data.device_batch),
     ("encoder.image_size", config.encoder.image_size),
     ("eval.count", config.eval.count),
     ("eval.grid", config.eval.grid),
@@ -175,17 +202,8 @@ def _check(config: Config) -> None:
         f"config.sampler.{key}={ours!r} must be config.loss.{key}={theirs!r}:"
         " a network samples as it was trained"
       )
-  for key, value in (
-    ("eval.audit", config.eval.audit),
-    ("eval.save_every", config.eval.save_every),
-  ):
-    if value < 0:
-      raise ValueError(f"config.{key}={value}: must not be negative")
-  if config.report.unconditional and "frechet" not in config.eval.scores:
-    raise ValueError(
-      f"config.eval.scores={config.eval.scores}: config.report.unconditional"
-      " needs 'frechet' among them"
-    )
+  _check_data(config)
+  _check_eval(config)
   _check_sample(config)
   if config.model.depth < config.model.projector_depth and (
     config.loss.projection_weight
@@ -193,6 +211,54 @@ def _check(config: Config) -> None:
     raise ValueError(
       f"config.model.projector_depth={config.model.projector_depth} exceeds"
       f" config.model.depth={config.model.depth}"
+    )
+
+
+def _check_eval(config: Config) -> None:
+  """Cross-field checks of the evaluation, one error each."""
+  for key in ("audit", "save_every"):
+    value = getattr(config.eval, key)
+    if value < 0:
+      raise ValueError(f"config.eval.{key}={value}: must not be negative")
+  if config.report.unconditional and "frechet" not in config.eval.scores:
+    raise ValueError(
+      f"config.eval.scores={config.eval.scores}: config.report.unconditional"
+      " needs 'frechet' among them"
+    )
+
+
+def _check_data(config: Config) -> None:
+  """Cross-field checks of the data, one error each."""
+  data = config.data
+  where = f"with config.data.source={data.source!r}"
+  for key, sources in (
+    ("path", ("folder", "upstream")),
+    ("tfds", ("tfds",)),
+    ("split", ("tfds",)),
+    ("prepared", ("folder", "tfds")),
+  ):
+    if data.source in sources and not getattr(data, key):
+      raise ValueError(f"config.data.{key} is empty: it is needed {where}")
+  if data.holdout and (data.source != "digits" or data.prepared):
+    raise ValueError(
+      f"config.data.holdout={data.holdout}: must be 0 but for"
+      " config.data.source='digits' with config.data.prepared=''"
+    )
+  if data.independent_flips and not data.mirror:
+    raise ValueError(
+      "config.data.independent_flips=True needs config.data.mirror=True"
+    )
+  if data.source in ("none", "upstream"):
+    return
+  if data.latents == "posterior" and config.encoder.tokenizer == "identity":
+    raise ValueError(
+      "config.data.latents='posterior': config.encoder.tokenizer='identity' has"
+      " none, take 'sample'"
+    )
+  if config.loss.projection_weight and data.tokens == "none":
+    raise ValueError(
+      f"config.loss.projection_weight={config.loss.projection_weight}: must be"
+      " 0 with config.data.tokens='none', there is nothing to project to"
     )
 
 
@@ -266,10 +332,8 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
   """
   path = workdir / "config.json"
   if path.exists():
-    theirs, ours = (
-      flatten(json.loads(path.read_text())),
-      flatten(to_json(config)),
-    )
+    theirs = BEFORE | flatten(json.loads(path.read_text()))
+    ours = flatten(to_json(config))
     differing = [
       f"  config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
       for key in sorted(theirs.keys() | ours.keys())
@@ -281,5 +345,6 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
         + "\n".join(differing)
         + "\nTake another --workdir, or give these keys their old values."
       )
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(path, to_json(config))
+  distributed.check_shared(workdir, "--workdir")
+  if distributed.is_main():
+    files.write_json(path, to_json(config))

@@ -11,20 +11,26 @@ import numpy as np
 
 from gmem_jax import (
   assemble,
+  bank_placement,
   checkpoint,
   config as config_lib,
+  distributed,
   images,
   pretrained,
   report,
   sample,
   sharding,
   train,
+  training_data,
 )
-from gmem_jax.bank import bank as bank_lib, draw
+from gmem_jax.bank import bank as bank_lib, draw, lookup
 from gmem_jax.data import sources as data_sources
 from gmem_jax.evaluate import build, catalogue, scores, sources
 
 _log = logging.getLogger(__name__)
+
+# Held-out images, and memories of each, in neighbours.png.
+NEIGHBOURS = 8
 
 
 def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -34,11 +40,11 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     config: The run.
     workdir: Its directory.
   """
-  assemble.require_data(config)
+  training_data.require(config)
   mesh = make_mesh(config)
   config_lib.claim_workdir(config, workdir)
-  dataset = assemble.load_dataset(config)
-  memory = assemble.make_memory(dataset, mesh)
+  dataset = training_data.load(config)
+  memory = assemble.make_memory(config, dataset, mesh)
   evaluator = make_evaluator(
     config, mesh, memory.latent_shape, dataset.train_images
   )
@@ -46,6 +52,10 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   state = train.train(run)
   if not config.report.unconditional:
     return
+  # The config has been checked: the images are in memory.
+  assert dataset.train_images is not None
+  assert dataset.heldout is not None
+  assert dataset.heldout_images is not None
   other = dataclasses.replace(
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
@@ -65,10 +75,32 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     from_bank=draw_samples(config, sample_fn, weights, bank),
     from_heldout=draw_samples(config, sample_fn, weights, heldout),
     unconditional=draw_samples(other, other_fn, other_weights, bank),
+    neighbours=neighbours(heldout, dataset.train.bank),
     distance=lambda pixels: _score(evaluator, pixels)["frechet"],
   )
+  if not distributed.is_main():
+    return
   print(report.write(material, workdir, other_dir, config.train.steps))
-  print(f"Pictures: {workdir}/samples.png, {workdir}/curves.png")
+  pictures = ("samples.png", "neighbours.png", "curves.png")
+  print("Pictures: " + ", ".join(f"{workdir}/{name}" for name in pictures))
+
+
+def neighbours(
+  queries: bank_lib.MemoryBank, bank: bank_lib.MemoryBank
+) -> report.Neighbours:
+  """Looks up the nearest memories of the first rows of another bank.
+
+  Args:
+    queries: The other bank.
+    bank: The bank.
+  """
+  count = min(NEIGHBOURS, queries.size)
+  found = jax.jit(lookup.nearest, static_argnames="k")(
+    bank_lib.snippets(queries, jnp.arange(count)),
+    jax.jit(lookup.unit)(bank),
+    k=min(NEIGHBOURS, bank.size),
+  )
+  return report.Neighbours(*map(np.asarray, found))
 
 
 def _score(
@@ -119,7 +151,7 @@ def make_run(
   config: config_lib.Config,
   workdir: pathlib.Path,
   mesh: jax.sharding.Mesh,
-  dataset: assemble.Dataset,
+  dataset: training_data.Dataset,
   memory: assemble.Memory,
   evaluator: scores.Evaluator | None,
 ) -> train.Run:
@@ -141,8 +173,8 @@ def make_run(
     shown: list[np.ndarray] = []
 
     def read(numbers):
-      rows = draw_rows(config, memory.bank, numbers)
-      pixels = sample_fn(weights, numbers, np.asarray(memory.bank.rows)[rows])
+      _, features = draw_snippets(config, memory.bank, numbers)
+      pixels = sample_fn(weights, numbers, features)
       if numbers[0] < config.eval.grid:
         shown.append(pixels)
       return pixels
@@ -162,7 +194,8 @@ def make_run(
         config.eval.count,
       )
     pixels = np.concatenate(shown)[: config.eval.grid]
-    return found, {"bank": images.make_grid(pixels, 16, scale=4)}
+    scale = max(1, 32 // pixels.shape[1])
+    return found, {"bank": images.make_grid(pixels, 16, scale=scale)}
 
   return train.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
 
@@ -216,25 +249,28 @@ def draw_samples(
     bank: Where the snippets come from.
   """
   numbers = np.arange(config.eval.count)
-  rows = draw_rows(config, bank, numbers)
-  pixels = sample_fn(weights, numbers, np.asarray(bank.rows)[rows])
-  return report.Samples(pixels, rows)
+  rows, features = draw_snippets(config, bank, numbers)
+  return report.Samples(sample_fn(weights, numbers, features), rows)
 
 
-def draw_rows(
+def draw_snippets(
   config: config_lib.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
-) -> np.ndarray:
-  """Which bank rows the samples of an evaluation are made of.
+) -> tuple[np.ndarray, np.ndarray]:
+  """What the samples of an evaluation are made of.
 
   Args:
     config: The run.
     bank: Where the snippets come from.
     numbers: [n] numbers of the images.
+
+  Returns:
+    [n] rows of the bank, and their features [n d].
   """
   numbers = numbers.astype(np.int32)
-  return np.asarray(
+  rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
+  return rows, bank_placement.read_rows(bank, rows)
 
 
 def make_sample_fn(
@@ -289,9 +325,16 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   """
   mesh = sharding.make_mesh(config.mesh)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if config.train.batch_size % ways:
+  batch, parts = config.train.batch_size, config.train.accumulation
+  if batch % ways:
     raise ValueError(
-      f"config.train.batch_size={config.train.batch_size} is not a multiple of"
-      f" the mesh's data x fsdp = {ways}"
+      f"config.train.batch_size={batch} is not a multiple of the mesh's"
+      f" data x fsdp = {ways}"
+    )
+  if batch % (ways * parts):
+    raise ValueError(
+      f"config.train.accumulation={parts} does not divide the {batch // ways}"
+      f" examples that each of data x fsdp = {ways} holds of"
+      f" config.train.batch_size={batch}"
     )
   return mesh

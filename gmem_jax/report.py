@@ -1,4 +1,4 @@
-"""What a run has to show: samples.png, curves.png and a table.
+"""What a run has to show: three pictures and a table.
 
 Shapes: n images, H W pixels.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import checkpoint, images, metrics
+from gmem_jax import files, images, metrics
 from gmem_jax.evaluate import audit as audit_lib
 
 # Columns of samples.png.
@@ -38,6 +38,19 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Neighbours:
+  """The nearest memories of the first held-out images.
+
+  Attributes:
+    scores: [q k] cosines, descending.
+    rows: [q k] rows of the bank.
+  """
+
+  scores: np.ndarray
+  rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Material:
   """Everything that the report compares.
 
@@ -47,6 +60,7 @@ class Material:
     from_bank: Samples from the bank's snippets.
     from_heldout: Samples from snippets of held-out images, never seen.
     unconditional: Samples of the network without memory.
+    neighbours: Nearest memories of the first held-out images.
     distance: Images -> Fréchet distance to the training images.
   """
 
@@ -55,6 +69,7 @@ class Material:
   from_bank: Samples
   from_heldout: Samples
   unconditional: Samples
+  neighbours: Neighbours
   distance: Any
 
 
@@ -78,6 +93,28 @@ def picture(material: Material) -> np.ndarray:
   ]
   grid = images.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
   return images.label_rows(grid, ROWS)
+
+
+def neighbours_picture(material: Material) -> np.ndarray:
+  """neighbours.png: held-out images, and the bank images nearest to each.
+
+  Args:
+    material: What to show.
+
+  Returns:
+    uint8 [H', W', channels]: a row for each held-out image, which stands in
+    front; its nearest memories follow after a gap, best first.
+  """
+  found, rows = material.neighbours, []
+  for held, near in zip(material.heldout, found.rows, strict=False):
+    rows += [held, np.full_like(held, 255), *material.train[near]]
+  columns = 2 + found.rows.shape[1]
+  grid = images.make_grid(np.stack(rows), columns, scale=5, gap=4)
+  labels = [
+    f"held-out, then {best:.2f}-{worst:.2f}"
+    for best, worst in zip(found.scores[:, 0], found.scores[:, -1], strict=True)
+  ]
+  return images.label_rows(grid, labels)
 
 
 def numbers(
@@ -154,7 +191,7 @@ def write(
   other_run: pathlib.Path,
   steps: int,
 ) -> str:
-  """Writes samples.png, curves.png, report.json and report.txt.
+  """Writes samples.png, neighbours.png, curves.png and report.{json,txt}.
 
   Args:
     material: Images and samples.
@@ -168,11 +205,12 @@ def write(
   values = numbers(material, memory_run, other_run)
   text = table(values, steps)
   images.save_png(memory_run / "samples.png", picture(material))
+  images.save_png(memory_run / "neighbours.png", neighbours_picture(material))
   _plot(memory_run / "curves.png", memory_run, other_run)
   # JSON has no NaN.
   stored = {k: None if np.isnan(v) else v for k, v in values.items()}
-  checkpoint.write_json(memory_run / "report.json", stored)
-  checkpoint.write_text(memory_run / "report.txt", text.lstrip())
+  files.write_json(memory_run / "report.json", stored)
+  files.write_text(memory_run / "report.txt", text.lstrip())
   return text
 
 

@@ -45,17 +45,16 @@ class Weights:
 SampleFn = Callable[[Weights, np.ndarray, np.ndarray], np.ndarray]
 
 
-def make_sample_fn(
+def compile_sampler(
   network: transformer.FlowTransformer,
   sampler: samplers.SamplerConfig,
   latent_shape: tuple[int, int, int],
   mesh: Mesh,
   *,
   seed: int,
-  device_batch: int,
   first_release: bool = False,
-) -> SampleFn:
-  """Makes the sampling function: one jit from noise to bytes.
+) -> Any:
+  """Jits all from noise to bytes.
 
   Args:
     network: The network.
@@ -63,12 +62,11 @@ def make_sample_fn(
     latent_shape: h, w, c.
     mesh: The devices; images are split over the axes of the batch.
     seed: Image i's noise depends on (seed, i) alone.
-    device_batch: Images on each device in one call.
-    first_release: The network is that of the first release, which counts time
-      from the data (t=0), and so is the rounding of pixels.
+    first_release: See `make_sample_fn`.
 
   Returns:
-    The function; it is compiled once.
+    (weights, image numbers int32 [b], features [b d]) -> uint8 images
+    [b H W ch], jitted; b is a multiple of the devices along the batch.
   """
 
   def some(weights, images, features):
@@ -83,28 +81,58 @@ def make_sample_fn(
     pixels = weights.tokenizer.decode(latents)
     return protocols.to_uint8(pixels, 127.5 if first_release else 128.0)
 
-  batch = sharding.BATCH
-  compiled = jax.jit(
+  return jax.jit(
     jax.shard_map(
       some,
       mesh=mesh,
-      in_specs=(P(), batch, batch),
-      out_specs=batch,
+      in_specs=(P(), sharding.BATCH, sharding.BATCH),
+      out_specs=sharding.BATCH,
       check_vma=False,
     ),
     out_shardings=sharding.replicated(mesh),
   )
-  where = NamedSharding(mesh, batch)
+
+
+def make_sample_fn(
+  network: transformer.FlowTransformer,
+  sampler: samplers.SamplerConfig,
+  latent_shape: tuple[int, int, int],
+  mesh: Mesh,
+  *,
+  seed: int,
+  device_batch: int,
+  first_release: bool = False,
+) -> SampleFn:
+  """Makes the sampling function.
+
+  Args:
+    network: The network.
+    sampler: The sampler.
+    latent_shape: h, w, c.
+    mesh: The devices; images are split over the axes of the batch.
+    seed: Image i's noise depends on (seed, i) alone.
+    device_batch: Images on each device in one call.
+    first_release: The network is that of the first release, which counts time
+      from the data (t=0), and so is the rounding of pixels.
+
+  Returns:
+    The function; it is compiled once.
+  """
+  compiled = compile_sampler(
+    network, sampler, latent_shape, mesh, seed=seed, first_release=first_release
+  )
+  where = NamedSharding(mesh, sharding.BATCH)
+  everywhere = sharding.replicated(mesh)
   together = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
 
   def sample(weights, images, features):
-    done = []
+    done, weights = [], sharding.place(weights, everywhere)
     for start in range(0, len(images), together):
       part = np.arange(start, start + together).clip(max=len(images) - 1)
       pixels = compiled(
         weights,
-        jax.device_put(np.asarray(images[part], np.int32), where),
-        jax.device_put(np.asarray(features[part], np.float32), where),
+        sharding.place(np.asarray(images[part], np.int32), where),
+        sharding.place(np.asarray(features[part], np.float32), where),
       )
       done.append(jax.device_get(pixels)[: len(images) - start])
     return np.concatenate(done)

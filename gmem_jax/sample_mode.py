@@ -11,6 +11,7 @@ import numpy as np
 
 from gmem_jax import (
   config as config_lib,
+  distributed,
   images as images_lib,
   manipulate,
   pretrained,
@@ -68,6 +69,8 @@ def sample_mode(
   directory = directory_of(config, workdir, source, plan)
   images_lib.claim_directory(directory, record(config, source, plan))
   made = _write(config, source, plan, mesh, directory)
+  if not distributed.is_main():
+    return
   calls = calls_in_words(config.sampler)
   print(f"{made} images made, {plan.count} in {directory}; {calls}")
 
@@ -241,10 +244,13 @@ def _write(
 ) -> int:
   """Makes what is missing; returns how many images that was."""
   chosen, count = config.sample, plan.count
-  if chosen.format == "npz" and images_lib.adm_file(directory, count).exists():
+  packed = images_lib.adm_file(directory, count).exists()
+  if chosen.format == "npz" and distributed.agree(packed):
     return 0
   make = make_fn(config, source, plan, mesh)
   made = images_lib.write_images(directory, count, chosen.batch_size, make)
+  if not distributed.is_main():
+    return made
   if chosen.grid:
     _write_grid(config, plan, directory)
   if chosen.format != "png":
@@ -280,7 +286,7 @@ def make_fn(
     device_batch=config.sample.device_batch,
     first_release=source.first_release,
   )
-  weights = jax.device_put(source.weights, sharding.replicated(mesh))
+  weights = sharding.place(source.weights, sharding.replicated(mesh))
   return lambda numbers: sample_fn(weights, numbers, plan.features(numbers))
 
 

@@ -5,9 +5,16 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 
-from gmem_jax import assemble, config as config_lib, modes, pretrained, sample
+from gmem_jax import (
+  assemble,
+  bank_placement,
+  config as config_lib,
+  modes,
+  pretrained,
+  sample,
+)
+from gmem_jax.bank import storage
 from gmem_jax.models import transformer
 
 
@@ -62,15 +69,13 @@ def _from_run(
       " config.sample.network names no converted weights"
     )
   config_lib.claim_workdir(config, workdir)
-  memory = assemble.load_memory(workdir / "memory", mesh)
+  memory = assemble.load_memory(workdir / "memory", mesh, config.bank.placement)
   step, params = modes.load_params(config, workdir, memory, mesh)
   weights = modes.make_weights(config, memory, params)
-  if config.encoder.latent_stats:
-    channels = memory.latent_shape[-1]
-    stats = pretrained.load_stats(config, weights.tokenizer, channels)
-    weights = sample.Weights(params, weights.tokenizer, stats)
   bank = pretrained.Bank(
-    np.asarray(memory.bank.rows), None, {"digest": memory.info.digest}
+    storage.decode(bank_placement.to_save(memory.bank)),
+    None,
+    {"digest": memory.info.digest},
   )
   return Source(
     name=f"step_{step:07d}_{config.sample.weights}",

@@ -135,6 +135,6 @@ def make_config(
   )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  tree = module.get_config(option)
+  tree = module.get_config(*([option] if option else []))
   tree.update_from_flattened_dict(values)
   return config_lib.resolve(tree)

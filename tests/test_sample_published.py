@@ -461,8 +461,11 @@ def test_samples_of_other_settings_are_not_mixed(converted, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["xl_in1k", "b_in1k", "sit_xl2_in1k"])
-def test_these_configs_only_sample_so_far(name, tmp_path):
-  config = published.make_config(name, {"train.batch_size": 4})
-  with pytest.raises(ValueError, match=r"config\.data\.source='none'"):
+def test_training_asks_for_prepared_data(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = published.make_config(name, {"train.batch_size": 4}, "train")
+  with pytest.raises(
+    ValueError, match=r"config\.data\.prepared=.*mode=prepare"
+  ):
     modes.train_mode(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

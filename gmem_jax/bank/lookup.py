@@ -5,19 +5,21 @@ Shapes: q queries, m bank rows, d width, k neighbours.
 Scores are inner products with the rows as they are stored. For neighbours by
 cosine, as memory snippets are unit vectors, search the unit rows:
 
-    unit_bank = lookup.unit(bank)  # once
+    unit_bank = lookup.unit(bank, multiple=8)  # once
     scores, rows = lookup.nearest(bank_lib.normalise(query), unit_bank, k)
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int, Int8, Int32
 
-from gmem_jax.bank import bank as bank_lib
-from gmem_jax.kernels import topk_reference
+from gmem_jax.bank import bank as bank_lib, placement as placement_lib
+from gmem_jax.kernels import topk_gpu, topk_reference, topk_tpu, topk_xla
 
-IMPLEMENTATIONS = ("reference",)
+IMPLEMENTATIONS = ("gpu", "reference", "tpu", "xla")
 
 
 def nearest(
@@ -26,6 +28,7 @@ def nearest(
   k: int,
   *,
   implementation: str | None = None,
+  placement: placement_lib.Placement | None = None,
 ) -> tuple[Float32[Array, "q k"], Int32[Array, "q k"]]:
   """The k bank rows with the largest inner products with each query.
 
@@ -37,16 +40,23 @@ def nearest(
     query: Queries; finite, not zero.
     bank: The bank.
     k: How many rows, in [1, m].
-    implementation: One of `IMPLEMENTATIONS`; None takes the best that applies.
+    implementation: "gpu" and "tpu": the Pallas kernels; "xla": two stages, on
+      any platform; "reference": all scores, and a top-k of them. None takes
+      the best one that applies to the platform that the call is lowered for.
+    placement: Inside of a computation over several devices: where queries and
+      rows live. None: one device.
 
   Returns:
     Scores, descending, and row numbers; ties go to the lower row.
 
   Raises:
-    ValueError: If the widths differ, k is out of range or the bank is empty.
+    ValueError: If the widths differ, k is out of range, the bank is empty, or
+      there is no such implementation.
     NotImplementedError: If the named implementation cannot serve.
   """
-  found = nearest_counted(query, bank, k, implementation=implementation)
+  found = nearest_counted(
+    query, bank, k, implementation=implementation, placement=placement
+  )
   return found.scores, found.rows
 
 
@@ -56,6 +66,7 @@ def nearest_counted(
   k: int,
   *,
   implementation: str | None = None,
+  placement: placement_lib.Placement | None = None,
 ) -> topk_reference.Found:
   """`nearest`, also telling how many queries needed the plain path.
 
@@ -64,6 +75,7 @@ def nearest_counted(
     bank: The bank.
     k: How many rows.
     implementation: See `nearest`.
+    placement: See `nearest`.
 
   Returns:
     Scores, rows, and the count `fallbacks`.
@@ -74,10 +86,60 @@ def nearest_counted(
       f"implementation={implementation!r} is none of {IMPLEMENTATIONS}"
     )
   query, bank = jax.lax.stop_gradient((query, bank))
-  return topk_reference.top_k(query, bank.rows, bank.scales, k)
+
+  def one(query, rows, scales, k, count):
+    return _search(implementation, query, rows, scales, k, count)
+
+  if placement is None:
+    count = jnp.int32(bank.size) if bank.padding else None
+    return one(query, bank.rows, bank.scales, k, count)
+  return placement_lib.search(one, query, bank, k, placement)
 
 
-def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
+def _search(
+  implementation: str | None,
+  query: Float[Array, "q d"],
+  rows: Float[Array, "m d"] | Int8[Array, "m d"],
+  scales: Float32[Array, " m"] | None,
+  k: int,
+  count: Int[Array, ""] | None,
+) -> topk_reference.Found:
+  """The search of one device."""
+
+  def call(module):
+    return lambda *arrays: module.top_k(*arrays[:3], k, arrays[3])
+
+  def call_or_xla(module):
+    try:
+      module.check(query, rows, k)
+    except NotImplementedError:
+      return call(topk_xla)
+    return call(module)
+
+  arrays = (query, rows, scales, count)
+  if implementation == "reference":
+    return call(topk_reference)(*arrays)
+  if implementation == "xla":
+    return call(topk_xla)(*arrays)
+  # The platform is known when the call is lowered, not when it is traced. A
+  # kernel asked for by name has no default: elsewhere the lowering fails.
+  if implementation == "tpu":
+    topk_tpu.check(query, rows, k)
+    return jax.lax.platform_dependent(*arrays, tpu=call(topk_tpu))
+  if implementation == "gpu":
+    topk_gpu.check(query, rows, k)
+    return jax.lax.platform_dependent(*arrays, cuda=call(topk_gpu))
+  return jax.lax.platform_dependent(
+    *arrays,
+    tpu=call_or_xla(topk_tpu),
+    cuda=call_or_xla(topk_gpu),
+    default=call(topk_xla),
+  )
+
+
+def unit(
+  bank: bank_lib.MemoryBank, *, multiple: int = 1
+) -> bank_lib.MemoryBank:
   """The bank with every row at unit length, for lookup by cosine.
 
   Make it once: it reads all rows. Rows of float types are divided, and rounded
@@ -86,26 +148,46 @@ def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
 
   Args:
     bank: A bank of raw rows, none of them zero.
+    multiple: Pads the rows to a multiple of so many. The GPU kernel wants 8;
+      a bank whose rows are split must go on dividing over its devices.
 
   Returns:
     A bank of unit rows.
   """
+  bank = _pad(bank, -bank.rows.shape[0] % multiple)
   if bank.scales is None:
-    return bank.replace(
-      rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
+    return dataclasses.replace(
+      bank, rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
     )
   length = jnp.linalg.norm(bank.rows.astype(jnp.float32), axis=1)
   scales = 1 / jnp.maximum(length, 1e-12)
   residuals = bank.residuals
   if residuals is not None:
     residuals = residuals * scales / jnp.maximum(bank.scales, 1e-38)
-  return bank.replace(scales=scales, residuals=residuals)
+  return dataclasses.replace(bank, scales=scales, residuals=residuals)
+
+
+def _pad(bank: bank_lib.MemoryBank, missing: int) -> bank_lib.MemoryBank:
+  """Appends zero rows, which are no memories."""
+  if not missing:
+    return bank
+
+  def pad(leaf):
+    return jnp.pad(leaf, ((0, missing),) + ((0, 0),) * (leaf.ndim - 1))
+
+  padded = jax.tree.map(pad, bank)
+  return dataclasses.replace(padded, padding=bank.padding + missing)
 
 
 def check_shapes(
   query: Float[Array, "q d"], bank: bank_lib.MemoryBank, k: int
 ) -> None:
   """Checks what shapes and types show; `nearest` calls it.
+
+  Args:
+    query: Queries.
+    bank: The bank.
+    k: How many rows.
 
   Raises:
     ValueError: If the widths differ, k is out of range, the bank is empty, or

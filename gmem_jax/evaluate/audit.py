@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
-from gmem_jax import assemble, config as config_lib
+from gmem_jax import config as config_lib, pretrained, training_data
 from gmem_jax.bank import bank as bank_lib, lookup
+from gmem_jax.data import records as records_lib
 from gmem_jax.encoders import protocols
 from gmem_jax.evaluate import sources
 
@@ -162,7 +163,7 @@ def in_blocks(latents: np.ndarray) -> Blocks:
 
 
 def prepare(
-  config: config_lib.Config, dataset: assemble.Dataset | None, count: int
+  config: config_lib.Config, dataset: training_data.Dataset | None, count: int
 ) -> Callable[[sources.Source], Result]:
   """Gets an audit ready, so that what is missing shows before the work.
 
@@ -178,10 +179,10 @@ def prepare(
     ValueError: If there are no training images to compare with, or fewer
       samples than are to be audited.
   """
-  if dataset is None:
+  if dataset is None or dataset.train_images is None:
     raise ValueError(
       f"config.eval.audit={config.eval.audit}: config.data.source="
-      f"{config.data.source!r} has no training images to compare with"
+      f"{config.data.source!r} has no training images in memory to compare with"
     )
   if count < config.eval.audit:
     raise ValueError(
@@ -189,7 +190,8 @@ def prepare(
     )
   train = dataset.train
   pixels = dataset.train_images.pixels
-  tokenizer, encoder = assemble.encoders(config, pixels.shape[-1])
+  tokenizer = pretrained.load_tokenizer(config)
+  encoder = pretrained.load_features(config, pixels.shape[-1])
 
   def audit(source: sources.Source) -> Result:
     shown = _read(source, config.eval.audit)
@@ -198,12 +200,13 @@ def prepare(
       part = protocols.to_float(jnp.asarray(shown[start : start + _QUERIES]))
       latents.append(np.asarray(tokenizer.encode(part)))
       features.append(np.asarray(encoder(part)[0]))
-    scores, rows = lookup.nearest(
+    scores, rows = jax.jit(lookup.nearest, static_argnames="k")(
       bank_lib.normalise(jnp.asarray(np.concatenate(features))),
-      lookup.unit(train.bank),
-      1,
+      jax.jit(lookup.unit)(train.bank),
+      k=1,
     )
-    stored = np.asarray(train.records.fields["latent"])
+    assert isinstance(train.records, records_lib.InMemoryRecords)
+    stored = train.records.fields["latent"]
     own = np.arange(len(stored))
     found = memorisation(
       np.concatenate(latents), in_blocks(stored), stored, own

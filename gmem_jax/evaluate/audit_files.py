@@ -3,10 +3,9 @@
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
-from gmem_jax import checkpoint, images as images_lib
+from gmem_jax import distributed, files, images as images_lib
 from gmem_jax.evaluate import audit
 
 # Pairs in the contact sheet, bins of the histogram.
@@ -61,8 +60,8 @@ def write(stem: pathlib.Path, result: audit.Result, info: Any) -> str:
     "same_image_by_latent_and_memory": found.own_memory(result.bank_rows),
     "mean_cosine_to_nearest_memory": float(result.bank_scores.mean()),
   }
-  if jax.process_index() == 0:
-    checkpoint.write_json(
+  if distributed.is_main():
+    files.write_json(
       stem.with_name(f"{stem.name}_audit.json"),
       {
         **summary,

@@ -43,7 +43,7 @@ class Extractor:
     self.batch = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
     everywhere = sharding.replicated(mesh)
     self._at = NamedSharding(mesh, sharding.BATCH)
-    self._params = jax.device_put([n.params for n in networks], everywhere)
+    self._params = sharding.place([n.params for n in networks], everywhere)
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     @functools.partial(

@@ -117,15 +117,15 @@ def _radii(
   )
   radii = []
   for start in range(0, len(features), block):
-    rows = jax.device_put(_block(features, start, block), rows_at)
+    rows = sharding.place(_block(features, start, block), rows_at)
     # The feature itself is the nearest.
-    found = jax.device_put(
+    found = sharding.place(
       np.full((block, neighbours + 1), np.inf, np.float32), rows_at
     )
     for column in range(0, len(features), block):
-      columns = jax.device_put(_block(features, column, block), whole)
+      columns = sharding.place(_block(features, column, block), whole)
       real = column + np.arange(block) < len(features)
-      found = _nearest(found, rows, columns, jax.device_put(real, whole))
+      found = _nearest(found, rows, columns, sharding.place(real, whole))
     radii.append(_fetch(found, whole)[: len(features) - start, -1])
   return np.concatenate(radii)
 
@@ -144,15 +144,15 @@ def _fraction_inside(
   )
   count = 0
   for start in range(0, len(features), block):
-    rows = jax.device_put(_block(features, start, block), rows_at)
+    rows = sharding.place(_block(features, start, block), rows_at)
     inside = np.zeros(block, bool)
     for column in range(0, len(others), block):
-      columns = jax.device_put(_block(others, column, block), whole)
+      columns = sharding.place(_block(others, column, block), whole)
       # A negative radius: what fills up the block has no ball.
       reach = np.full(block, -1, np.float32)
       part = radii[column : column + block]
       reach[: len(part)] = part
-      found = _inside(rows, columns, jax.device_put(reach, whole))
+      found = _inside(rows, columns, sharding.place(reach, whole))
       inside |= _fetch(found, whole)
     count += int(inside[: len(features) - start].sum())
   return count / len(features)

@@ -14,11 +14,9 @@ import shutil
 import time
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from gmem_jax import metrics
+from gmem_jax import distributed, metrics
 from gmem_jax.evaluate import (
   extractor as extractor_lib,
   sources,
@@ -54,8 +52,8 @@ class Store:
 
   def forget(self) -> None:
     """Removes what the passes kept."""
-    _wait_for_all("forget")
-    if jax.process_index() == 0:
+    distributed.wait_for_all("forget")
+    if distributed.is_main():
       for directory in self._used:
         shutil.rmtree(directory, ignore_errors=True)
       with contextlib.suppress(OSError):  # Another evaluation's is there.
@@ -95,8 +93,8 @@ def measure(
     }
     directory = store.of(settings)
     tally.restore(directory)
-    _wait_for_all(f"restored {directory.name}")
-    if jax.process_index() == 0:
+    distributed.wait_for_all(f"restored {directory.name}")
+    if distributed.is_main():
       tally_lib.claim(directory, settings)
   progress = metrics.Progress(name, tally.done, count, unit="image")
   saved = reported = time.monotonic()
@@ -108,11 +106,11 @@ def measure(
       progress.report((done - first) / (now - reported), {})
       first, reported = done, now
     if store and directory and now - saved >= store.every:
-      if jax.process_index() == 0:
+      if distributed.is_main():
         tally.save(directory)
       saved = now
   progress.close()
-  if directory and jax.process_index() == 0:
+  if directory and distributed.is_main():
     tally.save(directory)
 
 
@@ -153,9 +151,3 @@ def _loaded(numbers, source, extractor):
       if following is not None:
         ahead.append(reader.submit(extractor.load, following, source))
       yield batch, loaded
-
-
-def _wait_for_all(name: str) -> None:
-  """No host goes on before all others are here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)

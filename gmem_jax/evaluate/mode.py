@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from gmem_jax import (
-  assemble,
   config as config_lib,
+  distributed,
   images as images_lib,
   sample_mode,
   sample_source,
   sharding,
+  training_data,
 )
 from gmem_jax.evaluate import (
   audit as audit_lib,
@@ -56,8 +57,8 @@ def evaluate_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """
   mesh = sharding.make_mesh(config.mesh)
   dataset = None
-  if config.data.source == "digits":
-    dataset = assemble.load_dataset(config)
+  if config.data.source == "digits" and not config.data.prepared:
+    dataset = training_data.load(config)
   own = dataset.train_images if dataset else None
   if config.eval.images:
     channels = own.pixels.shape[-1] if own else 3
@@ -79,11 +80,16 @@ def evaluate_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   board = workdir / "tensorboard"
   record.write(path, found, details, board=board, step=subject.step)
   store.forget()
-  print(record.table(found, count))
-  print(f"{path}")
+  _print(f"{record.table(found, count)}\n{path}")
   if audit:
     result = audit(source)
-    print(audit_files.write(path.with_suffix(""), result, subject.info))
+    _print(audit_files.write(path.with_suffix(""), result, subject.info))
+
+
+def _print(text: str) -> None:
+  """Prints, on the first host alone."""
+  if distributed.is_main():
+    print(text)
 
 
 def _given(config: config_lib.Config, channels: int) -> Subject:
@@ -127,10 +133,10 @@ def _keeping(make, directory: pathlib.Path):
   def kept(numbers: np.ndarray) -> np.ndarray:
     paths = [directory / f"{number:06d}.png" for number in numbers]
     missing = np.array([not path.exists() for path in paths])
-    if missing.any():
+    if distributed.agree(missing).any():
       # All of the batch, as all hosts must make the same.
       pixels = make(numbers)
-      if jax.process_index() == 0:
+      if distributed.is_main():
         for path, image in zip(paths, pixels, strict=True):
           images_lib.save_png(path, image)
       return pixels

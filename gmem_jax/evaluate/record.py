@@ -10,7 +10,7 @@ import jax
 import tensorboardX
 
 import gmem_jax
-from gmem_jax import checkpoint
+from gmem_jax import distributed, files
 from gmem_jax.evaluate import scores as scores_lib
 
 
@@ -59,12 +59,12 @@ def write(
     board: Directory of TensorBoard's files, or None.
     step: The training step that the scores are of.
   """
-  if jax.process_index() != 0:
+  if not distributed.is_main():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   # JSON has no NaN.
   numbers = {k: v if math.isfinite(v) else None for k, v in found.items()}
-  checkpoint.write_json(path, {"scores": numbers, **details})
+  files.write_json(path, {"scores": numbers, **details})
   if board:
     size = short(details["images"]["count"])
     with tensorboardX.SummaryWriter(str(board)) as writer:

@@ -10,6 +10,7 @@ Letters: `b` batch, `n` tokens, `d` width, `l` layers.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,8 @@ REMAT = ("none", "dots", "full")
 
 Tokens = Float[Array, "b n d"]
 Stack = PyTree[Float[Array, "l ..."]]
+# Returns its argument, with a word on which devices hold it.
+Place = Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +163,7 @@ def run_stack(
   tap: int,
   scan: bool,
   remat: str,
+  place: Place | None = None,
 ) -> tuple[Tokens, Tokens]:
   """Runs all blocks, one after the other.
 
@@ -175,15 +179,19 @@ def run_stack(
     remat: activations kept for the backward pass: "none" recomputes nothing;
       "dots" keeps the products with weights; "full" keeps only the tokens
       between blocks.
+    place: said of the tokens after each block. Without it a compiler that sees
+      a kernel split over devices may split the tokens' width, and sum partial
+      products over devices, rather than gather the kernel.
 
   Returns:
     (tokens after the last block, tokens after block `tap`, or x if that is 0).
   """
-  step = _checkpointed(
-    lambda params, x: block.apply({"params": params}, x, cond, rope),
-    remat,
-    in_scan=scan,
-  )
+
+  def apply(params, x):
+    x = cast(Array, block.apply({"params": params}, x, cond, rope))
+    return x if place is None else place(x)
+
+  step = _checkpointed(apply, remat, in_scan=scan)
   tapped = x
   if not scan:
     for i, params in enumerate(unstack(stack), start=1):

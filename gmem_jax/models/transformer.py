@@ -43,6 +43,8 @@ class FlowTransformer(nn.Module):
     scan_layers: see `blocks.run_stack`.
     remat: see `blocks.run_stack`.
     attention: "xla", "cudnn" or "auto"; see `attention.attend`.
+    place: says where activations live, an identity in value; see
+      `sharding.place_batch`. None leaves that to the compiler.
   """
 
   channels: int
@@ -61,6 +63,7 @@ class FlowTransformer(nn.Module):
   scan_layers: bool = False
   remat: str = "none"
   attention: str = "auto"
+  place: blocks.Place | None = None
 
   @property
   def style(self) -> blocks.Style:
@@ -68,7 +71,7 @@ class FlowTransformer(nn.Module):
     raise NotImplementedError
 
   def embed_snippet(
-    self, snippet: Snippet, dropout_key: Key[Array, ""] | None
+    self, snippet: Snippet, dropout_key: Key[Array, "..."] | None
   ) -> Float[Array, "b d"]:
     """The snippet's part of the condition; called inside `__call__`."""
     raise NotImplementedError
@@ -113,7 +116,7 @@ class FlowTransformer(nn.Module):
     t: Float[Array, " b"],
     snippet: Snippet | None,
     *,
-    dropout_key: Key[Array, ""] | None = None,
+    dropout_key: Key[Array, "..."] | None = None,
     project: bool = False,
   ) -> Latent | tuple[Latent, Float[Array, "b n z"]]:
     """Predicts the velocity at x and t.
@@ -124,7 +127,8 @@ class FlowTransformer(nn.Module):
       t: time in [0, 1].
       snippet: rows of the memory bank, L2-normalised by the caller; zeros are
         the null condition of guidance. None with conditioning "none".
-      dropout_key: key of the snippet's dropout; None for no dropout.
+      dropout_key: key of the snippet's dropout, or one for each example; None
+        for no dropout.
       project: also return the projected tokens (training).
 
     Returns:
@@ -148,6 +152,8 @@ class FlowTransformer(nn.Module):
     if snippet is not None:
       cond = cond + self.embed_snippet(snippet, dropout_key)
     cond = nn.silu(cond)  # Every block and the final layer begin with it.
+    if self.place is not None:
+      tokens, cond = self.place(tokens), self.place(cond)
 
     # The projector's parameters exist also if the first call does not need it.
     project_here = project or (self.is_initializing() and self.token_dim > 0)
@@ -199,6 +205,7 @@ class FlowTransformer(nn.Module):
       tap=tap,
       scan=self.scan_layers,
       remat=self.remat,
+      place=self.place,
     )
 
   def _positions(self, grid: int) -> Float[Array, "1 n d"]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gmem_jax import assemble, images as images_lib
+from gmem_jax import images as images_lib, pretrained, training_data
 from gmem_jax.evaluate import audit, audit_files, build, sources
 from tests import tiny
 
@@ -42,7 +42,7 @@ def test_memorisation_of_known_samples():
 def test_copies_are_found(tmp_path):
   """Of four samples two are training images."""
   config = tiny.make_config(eval__audit=4)
-  dataset = assemble.load_dataset(config)
+  dataset = training_data.load(config)
   pixels = dataset.train_images.pixels
   samples = np.concatenate([pixels[[5, 300]], 255 - pixels[[0, 1]]])
   source = sources.Arrays({}, 4, (8, 8, 1), lambda numbers: samples[numbers])
@@ -71,13 +71,13 @@ def test_copies_are_found(tmp_path):
 
 def test_what_cannot_be_audited_is_refused():
   config = tiny.make_config(eval__audit=4)
-  with pytest.raises(ValueError, match="no training images to compare"):
+  with pytest.raises(ValueError, match="no training images in memory"):
     audit.prepare(config, None, 4)
   with pytest.raises(ValueError, match="there are 3 images"):
-    audit.prepare(config, assemble.load_dataset(config), 3)
+    audit.prepare(config, training_data.load(config), 3)
 
 
 def test_decoded_shape():
   config = tiny.make_config()
-  tokenizer, _ = assemble.encoders(config, 1)
+  tokenizer = pretrained.load_tokenizer(config)
   assert build.decoded_shape(tokenizer, (8, 8, 1)) == (8, 8, 1)

@@ -15,6 +15,7 @@ from gmem_jax import (
   sample_mode,
   sections,
   sharding,
+  training_data,
 )
 from gmem_jax.evaluate import build, catalogue, mode, networks
 from tests import tiny
@@ -30,7 +31,7 @@ def workdir(tmp_path_factory):
   config = tiny.make_config()
   config_lib.claim_workdir(config, directory)
   mesh = sharding.make_mesh(config.mesh)
-  memory = assemble.make_memory(assemble.load_dataset(config), mesh)
+  memory = assemble.make_memory(config, training_data.load(config), mesh)
   assemble.save_memory(directory / "memory", memory)
   with jax.numpy_dtype_promotion("standard"):
     state = assemble.make_init(config, memory)()
@@ -124,7 +125,7 @@ def test_a_score_without_its_data_is_refused():
 def test_too_few_images_are_refused_before_training():
   config = tiny.make_config(eval__count=64)
   mesh = sharding.make_mesh(config.mesh)
-  own = assemble.load_dataset(config).train_images
+  own = training_data.load(config).train_images
   with pytest.raises(ValueError, match=r"eval\.count: 64 images are too"):
     modes.make_evaluator(config, mesh, (8, 8, 1), own)
 
