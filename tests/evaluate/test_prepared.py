@@ -1,13 +1,13 @@
 """Prepared data as images to compare with."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import pretrained, weights
+from gmem_jax import pretrained, rngs, weights
 from gmem_jax.encoders import protocols, vae
-from gmem_jax.evaluate import build, frechet, reference, sources
-from tests.convert import helpers
+from gmem_jax.evaluate import frechet, reference, sources
 from tests.data import prepared
 from tests.evaluate import fakes
 
@@ -71,31 +71,42 @@ def test_latents_are_no_images(tmp_path):
     sources.open_images(tmp_path / "x.npz", decode="weights")
 
 
-@pytest.mark.golden
-def test_latents_are_decoded_when_asked_for(golden_dir, tmp_path):
-  file, path = golden_dir / "vavae_tiny.pt", str(tmp_path / "vae")
-  code, _, error = helpers.run(file, path, *helpers.settings(file))
-  assert code == 0, error
-  params, metadata = weights.load_converted(path)
-  network = vae.AutoencoderKL(**pretrained.hashable(metadata["model"]))
-  tokenizer = vae.Tokenizer(name="va_vae", network=network, params=params)
-  shape = (2, 2, network.latent_channels)
-  image = build.decoded_shape(tokenizer, shape)
-  changes = {"latent_shape": shape, "image_shape": image}
+def write_vae(path):
+  """A small autoencoder of random weights, as the converter writes one."""
+  model = {"latent_channels": 2, "ch": 4, "ch_mult": [1], "num_groups": 2}
+  network = vae.AutoencoderKL(num_res_blocks=1, **pretrained.hashable(model))
+  images = jnp.zeros((1, 4, 4, 3))
+  init = jax.jit(lambda: network.init(rngs.key(0, "init"), images))
+  params = jax.tree.map(np.asarray, init()["params"])
+  metadata = {
+    "kind": "vae",
+    "title": "small",
+    "model": model | {"num_res_blocks": 1, "latent_scale": None},
+    "source": {"file": "small.pt", "sha256": "0" * 64},
+    "weights": "model",
+    "step": None,
+  }
+  weights.save_converted(path, {"params": params}, metadata)
+  return vae.Tokenizer(name="va_vae", network=network, params=params), metadata
+
+
+def test_latents_are_decoded_when_asked_for(tmp_path):
+  tokenizer, metadata = write_vae(tmp_path / "vae")
   made = {"name": "va_vae", **pretrained.origin(metadata)}
+  changes = {"latent_shape": (4, 4, 2), "image_shape": (4, 4, 3)}
   written = prepared.write(tmp_path / "data", tokenizer=made, **changes)
-  source = sources.open_images(tmp_path / "data", decode=path)
+  source = sources.open_images(tmp_path / "data", decode=str(tmp_path / "vae"))
   assert source.info["decoded_by"] == made
-  means = np.stack([written[i]["mean"][0] for i in SOME]).astype(np.float32)
-  found = source.read(SOME)
-  assert found.shape[1:] == source.shape
-  expected = np.asarray(
-    protocols.to_uint8(tokenizer.decode(jnp.asarray(means))), int
-  )
+  assert source.collective
+  means = np.stack([values["mean"][0] for values in written])
+  decode = jax.jit(lambda x: protocols.to_uint8(tokenizer.decode(x)))
+  expected = np.asarray(decode(means.astype(np.float32)), int)
+  found = source.read(np.arange(len(means)))  # more than are decoded at a time
+  assert found.shape == (len(means), *source.shape)
   # Batches of other sizes may round a level otherwise.
   assert np.abs(found - expected).max() <= 1
   assert found.std() > 10
 
   prepared.write(tmp_path / "other", **changes)
   with pytest.raises(ValueError, match=r"--decode=.*the latents are of"):
-    sources.open_images(tmp_path / "other", decode=path)
+    sources.open_images(tmp_path / "other", decode=str(tmp_path / "vae"))
