@@ -193,7 +193,7 @@ def prepare(
   config: config_lib.Config,
   dataset: training_data.Dataset | None,
   count: int,
-  channels: int,
+  shape: tuple[int, int, int],
 ) -> Callable[[sources.Source], Result]:
   """Gets an audit ready, so that what is missing shows before the work.
 
@@ -201,14 +201,14 @@ def prepare(
     config: The run.
     dataset: Its training images and latents, or None.
     count: Images that there are to audit.
-    channels: Of these.
+    shape: H, W, ch of each.
 
   Returns:
     Generated images -> the audit of the first `eval.audit` of them.
 
   Raises:
-    ValueError: If there are no training images to compare with, or fewer
-      samples than are to be audited.
+    ValueError: If there are no training images to compare with, fewer samples
+      than are to be audited, or these are of another size.
   """
   if dataset is None:
     raise ValueError(
@@ -221,7 +221,15 @@ def prepare(
     )
   train, batch = dataset.train, config.eval.device_batch
   tokenizer = pretrained.load_tokenizer(config)
-  encoder = pretrained.load_features(config, channels)
+  one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  found = jax.eval_shape(tokenizer.encode, one).shape[1:]
+  if found != tuple(train.latent_shape):
+    raise ValueError(
+      f"config.eval.audit={config.eval.audit}: images of {shape} pixels encode"
+      f" to latents {found}, those of the training images are"
+      f" {tuple(train.latent_shape)}"
+    )
+  encoder = pretrained.load_features(config, shape[-1])
   latents = of_records(train.records)
 
   @jax.jit

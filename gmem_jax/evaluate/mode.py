@@ -71,7 +71,7 @@ def evaluate_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   evaluator.check(source, count)
   audit = None
   if config.eval.audit:
-    audit = audit_lib.prepare(config, dataset, count, source.shape[-1])
+    audit = audit_lib.prepare(config, dataset, count, source.shape)
   directory = workdir / "evaluations"
   store = measure.Store(directory / "partial", config.eval.save_every)
   evaluator = build.with_reference(config, evaluator, source.shape, own, store)
