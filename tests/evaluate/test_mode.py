@@ -176,7 +176,8 @@ def test_the_digits_table_is_of_this_evaluation(tmp_path, capsys):
     eval__every=8,
     checkpoint__every=8,
   )
-  modes.train_mode(config, tmp_path)
+  with jax.numpy_dtype_promotion("standard"):  # as optax needs it
+    modes.train_mode(config, tmp_path)
   table = capsys.readouterr().out
   found = json.loads((tmp_path / "report.json").read_text())
   mesh = sharding.make_mesh(config.mesh)
