@@ -237,7 +237,7 @@ BAD_INPUT = {
     "option 'odd': allowed are",
   ),
   "no training data": (
-    ["--config.data.source=none"],
+    ["--config.data.source=none", "--config.data.holdout=0"],
     "config.data.source='none'",
   ),
 }
