@@ -1,0 +1,216 @@
+"""Exact nearest neighbours in the memory bank.
+
+Shapes: q queries, m bank rows, d width, k neighbours.
+
+Scores are inner products with the rows as they are stored. For neighbours by
+cosine, as memory snippets are unit vectors, search the unit rows:
+
+    unit_bank = lookup.unit(bank)  # once
+    scores, rows = lookup.nearest(bank_lib.normalise(query), unit_bank, k)
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Int8, Int32
+
+from gmem_jax.bank import bank as bank_lib, placement as placement_lib
+from gmem_jax.kernels import topk_gpu, topk_reference, topk_tpu, topk_xla
+
+IMPLEMENTATIONS = ("gpu", "reference", "tpu", "xla")
+
+
+def nearest(
+  query: Float[Array, "q d"],
+  bank: bank_lib.MemoryBank,
+  k: int,
+  *,
+  implementation: str | None = None,
+  placement: placement_lib.Placement | None = None,
+) -> tuple[Float32[Array, "q k"], Int32[Array, "q k"]]:
+  """The k bank rows with the largest inner products with each query.
+
+  Exact: a float64 search of the stored rows finds the same, up to rows whose
+  scores differ by less than `topk_reference.rounding_bound`. Works inside of
+  jit. No gradient passes: which rows are nearest has none.
+
+  Args:
+    query: Queries; finite, not zero.
+    bank: The bank.
+    k: How many rows, in [1, m].
+    implementation: "gpu" and "tpu": the Pallas kernels; "xla": two stages, on
+      any platform; "reference": all scores, and a top-k of them. None takes
+      the best one that applies to the platform that the call is lowered for.
+    placement: Inside of a computation over several devices: where queries and
+      rows live. None: one device.
+
+  Returns:
+    Scores, descending, and row numbers; ties go to the lower row.
+
+  Raises:
+    ValueError: If the widths differ, k is out of range, the bank is empty, or
+      there is no such implementation.
+    NotImplementedError: If the named implementation cannot serve.
+  """
+  found = nearest_counted(
+    query, bank, k, implementation=implementation, placement=placement
+  )
+  return found.scores, found.rows
+
+
+def nearest_counted(
+  query: Float[Array, "q d"],
+  bank: bank_lib.MemoryBank,
+  k: int,
+  *,
+  implementation: str | None = None,
+  placement: placement_lib.Placement | None = None,
+) -> topk_reference.Found:
+  """`nearest`, also telling how many queries needed the plain path.
+
+  Args:
+    query: Queries.
+    bank: The bank.
+    k: How many rows.
+    implementation: See `nearest`.
+    placement: See `nearest`.
+
+  Returns:
+    Scores, rows, and the count `fallbacks`.
+  """
+  size = None if placement is None else placement.size
+  check_shapes(query, bank, k, size)
+  if implementation not in (None, *IMPLEMENTATIONS):
+    raise ValueError(
+      f"implementation={implementation!r} is none of {IMPLEMENTATIONS}"
+    )
+  query, bank = jax.lax.stop_gradient((query, bank))
+
+  def one(query, rows, scales, k, count):
+    return _search(implementation, query, rows, scales, k, count)
+
+  if placement is None:
+    return one(query, bank.rows, bank.scales, k, None)
+  return placement_lib.search(one, query, bank, k, placement)
+
+
+def _search(
+  implementation: str | None,
+  query: Float[Array, "q d"],
+  rows: Float[Array, "m d"] | Int8[Array, "m d"],
+  scales: Float32[Array, " m"] | None,
+  k: int,
+  count: Int[Array, ""] | None,
+) -> topk_reference.Found:
+  """The search of one device."""
+
+  def call(module):
+    return lambda *arrays: module.top_k(*arrays[:3], k, arrays[3])
+
+  def call_or_xla(module):
+    try:
+      module.check(query, rows, k)
+    except NotImplementedError:
+      return call(topk_xla)
+    return call(module)
+
+  arrays = (query, rows, scales, count)
+  if implementation == "reference":
+    return call(topk_reference)(*arrays)
+  if implementation == "xla":
+    return call(topk_xla)(*arrays)
+  # The platform is known when the call is lowered, not when it is traced. A
+  # kernel asked for by name has no default: elsewhere the lowering fails.
+  if implementation == "tpu":
+    topk_tpu.check(query, rows, k)
+    return jax.lax.platform_dependent(*arrays, tpu=call(topk_tpu))
+  if implementation == "gpu":
+    topk_gpu.check(query, rows, k)
+    return jax.lax.platform_dependent(*arrays, cuda=call(topk_gpu))
+  return jax.lax.platform_dependent(
+    *arrays,
+    tpu=call_or_xla(topk_tpu),
+    cuda=call_or_xla(topk_gpu),
+    default=call(topk_xla),
+  )
+
+
+def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
+  """The bank with every row at unit length, for lookup by cosine.
+
+  Make it once: it reads all rows. Rows of float types are divided, and rounded
+  to their type; int8 rows stay and their scales change. The result is for
+  lookup alone: another bank than the one that snippets are drawn from.
+
+  Args:
+    bank: A bank of raw rows, none of them zero.
+
+  Returns:
+    A bank of unit rows.
+  """
+  if bank.scales is None:
+    return bank.replace(
+      rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
+    )
+  length = jnp.linalg.norm(bank.rows.astype(jnp.float32), axis=1)
+  scales = 1 / jnp.maximum(length, 1e-12)
+  residuals = bank.residuals
+  if residuals is not None:
+    residuals = residuals * scales / jnp.maximum(bank.scales, 1e-38)
+  return bank.replace(scales=scales, residuals=residuals)
+
+
+def check_shapes(
+  query: Float[Array, "q d"],
+  bank: bank_lib.MemoryBank,
+  k: int,
+  size: int | None = None,
+) -> None:
+  """Checks what shapes and types show; `nearest` calls it.
+
+  Args:
+    query: Queries.
+    bank: The bank.
+    k: How many rows.
+    size: The bank's real rows, where padding follows them.
+
+  Raises:
+    ValueError: If the widths differ, k is out of range, the bank is empty, or
+      int8 rows and scales do not come together.
+  """
+  if bank.size == 0:
+    raise ValueError("the bank is empty: there is nothing to look up")
+  if query.shape[1] != bank.width:
+    raise ValueError(
+      f"queries of width {query.shape[1]} and bank rows of width {bank.width}:"
+      " made by different encoders?"
+    )
+  size = bank.size if size is None else size
+  if not 1 <= k <= size:
+    raise ValueError(f"k={k} is not in [1, {size}], the bank's size")
+  if (bank.rows.dtype == jnp.int8) != (bank.scales is not None):
+    raise ValueError(
+      f"bank rows of type {bank.rows.dtype}"
+      f" {'without' if bank.scales is None else 'with'} scales"
+    )
+
+
+def check_values(query: np.ndarray, name: str = "query") -> None:
+  """Checks queries on the host, where NaN and zero can still be named.
+
+  Args:
+    query: Queries, [q, d].
+    name: What to call them.
+
+  Raises:
+    ValueError: If a query holds NaN or infinity, or is zero.
+  """
+  query = np.asarray(query, np.float32)
+  finite = np.isfinite(query).all(axis=1)
+  if not finite.all():
+    bad = np.flatnonzero(~finite)[:8].tolist()
+    raise ValueError(f"{name}: rows {bad} hold NaN or infinity")
+  zero = ~query.any(axis=1)
+  if zero.any():
+    bad = np.flatnonzero(zero)[:8].tolist()
+    raise ValueError(f"{name}: rows {bad} are zero, and nearest to nothing")

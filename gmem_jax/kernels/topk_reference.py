@@ -1,0 +1,92 @@
+"""The k largest inner products, plainly: the specification of the kernels.
+
+Shapes: q queries, m bank rows, d width, k neighbours.
+
+Ties go to the lower row. Scores are float32 sums of float32 products, so two
+rows may change places where their exact scores differ by less than
+`rounding_bound`; nothing else may differ from the same search in real numbers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Int8, Int32
+
+
+class Found(NamedTuple):
+  """What a search found.
+
+  Attributes:
+    scores: Inner products, descending.
+    rows: Their bank rows; equal scores in ascending order.
+    fallbacks: How many queries the fast path could not certify, so that the
+      plain one answered them.
+  """
+
+  scores: Float32[Array, "q k"]
+  rows: Int32[Array, "q k"]
+  fallbacks: Int32[Array, ""]
+
+
+def scores(
+  query: Float[Array, "q d"],
+  rows: Float[Array, "m d"] | Int8[Array, "m d"],
+  scales: Float32[Array, " m"] | None,
+) -> Float32[Array, "q m"]:
+  """All inner products, in float32 at the highest precision."""
+  found = jnp.matmul(
+    query.astype(jnp.float32),
+    rows.astype(jnp.float32).T,
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  return found if scales is None else found * scales[None]
+
+
+def top_k(
+  query: Float[Array, "q d"],
+  rows: Float[Array, "m d"] | Int8[Array, "m d"],
+  scales: Float32[Array, " m"] | None,
+  k: int,
+  count: Int[Array, ""] | None = None,
+) -> Found:
+  """The rows with the k largest inner products with each query.
+
+  Args:
+    query: Queries, finite.
+    rows: Rows, finite.
+    scales: int8 rows only: row i is `rows[i] * scales[i]`.
+    k: How many, in [1, m].
+    count: Rows from this one on are padding: they come last, at -infinity.
+
+  Returns:
+    Scores and rows; no fallbacks.
+  """
+  found = scores(query, rows, scales)
+  if count is not None:
+    found = jnp.where(jnp.arange(rows.shape[0])[None] < count, found, -jnp.inf)
+  best, index = jax.lax.top_k(found, k)
+  return Found(best, index, jnp.zeros((), jnp.int32))
+
+
+def rounding_bound(
+  query: Float[Array, "q d"], norm: Float[Array, ""]
+) -> Float32[Array, " q"]:
+  """How far apart two exact scores are that a search may take for equal.
+
+  A float32 sum of d products is off by at most d u |query| |row| in any order,
+  with u = 2^-24. A search sums twice, to find the candidates and to score them,
+  and the error of both rows counts. The first sum may also drop what is left
+  of a float32 query below two bfloat16 numbers: 2^-16 = 256 u. A few units pay
+  for scales.
+
+  Args:
+    query: Queries.
+    norm: The largest Euclidean norm of a row.
+
+  Returns:
+    The bound for each query.
+  """
+  units = 2 * (2 * query.shape[1] + 256 + 16)
+  length = jnp.linalg.norm(query.astype(jnp.float32), axis=1)
+  return units * 2.0**-24 * length * norm
