@@ -16,11 +16,11 @@ from gmem_jax import (
   train_state,
   train_step,
 )
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.config import Config
 from gmem_jax.data import prepare, sources
 from gmem_jax.encoders import protocols
-from gmem_jax.models import build, transformer
+from gmem_jax.models import build, conditioning, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +144,33 @@ def make_init(config: Config, memory: Memory) -> Any:
   """
   net = network(config, memory)
   width = memory.bank.width if config.model.conditioning != "none" else None
-  inputs = train_step.example_inputs(memory.latent_shape, width)
+  inputs = train_step.example_inputs(
+    memory.latent_shape, width, config.model.conditioning
+  )
   return train_state.make_init(
     lambda: net.init(rngs.key(config.seed, "init"), *inputs)["params"],
     optim.make_optimizer(config.optim),
   )
+
+
+def step_bank(config: Config, bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
+  """The bank as training and sampling take it.
+
+  Args:
+    config: The run.
+    bank: Raw rows.
+
+  Returns:
+    Unit rows, for lookup by cosine, if the network attends to neighbours; else
+    the bank.
+
+  Raises:
+    ValueError: If the bank has too few rows.
+  """
+  if not conditioning.uses_cross(config.model.conditioning):
+    return bank
+  config.retrieval.check(bank)
+  return jax.jit(lookup.unit)(bank)
 
 
 def make_memory(dataset: Dataset, mesh: Mesh) -> Memory:

@@ -23,6 +23,7 @@ from gmem_jax import (
   train,
 )
 from gmem_jax.bank import bank as bank_lib, draw
+from gmem_jax.models import conditioning
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,9 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     train=dataset.train_images.pixels,
     heldout=dataset.heldout_images.pixels,
     from_bank=draw_samples(config, sample_fn, weights, bank),
-    from_heldout=draw_samples(config, sample_fn, weights, heldout),
+    from_heldout=draw_samples(
+      config, sample_fn, weights, heldout, outside=True
+    ),
     unconditional=draw_samples(other, other_fn, other_weights, bank),
     distance=distance,
   )
@@ -138,6 +141,8 @@ def draw_samples(
   sample_fn: sample.SampleFn,
   weights: sample.Weights,
   bank: bank_lib.MemoryBank,
+  *,
+  outside: bool = False,
 ) -> report.Samples:
   """The samples of an evaluation: always the same rows and noise.
 
@@ -146,12 +151,15 @@ def draw_samples(
     sample_fn: Makes the images.
     weights: What it makes them with.
     bank: Where the snippets come from.
+    outside: Whether that is another bank than the one neighbours come from.
   """
   numbers = np.arange(config.eval.count, dtype=np.int32)
   rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
-  pixels = sample_fn(weights, numbers, np.asarray(bank.rows)[rows])
+  features = np.asarray(bank.rows)[rows]
+  own = None if outside else rows
+  pixels = sample_fn(weights, numbers, features, own)
   return report.Samples(pixels, rows)
 
 
@@ -193,6 +201,7 @@ def make_sample_fn(
     mesh,
     seed=seed,
     device_batch=config.sample.device_batch,
+    recall=config.retrieval,
   )
 
 
@@ -210,7 +219,28 @@ def make_weights(
     params=params,
     tokenizer=pretrained.load_tokenizer(config),
     stats=memory.stats,
+    bank=sample_bank(config, memory.bank),
   )
+
+
+def sample_bank(
+  config: config_lib.Config, bank: bank_lib.MemoryBank
+) -> bank_lib.MemoryBank | None:
+  """The bank that sampling looks neighbours up in.
+
+  Args:
+    config: The run.
+    bank: Raw rows.
+
+  Returns:
+    Unit rows, or None for a network that does not attend to neighbours.
+
+  Raises:
+    ValueError: If the bank has too few rows.
+  """
+  if not conditioning.uses_cross(config.model.conditioning):
+    return None
+  return assemble.step_bank(config, bank)
 
 
 def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:

@@ -18,6 +18,7 @@ STREAMS = {
   "train/time": "(step)",
   "train/noise": "(step)",
   "train/dropout": "(step)",
+  "train/neighbours": "(step)",
   "sample/row": "(image)",
   "sample/noise": "(image)",
   "sample/kick": "(image, step)",

@@ -10,7 +10,7 @@ Shapes: b images, h w c latent, d snippet width, m bank rows.
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from gmem_jax import rngs, sharding
+from gmem_jax import retrieval, rngs, sharding
 from gmem_jax.bank import bank as bank_lib, select
 from gmem_jax.diffusion import guidance, samplers, sit_release
 from gmem_jax.encoders import protocols
-from gmem_jax.models import transformer
+from gmem_jax.models import conditioning, transformer
 
 
 @flax.struct.dataclass
@@ -33,16 +33,40 @@ class Weights:
     params: The network's parameters.
     tokenizer: Decodes the latents; a pytree.
     stats: Undo the normalisation of the latents.
+    bank: Unit rows to look neighbours up in, or None for a network without
+      cross-attention.
   """
 
   params: Any
   tokenizer: Any
   stats: protocols.LatentStats
+  bank: bank_lib.MemoryBank | None = None
 
 
-# (weights, image numbers [n], features [n d]) -> uint8 images [n H W ch], all
-# but the weights on the host. Features are scaled to unit length.
-SampleFn = Callable[[Weights, np.ndarray, np.ndarray], np.ndarray]
+@runtime_checkable
+class SampleFn(Protocol):
+  """Makes images."""
+
+  def __call__(
+    self,
+    weights: Weights,
+    images: np.ndarray,
+    features: np.ndarray,
+    rows: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Makes images; all but the weights is on the host.
+
+    Args:
+      weights: What to make them with.
+      images: Their numbers [n].
+      features: What to make them of [n d]; scaled to unit length.
+      rows: The bank rows [n] that the features are, `retrieval.OUTSIDE` for
+        those that are none; None if all are none.
+
+    Returns:
+      uint8 images [n H W channels].
+    """
+    ...
 
 
 def make_sample_fn(
@@ -54,6 +78,7 @@ def make_sample_fn(
   seed: int,
   device_batch: int,
   first_release: bool = False,
+  recall: retrieval.RetrievalConfig | None = None,
 ) -> SampleFn:
   """Makes the sampling function: one jit from noise to bytes.
 
@@ -66,18 +91,24 @@ def make_sample_fn(
     device_batch: Images on each device in one call.
     first_release: The network is that of the first release, which counts time
       from the data (t=0), and so is the rounding of pixels.
+    recall: What a network with cross-attention attends to.
 
   Returns:
     The function; it is compiled once.
   """
 
-  def some(weights, images, features):
-    snippet = None
-    if network.conditioning != "none":
-      snippet = bank_lib.normalise(features)
+  def some(weights, images, features, rows):
+    condition = _condition(network, recall, weights.bank, features, rows)
     x0 = _noise(seed, images, latent_shape)
     x1 = _integrate(
-      network, sampler, weights.params, snippet, x0, seed, images, first_release
+      network,
+      sampler,
+      weights.params,
+      condition,
+      x0,
+      seed,
+      images,
+      first_release,
     )
     latents = protocols.denormalise_latents(x1, weights.stats)
     pixels = weights.tokenizer.decode(latents)
@@ -88,7 +119,7 @@ def make_sample_fn(
     jax.shard_map(
       some,
       mesh=mesh,
-      in_specs=(P(), batch, batch),
+      in_specs=(P(), batch, batch, batch),
       out_specs=batch,
       check_vma=False,
     ),
@@ -97,7 +128,9 @@ def make_sample_fn(
   where = NamedSharding(mesh, batch)
   together = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
 
-  def sample(weights, images, features):
+  def sample(weights, images, features, rows=None):
+    if rows is None:
+      rows = np.full(len(images), retrieval.OUTSIDE)
     done = []
     for start in range(0, len(images), together):
       part = np.arange(start, start + together).clip(max=len(images) - 1)
@@ -105,11 +138,23 @@ def make_sample_fn(
         weights,
         jax.device_put(np.asarray(images[part], np.int32), where),
         jax.device_put(np.asarray(features[part], np.float32), where),
+        jax.device_put(np.asarray(rows[part], np.int32), where),
       )
       done.append(jax.device_get(pixels)[: len(images) - start])
     return np.concatenate(done)
 
   return sample
+
+
+def _condition(network, recall, bank, features, rows):
+  """What the network is conditioned on: (snippet, neighbours), or Nones."""
+  snippet = neighbours = None
+  unit = bank_lib.normalise(features)
+  if conditioning.uses_adaln(network.conditioning):
+    snippet = unit
+  if conditioning.uses_cross(network.conditioning):
+    neighbours = retrieval.retrieve(recall, bank, unit, rows)
+  return snippet, neighbours
 
 
 def _noise(seed, images, latent_shape):
@@ -119,19 +164,20 @@ def _noise(seed, images, latent_shape):
 
 
 def _integrate(
-  network, sampler, params, snippet, x0, seed, images, first_release
+  network, sampler, params, condition, x0, seed, images, first_release
 ):
   """From noise to normalised latents."""
 
-  def apply(x, t, snippet):
+  def apply(x, t, condition):
     def bound(x, t):
-      velocity = network.apply({"params": params}, x, t, snippet)
+      velocity = network.apply({"params": params}, x, t, *condition)
       return cast(jax.Array, velocity)
 
     return (sit_release.turn_time(bound) if first_release else bound)(x, t)
 
   def pair(x, t):
-    return guidance.pair(apply, x, t, snippet, jnp.zeros_like(snippet))
+    null = jax.tree.map(jnp.zeros_like, condition)
+    return guidance.pair(apply, x, t, condition, null)
 
   def kicks(step):
     def one(image):
@@ -141,7 +187,7 @@ def _integrate(
     return jax.vmap(one)(images)
 
   return samplers.sample(
-    sampler, lambda x, t: apply(x, t, snippet), x0, kicks, pair
+    sampler, lambda x, t: apply(x, t, condition), x0, kicks, pair
   )
 
 

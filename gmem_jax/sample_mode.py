@@ -14,6 +14,7 @@ from gmem_jax import (
   images as images_lib,
   manipulate,
   pretrained,
+  retrieval,
   sample,
   sample_source as source_lib,
   sections,
@@ -21,6 +22,7 @@ from gmem_jax import (
 )
 from gmem_jax.bank import bank as bank_lib, draw
 from gmem_jax.diffusion import samplers
+from gmem_jax.models import conditioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +32,15 @@ class Plan:
   Attributes:
     name: What is added to the directory's name.
     count: Number of images.
-    features: Image numbers [n] -> features [n d].
+    features: Image numbers [n] -> features [n d] and the bank rows [n] that
+      they are, `retrieval.OUTSIDE` for others.
     labels: Names of the groups of `per_row` images; () if there are none.
     info: All that the features depend on; JSON.
   """
 
   name: str
   count: int
-  features: Callable[[np.ndarray], np.ndarray]
+  features: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
   labels: tuple[str, ...]
   info: dict[str, Any]
 
@@ -91,7 +94,12 @@ def _plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
     "draw": list(chosen.rows) or chosen.draw,
     "per_row": per_row,
   }
-  return Plan("", count, lambda n: bank.rows[rows(n)], labels, info)
+
+  def features(numbers):
+    chosen_rows = rows(numbers)
+    return bank.rows[chosen_rows], chosen_rows
+
+  return Plan("", count, features, labels, info)
 
 
 def _row_fn(
@@ -144,14 +152,16 @@ def _plan_manipulation(
     found = manipulate.between(config.sample, memories)
   per_row = config.sample.per_row
   info = {"per_row": per_row, **found.info}
-  if ends and source.bank is not None:
+  attends = conditioning.uses_cross(source.model.conditioning)
+  if (ends or attends) and source.bank is not None:
     info["bank"] = source.bank.info
+
+  def features(numbers):
+    outside = np.full(len(numbers), retrieval.OUTSIDE)
+    return found.features[numbers // per_row], outside
+
   return Plan(
-    found.name,
-    len(found.features) * per_row,
-    lambda numbers: found.features[numbers // per_row],
-    found.labels,
-    info,
+    found.name, len(found.features) * per_row, features, found.labels, info
   )
 
 
@@ -214,13 +224,14 @@ def _write(
     seed=chosen.seed,
     device_batch=chosen.device_batch,
     first_release=source.first_release,
+    recall=config.retrieval,
   )
   weights = jax.device_put(source.weights, sharding.replicated(mesh))
   made = images_lib.write_images(
     directory,
     count,
     chosen.batch_size,
-    lambda numbers: sample_fn(weights, numbers, plan.features(numbers)),
+    lambda numbers: sample_fn(weights, numbers, *plan.features(numbers)),
   )
   if chosen.grid:
     _write_grid(config, plan, directory)

@@ -5,10 +5,12 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import assemble, config as config_lib, modes, pretrained, sample
-from gmem_jax.models import transformer
+from gmem_jax.bank import bank as bank_lib
+from gmem_jax.models import conditioning, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +50,16 @@ def load(
     ValueError: Naming the key that does not fit.
   """
   if config.sample.network:
-    return _from_converted(config)
-  return _from_run(config, workdir, mesh)
+    source = _from_converted(config)
+  else:
+    source = _from_run(config, workdir, mesh)
+  if not conditioning.uses_cross(config.model.conditioning):
+    return source
+  bank = bank_lib.MemoryBank(rows=jnp.asarray(bank_of(source).rows))
+  weights = dataclasses.replace(
+    source.weights, bank=modes.sample_bank(config, bank)
+  )
+  return dataclasses.replace(source, weights=weights)
 
 
 def _from_run(
@@ -68,9 +78,11 @@ def _from_run(
   if config.encoder.latent_stats:
     channels = memory.latent_shape[-1]
     stats = pretrained.load_stats(config, weights.tokenizer, channels)
-    weights = sample.Weights(params, weights.tokenizer, stats)
+    weights = dataclasses.replace(weights, stats=stats)
   bank = pretrained.Bank(
-    np.asarray(memory.bank.rows), None, {"digest": memory.info.digest}
+    np.asarray(memory.bank.rows),
+    None,
+    {"digest": memory.info.digest},
   )
   return Source(
     name=f"step_{step:07d}_{config.sample.weights}",

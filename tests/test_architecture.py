@@ -23,14 +23,14 @@ LAYERS = (
     "bench",
     "evaluate",
   ),
-  ("train", "sample", "assemble", "pretrained"),
+  ("train", "sample", "assemble", "pretrained", "init_from"),
   ("checkpoint", "data", "metrics", "images", "config", "sections", "weights"),
-  ("train_step", "train_state", "sharding", "optim"),
+  ("train_step", "train_state", "sharding", "optim", "retrieval"),
   ("diffusion", "bank", "models", "encoders"),
   ("kernels", "rngs"),
 )
 PURE = {
-  "rngs", "sharding", "train_state", "train_step", "optim",
+  "rngs", "sharding", "train_state", "train_step", "optim", "retrieval",
   "models", "encoders", "diffusion", "bank", "kernels",
 }  # fmt: skip
 # Command lines and stores inside pure packages, at the edge by design.
