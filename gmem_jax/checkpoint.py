@@ -198,6 +198,53 @@ def opened(
     checkpoints.close()
 
 
+def load_newest(
+  directory: pathlib.Path,
+  part: str,
+  place: Callable[[Any], Any],
+) -> tuple[int, Any]:
+  """Reads a part of a run's newest checkpoint, in the shapes that it has.
+
+  Args:
+    directory: Where the run's checkpoints lie.
+    part: The part of the state, e.g. "ema".
+    place: Arrays' metadata -> shardings.
+
+  Returns:
+    (step, nested dicts of arrays).
+
+  Raises:
+    ValueError: If there is no checkpoint, or it cannot be read.
+  """
+  if not directory.is_dir():
+    raise ValueError(f"{directory}: no such directory of checkpoints")
+  checkpointer = ocp.training.Checkpointer(str(directory))
+  try:
+    steps = [c.step for c in checkpointer.checkpoints]
+    if not steps:
+      raise ValueError(f"{directory}: there is no checkpoint yet")
+    step = max(steps)
+    stored: Any = checkpointer.metadata(step).metadata
+    target = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored)
+    target[part] = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      stored[part],
+      place(stored[part]),
+    )
+    loaded: Any = checkpointer.load(step, target)
+    return step, loaded[part]
+  except ValueError:
+    raise
+  # Damage shows as anything from a missing file to a JSON error.
+  except Exception as error:
+    raise ValueError(
+      f"{directory}: its newest checkpoint cannot be read"
+      f" ({_root_cause(error)})"
+    ) from None
+  finally:
+    checkpointer.close()
+
+
 def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
   """Writes one pytree of arrays with JSON beside it, atomically.
 

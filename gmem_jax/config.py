@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from gmem_jax import checkpoint, optim, sections, sharding
+from gmem_jax import checkpoint, optim, retrieval, sections, sharding
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
 
@@ -33,6 +33,7 @@ class Config:
   data: sections.DataConfig
   encoder: sections.EncoderConfig
   model: build.ModelConfig
+  retrieval: retrieval.RetrievalConfig
   loss: losses.LossConfig
   optim: optim.OptimConfig
   train: sections.TrainConfig
@@ -264,10 +265,16 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
       if theirs.get(key) != ours.get(key) and not key.startswith(FREE)
     ]
     if differing:
+      hint = "\nTake another --workdir, or give these keys their old values."
+      if theirs.get("model.conditioning") != ours["model.conditioning"]:
+        hint += (
+          "\nTo train on from its parameters with the new conditioning, take"
+          f" another --workdir and --config.train.init_from={workdir}"
+        )
       raise ValueError(
         f"--workdir={workdir} belongs to a run of another config:\n"
         + "\n".join(differing)
-        + "\nTake another --workdir, or give these keys their old values."
+        + hint
       )
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoint.write_json(path, to_json(config))

@@ -27,14 +27,18 @@ from gmem_jax import (
   checkpoint,
   config as config_lib,
   images,
+  init_from,
   metrics,
   optim,
+  retrieval,
   rngs,
   sharding,
   train_state,
   train_step,
 )
+from gmem_jax.bank import placement
 from gmem_jax.data import pipeline
+from gmem_jax.models import conditioning
 
 _log = logging.getLogger(__name__)
 
@@ -94,9 +98,13 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
     shardings: Shardings of the state.
 
   Returns:
-    (state, batches, bank) -> (state, metrics [k]); the state is donated.
+    (state, batches, bank) -> (state, metrics [k]); the state is donated, and
+    the bank is of `assemble.step_bank`.
   """
-  config = run.config
+  config, recall = run.config, None
+  if conditioning.uses_cross(config.model.conditioning):
+    where = placement.Placement(run.mesh)
+    recall = retrieval.make_recall(config.retrieval, where, config.seed)
   step_fn = train_step.make_train_step(
     assemble.network(config, run.memory),
     optim.make_optimizer(config.optim),
@@ -104,6 +112,7 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
     run.memory.stats,
     seed=config.seed,
     ema_decay=config.train.ema_decay,
+    recall=recall,
   )
   everywhere = sharding.replicated(run.mesh)
   batches = sharding.batch_sharding(run.mesh, steps_axis=True)
@@ -135,6 +144,8 @@ def restore_or_init(
     _log.info("continuing from step %d", int(restored[0].step))
     return restored
   state = jax.jit(init, out_shardings=shardings)()
+  if run.config.train.init_from:
+    state = init_from.start(run.config, state, run.mesh)
   _log.info(
     "new run: %s parameters",
     f"{parameter_overview.count_parameters(state.params):,}",
@@ -176,6 +187,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
   step = int(state.step)
   batches = pipeline.batches(_dataset(run), step // k)
+  bank = assemble.step_bank(config, run.memory.bank)
   clock = Clock(step, progress["train_seconds"], config.train.batch_size)
   line = metrics.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
@@ -189,7 +201,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 
   while step < config.train.steps:
     batch = sharding.to_global(next(batches), to_devices)
-    state, values = step_fn(state, batch, run.memory.bank)
+    state, values = step_fn(state, batch, bank)
     interval.add(step, values)
     step += k
     line.update(step)
