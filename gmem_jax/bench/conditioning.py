@@ -69,8 +69,9 @@ class Result:
   audit: evaluate.Memorisation
 
   def at(self, seconds: float) -> float:
-    """The distance at the last evaluation until then."""
-    return [d for s, d in self.curve if s <= seconds + 1e-6][-1]
+    """The distance at the last evaluation until then; NaN if there is none."""
+    reached = [d for s, d in self.curve if s <= seconds + 1e-6]
+    return reached[-1] if reached else float("nan")
 
 
 def load_config(
