@@ -1,44 +1,71 @@
 r"""GMem-B on ImageNet 256 x 256: LightningDiT-B/1 over VA-VAE latents.
 
+  python -m gmem_jax.convert VAVAE.pt weights/va_vae
+  python -m gmem_jax.convert DINOV2_VITB14.pth weights/dinov2
+  python -m gmem_jax.main --config=configs/b_in1k.py:train --mode=prepare
+  python -m gmem_jax.main --config=configs/b_in1k.py:train --workdir=runs/b
+  python -m gmem_jax.main --config=configs/b_in1k.py:train --workdir=runs/b \
+    --mode=sample --config.sample.format=npz
+
+and from any checkpoint of the published trainer:
+
   python -m gmem_jax.convert NETWORK.pt weights/gmem_b
   python -m gmem_jax.convert BANK.pth weights/bank_in1k
-  python -m gmem_jax.convert VAVAE.pt weights/va_vae
   python -m gmem_jax.convert latents_stats.pt weights/latent_stats
   python -m gmem_jax.main --config=configs/b_in1k.py --workdir=runs/b \
     --mode=sample --config.sample.format=npz
 
-The settings of the published configuration of this size; samples from any
-checkpoint of the published trainer, and cannot train yet, as there is no reader
-of its training data. For --image also convert DINOv2's dinov2_vitb14 to
-weights/dinov2. 138 M parameters, 99 network calls per image.
+Data and storage as in configs/xl_in1k.py, whose prepared data serve here, too.
 
-Options: `configs/b_in1k.py:ode` is the published ODE sampler (49 calls),
-`configs/b_in1k.py:guided` the guidance published for XL, 7.75 from t = 0.89 on
-(111 calls).
+Hardware: 138 M parameters, 2.2 GB of training state (computed).
 
 Expected FID and hours: the published code names none for this size, and we have
-measured none. Its training is 80,000 steps of 1,024 images.
+measured none. Its training is 80,000 steps of 1,024 images; 99 network calls
+per image.
+
+Options, joined by commas (`configs/b_in1k.py:train,folder,batch256`):
+  train     bfloat16 as published for training, and --mode=sample samples the
+            run in --workdir, not the converted weights.
+  folder    your own images: --config.data.path=FOLDER, in any nesting.
+  512       512 x 512 pixels: latents of 32 x 32, 1,024 tokens. Not published.
+  batch256  batches of 256 at the rate published for SiT at that size, 1e-4,
+            for as many images in all. Not published for this network.
+  ode       the published ODE sampler (49 calls).
+  guided    the guidance published for XL, 7.75 from t = 0.89 on (111 calls).
 """
 
 import ml_collections
 
-OPTIONS = ("", "ode", "guided")
+OPTIONS = ("", "train", "folder", "512", "batch256", "ode", "guided")
 
 
 def get_config(option: str = "") -> ml_collections.ConfigDict:
   """The recipe; every key is here.
 
   Args:
-    option: What follows the colon on the command line, one of `OPTIONS`.
+    option: What follows the colon on the command line: some of `OPTIONS`,
+      joined by commas.
   """
-  if option not in OPTIONS:
-    raise KeyError(f"option {option!r}: allowed are {OPTIONS}")
+  options = option.split(",")
+  for one in options:
+    if one not in OPTIONS:
+      raise KeyError(f"option {one!r}: allowed are {OPTIONS}")
   c = ml_collections.ConfigDict()
   c.seed = 0
 
   c.data = dict(
-    source="none",  # no reader of the training data yet
+    source="tfds",  # or "folder", "upstream"; "none": only sample
+    path="",  # data_dir of TFDS, or the folder
+    tfds="imagenet2012",
+    split="train",
+    prepared="data/in1k_va_vae",  # what --mode=prepare writes
     holdout=0,
+    mirror=True,
+    latents="posterior",  # or "sample", as published
+    tokens="bf16",  # or "int8", "pixels", "none"
+    shard_size=1_000,  # images
+    device_batch=64,  # images in the frozen networks at a time
+    independent_flips=False,  # True: as published, mirrors do not match
   )
   c.encoder = dict(
     tokenizer="va_vae",
@@ -47,6 +74,10 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     features="dinov2",
     features_weights="weights/dinov2",
     image_size=256,  # pixels
+  )
+  c.bank = dict(
+    storage="float32",  # or "bfloat16", "int8" with a scale for each row
+    placement="auto",  # "replicated", "sharded" rows, or as memory permits
   )
   c.model = dict(
     family="lightning_dit",
@@ -65,7 +96,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     qk_norm=False,
     shift=True,
     learn_sigma=False,
-    dtype="float32",  # as published for sampling; training was in bfloat16
+    dtype="float32",  # as published for sampling; option "train": bfloat16
     scan_layers=False,
     remat="none",
     attention="auto",
@@ -98,6 +129,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.train = dict(
     steps=80_000,
     batch_size=1024,  # over all devices
+    accumulation=1,  # parts of the batch, one after the other
     steps_per_dispatch=1,
     ema_decay=0.9999,
     log_every=100,
@@ -147,13 +179,34 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     every=0,  # steps; 0: only at the end
     count=50_000,  # images
     grid=64,  # images in the sample picture
+    scores=("fid", "sfid", "inception_score", "precision_recall"),
+    reference="reference/VIRTUAL_imagenet256_labeled.npz",
+    inception_weights="weights/inception",
+    preprocessing="adm",  # or "pytorch_fid", "published"
+    device_batch=64,  # images in one call on each device
+    images="",  # a folder or .npz to score instead of samples
+    keep_images=False,
+    save_every=60.0,  # seconds
+    audit=0,  # images whose nearest training images are looked up
   )
   c.report = dict(
     unconditional=False,
   )
 
-  if option == "ode":
+  if "train" in options:
+    c.model.update(dtype="bfloat16")
+    c.sample.update(network="", bank="")
+  if "folder" in options:
+    c.data.update(source="folder", path="data/images")
+    c.data.update(prepared="data/folder_va_vae")
+  if "512" in options:
+    c.encoder.update(image_size=512)
+    c.data.update(prepared=f"{c.data['prepared']}_512")
+  if "batch256" in options:
+    c.train.update(batch_size=256, steps=320_000)
+    c.optim.update(learning_rate=1e-4)
+  if "ode" in options:
     c.sampler.update(method="ode_euler", timestep_shift=0.3)
-  elif option == "guided":
+  if "guided" in options:
     c.update_from_flattened_dict({"sampler.guidance.scale": 7.75})
   return c

@@ -30,7 +30,17 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
 
   c.data = dict(
     source="digits",
+    path="",  # unused
+    tfds="",  # unused
+    split="",  # unused
+    prepared="",  # encoded in memory when training starts
     holdout=360,  # images kept out of training and of the bank
+    mirror=False,  # the mirror image of a digit is none
+    latents="sample",  # of "identity" there is only one
+    tokens="none",  # no projection loss
+    shard_size=500,  # images
+    device_batch=256,  # images in the frozen networks at a time
+    independent_flips=False,
   )
   c.encoder = dict(
     tokenizer="identity",  # the flow works on the 8 x 8 pixels
@@ -39,6 +49,10 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     features="random_conv",  # 768-d unit snippets, as wide as DINOv2's
     features_weights="",
     image_size=8,  # pixels
+  )
+  c.bank = dict(
+    storage="float32",  # or "bfloat16", "int8" with a scale for each row
+    placement="auto",  # "replicated", "sharded" rows, or as memory permits
   )
   c.model = dict(
     family="sit",
@@ -90,6 +104,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.train = dict(
     steps=500,
     batch_size=128,  # over all devices
+    accumulation=1,  # parts of the batch, one after the other
     steps_per_dispatch=10,
     ema_decay=0.97,
     log_every=50,
@@ -139,6 +154,15 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     every=50,  # steps; 0: only at the end
     count=512,  # images
     grid=64,  # images in the sample picture
+    scores=("frechet",),  # in the features of a small classifier
+    reference="",  # the training images
+    inception_weights="",  # this and the next: of other scores
+    preprocessing="adm",
+    device_batch=64,  # images in one call on each device
+    images="",  # a folder or .npz to score instead of samples
+    keep_images=False,
+    save_every=60.0,  # seconds
+    audit=0,  # images whose nearest training images are looked up
   )
   c.report = dict(
     unconditional=True,  # also train without memory, and compare

@@ -1,7 +1,14 @@
 r"""The first release of GMem: SiT-XL/2 over SD-VAE latents, ImageNet 256 x 256.
 
-  python -m gmem_jax.convert RELEASE.pt weights/gmem_sit
   python -m gmem_jax.convert SD_VAE_FT_MSE weights/sd_vae
+  python -m gmem_jax.convert DINOV2_VITB14.pth weights/dinov2
+  python -m gmem_jax.main --config=configs/sit_xl2_in1k.py:train --mode=prepare
+  python -m gmem_jax.main --config=configs/sit_xl2_in1k.py:train \
+    --workdir=runs/sit
+
+and from the published weights, without training:
+
+  python -m gmem_jax.convert RELEASE.pt weights/gmem_sit
   python -m gmem_jax.main --config=configs/sit_xl2_in1k.py --workdir=runs/sit \
     --mode=sample --config.sample.format=npz
 
@@ -9,37 +16,63 @@ Samples as published: the bank and its frequencies come with the network, each
 image chooses its row from its own noise, 250 steps of Euler-Maruyama of which
 the last, from 0.04 on, adds no noise: 250 network calls per image. The
 published sampler keeps its state in float64, this one in float32, which moves a
-latent by float32 rounding. 683 M parameters. For --image also convert DINOv2's
-dinov2_vitb14 to weights/dinov2.
+latent by float32 rounding.
 
-Options: `configs/sit_xl2_in1k.py:ode` is the release's Euler solver of the ODE,
-250 steps. The release has no guidance.
+Data as in configs/xl_in1k.py, prepared with another tokenizer. Storage,
+computed: 1.06 TB prepared; 0.55 TB with --config.data.tokens=int8, 0.30 TB with
+"pixels".
+
+Hardware: 683 M parameters, 10.9 GB of training state (computed).
 
 Numbers, published and not measured by us: the model card of the release says
 FID 4.86 within 160,000 steps, of the training and not of one file; neither it
 nor the code names hardware or hours. The release has no training code: loss and
-optimizer below are those of the later one, and this config cannot train.
+optimizer below are those of the later one, whose result for this network nobody
+has published.
+
+Options, joined by commas (`configs/sit_xl2_in1k.py:train,folder,batch256`):
+  train     bfloat16, and --mode=sample samples the run in --workdir, each row
+            of the bank as likely as any other.
+  folder    your own images: --config.data.path=FOLDER, in any nesting.
+  512       512 x 512 pixels: latents of 64 x 64, 1,024 tokens. Not published.
+  batch256  batches of 256 at the rate published for SiT at that size, 1e-4,
+            for as many images in all.
+  ode       the release's Euler solver of the ODE, 250 steps. The release has no
+            guidance.
 """
 
 import ml_collections
 
-OPTIONS = ("", "ode")
+OPTIONS = ("", "train", "folder", "512", "batch256", "ode")
 
 
 def get_config(option: str = "") -> ml_collections.ConfigDict:
   """The recipe; every key is here.
 
   Args:
-    option: What follows the colon on the command line, one of `OPTIONS`.
+    option: What follows the colon on the command line: some of `OPTIONS`,
+      joined by commas.
   """
-  if option not in OPTIONS:
-    raise KeyError(f"option {option!r}: allowed are {OPTIONS}")
+  options = option.split(",")
+  for one in options:
+    if one not in OPTIONS:
+      raise KeyError(f"option {one!r}: allowed are {OPTIONS}")
   c = ml_collections.ConfigDict()
   c.seed = 0
 
   c.data = dict(
-    source="none",  # no reader of the training data yet
+    source="tfds",  # or "folder", "upstream"; "none": only sample
+    path="",  # data_dir of TFDS, or the folder
+    tfds="imagenet2012",
+    split="train",
+    prepared="data/in1k_sd_vae",  # what --mode=prepare writes
     holdout=0,
+    mirror=True,
+    latents="posterior",  # or "sample", as published
+    tokens="bf16",  # or "int8", "pixels", "none"
+    shard_size=1_000,  # images
+    device_batch=64,  # images in the frozen networks at a time
+    independent_flips=False,  # True: as published, mirrors do not match
   )
   c.encoder = dict(
     tokenizer="sd_vae",
@@ -48,6 +81,10 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     features="dinov2",
     features_weights="weights/dinov2",
     image_size=256,  # pixels
+  )
+  c.bank = dict(
+    storage="float32",  # or "bfloat16", "int8" with a scale for each row
+    placement="auto",  # "replicated", "sharded" rows, or as memory permits
   )
   c.model = dict(
     family="sit",
@@ -66,7 +103,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     qk_norm=False,
     shift=True,
     learn_sigma=False,
-    dtype="float32",  # as published for sampling; training was in bfloat16
+    dtype="float32",  # as published for sampling; option "train": bfloat16
     scan_layers=False,
     remat="none",
     attention="auto",
@@ -99,6 +136,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.train = dict(
     steps=160_000,
     batch_size=1024,  # over all devices
+    accumulation=1,  # parts of the batch, one after the other
     steps_per_dispatch=1,
     ema_decay=0.9999,
     log_every=100,
@@ -148,11 +186,32 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     every=0,  # steps; 0: only at the end
     count=50_000,  # images
     grid=64,  # images in the sample picture
+    scores=("fid", "sfid", "inception_score", "precision_recall"),
+    reference="reference/VIRTUAL_imagenet256_labeled.npz",
+    inception_weights="weights/inception",
+    preprocessing="adm",  # or "pytorch_fid", "published"
+    device_batch=64,  # images in one call on each device
+    images="",  # a folder or .npz to score instead of samples
+    keep_images=False,
+    save_every=60.0,  # seconds
+    audit=0,  # images whose nearest training images are looked up
   )
   c.report = dict(
     unconditional=False,
   )
 
-  if option == "ode":
+  if "train" in options:
+    c.model.update(dtype="bfloat16")
+    c.sample.update(network="", bank="", draw="uniform")
+  if "folder" in options:
+    c.data.update(source="folder", path="data/images")
+    c.data.update(prepared="data/folder_sd_vae")
+  if "512" in options:
+    c.encoder.update(image_size=512)
+    c.data.update(prepared=f"{c.data['prepared']}_512")
+  if "batch256" in options:
+    c.train.update(batch_size=256, steps=640_000)
+    c.optim.update(learning_rate=1e-4)
+  if "ode" in options:
     c.sampler.update(method="ode_euler", steps=251)
   return c

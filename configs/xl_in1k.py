@@ -1,45 +1,89 @@
 r"""GMem-XL on ImageNet 256 x 256: LightningDiT-XL/1 over VA-VAE latents.
 
+  python -m gmem_jax.convert VAVAE.pt weights/va_vae
+  python -m gmem_jax.convert DINOV2_VITB14.pth weights/dinov2
+  python -m gmem_jax.main --config=configs/xl_in1k.py:train --mode=prepare
+  python -m gmem_jax.main --config=configs/xl_in1k.py:train --workdir=runs/xl
+  python -m gmem_jax.main --config=configs/xl_in1k.py:train --workdir=runs/xl \
+    --mode=sample --config.sample.format=npz
+
+and from the published weights, without training:
+
   python -m gmem_jax.convert NETWORK.pth weights/gmem_xl
   python -m gmem_jax.convert BANK.pth weights/bank_in1k
-  python -m gmem_jax.convert VAVAE.pt weights/va_vae
   python -m gmem_jax.convert latents_stats.pt weights/latent_stats
   python -m gmem_jax.main --config=configs/xl_in1k.py --workdir=runs/xl \
     --mode=sample --config.sample.format=npz
 
-Samples from the published weights; it cannot train yet, as there is no reader
-of its training data. For --image also convert DINOv2's dinov2_vitb14 to
-weights/dinov2. 683 M parameters, 99 network calls per image.
+--mode=evaluate scores the samples instead, against the ADM suite's
+VIRTUAL_imagenet256_labeled.npz; also convert FID's network for it
+(`python -m gmem_jax.evaluate --help` says which) to weights/inception. Training
+scores its samples, too, at its end; without these two files give it
+--config.eval.scores='()'.
 
-Options: `configs/xl_in1k.py:ode` is the published ODE sampler (49 calls),
-`configs/xl_in1k.py:guided` the published guidance of 7.75 from t = 0.89 on
-(111 calls).
+Data: TFDS's imagenet2012, prepared with file_format="array_record"; the
+published code's own features are read by --config.data.source=upstream
+--config.data.path=FEATURES, without --mode=prepare.
 
-Numbers, published and not measured by us: FID 1.53 without guidance after 160
-epochs, about 20 hours of training (abstract of arXiv 2412.08781 and the model
-table of the published code, whose introduction says 1.59); the abstract does
-not name the hardware of the hours.
+Storage, computed: 1.10 TB prepared; 0.60 TB with --config.data.tokens=int8,
+0.34 TB with "pixels"; --config.data.latents=sample saves 42 GB of each. The
+published features take 2.1 TB.
+
+Hardware: 683 M parameters, 10.9 GB of training state (computed), replicated or
+split by config.mesh. Published: 20 hours on 8 H800 for the 200,000 steps (160
+epochs; README of the published code). Not measured by us, neither hours nor the
+largest batch a device takes.
+
+Expected FID, published and not measured by us: 1.53 without guidance after 160
+epochs (abstract of arXiv 2412.08781 and the model table of the published code,
+whose introduction says 1.59), by 99 network calls per image.
+
+Options, joined by commas (`configs/xl_in1k.py:train,folder,batch256`):
+  train     bfloat16 as published for training, and --mode=sample samples the
+            run in --workdir, not the converted weights.
+  folder    your own images: --config.data.path=FOLDER, in any nesting.
+  512       512 x 512 pixels: latents of 32 x 32, 1,024 tokens. Not published.
+  batch256  batches of 256 at the rate published for SiT at that size, 1e-4,
+            for as many images in all. Not published for this network.
+  tpu       for a pod slice: bfloat16, one compiled block, and the state split
+            over 16 chips: fits the 16 GiB of a v5e, as --mode=compile
+            --topology=v5e:16x16 shows.
+  ode       the published ODE sampler (49 calls).
+  guided    the published guidance of 7.75 from t = 0.89 on (111 calls).
 """
 
 import ml_collections
 
-OPTIONS = ("", "ode", "guided")
+OPTIONS = ("", "train", "tpu", "folder", "512", "batch256", "ode", "guided")
 
 
 def get_config(option: str = "") -> ml_collections.ConfigDict:
   """The recipe; every key is here.
 
   Args:
-    option: What follows the colon on the command line, one of `OPTIONS`.
+    option: What follows the colon on the command line: some of `OPTIONS`,
+      joined by commas.
   """
-  if option not in OPTIONS:
-    raise KeyError(f"option {option!r}: allowed are {OPTIONS}")
+  options = option.split(",")
+  for one in options:
+    if one not in OPTIONS:
+      raise KeyError(f"option {one!r}: allowed are {OPTIONS}")
   c = ml_collections.ConfigDict()
   c.seed = 0
 
   c.data = dict(
-    source="none",  # no reader of the training data yet
+    source="tfds",  # or "folder", "upstream"; "none": only sample
+    path="",  # data_dir of TFDS, or the folder
+    tfds="imagenet2012",
+    split="train",
+    prepared="data/in1k_va_vae",  # what --mode=prepare writes
     holdout=0,
+    mirror=True,
+    latents="posterior",  # or "sample", as published
+    tokens="bf16",  # or "int8", "pixels", "none"
+    shard_size=1_000,  # images
+    device_batch=64,  # images in the frozen networks at a time
+    independent_flips=False,  # True: as published, mirrors do not match
   )
   c.encoder = dict(
     tokenizer="va_vae",
@@ -48,6 +92,10 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     features="dinov2",
     features_weights="weights/dinov2",
     image_size=256,  # pixels
+  )
+  c.bank = dict(
+    storage="float32",  # or "bfloat16", "int8" with a scale for each row
+    placement="auto",  # "replicated", "sharded" rows, or as memory permits
   )
   c.model = dict(
     family="lightning_dit",
@@ -66,7 +114,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     qk_norm=False,
     shift=True,
     learn_sigma=False,
-    dtype="float32",  # as published for sampling; training was in bfloat16
+    dtype="float32",  # as published for sampling; option "train": bfloat16
     scan_layers=False,
     remat="none",
     attention="auto",
@@ -99,6 +147,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.train = dict(
     steps=200_000,  # 160 epochs
     batch_size=1024,  # over all devices
+    accumulation=1,  # parts of the batch, one after the other
     steps_per_dispatch=1,
     ema_decay=0.9999,
     log_every=100,
@@ -148,13 +197,37 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     every=0,  # steps; 0: only at the end
     count=50_000,  # images
     grid=64,  # images in the sample picture
+    scores=("fid", "sfid", "inception_score", "precision_recall"),
+    reference="reference/VIRTUAL_imagenet256_labeled.npz",
+    inception_weights="weights/inception",
+    preprocessing="adm",  # or "pytorch_fid", "published"
+    device_batch=64,  # images in one call on each device
+    images="",  # a folder or .npz to score instead of samples
+    keep_images=False,
+    save_every=60.0,  # seconds
+    audit=0,  # images whose nearest training images are looked up
   )
   c.report = dict(
     unconditional=False,
   )
 
-  if option == "ode":
+  if "train" in options:
+    c.model.update(dtype="bfloat16")
+    c.sample.update(network="", bank="")
+  if "folder" in options:
+    c.data.update(source="folder", path="data/images")
+    c.data.update(prepared="data/folder_va_vae")
+  if "512" in options:
+    c.encoder.update(image_size=512)
+    c.data.update(prepared=f"{c.data['prepared']}_512")
+  if "batch256" in options:
+    c.train.update(batch_size=256, steps=800_000)
+    c.optim.update(learning_rate=1e-4)
+  if "ode" in options:
     c.sampler.update(method="ode_euler", timestep_shift=0.3)
-  elif option == "guided":
+  if "guided" in options:
     c.update_from_flattened_dict({"sampler.guidance.scale": 7.75})
+  if "tpu" in options:
+    c.model.update(dtype="bfloat16", scan_layers=True)
+    c.mesh.update(data=-1, fsdp=16)
   return c

@@ -1,6 +1,7 @@
-"""From a config to the parts of a run: data, frozen networks, network."""
+"""From a config and its data to the parts of a run."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -8,36 +9,21 @@ import jax
 from jax.sharding import Mesh
 
 from gmem_jax import (
+  bank_placement,
   checkpoint,
+  distributed,
   optim,
-  pretrained,
+  retrieval,
   rngs,
   sharding,
   train_state,
   train_step,
+  training_data,
 )
-from gmem_jax.bank import bank as bank_lib, lookup
+from gmem_jax.bank import bank as bank_lib, edit, lookup
 from gmem_jax.config import Config
-from gmem_jax.data import prepare, sources
 from gmem_jax.encoders import protocols
 from gmem_jax.models import build, conditioning, transformer
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """The images of a run, encoded.
-
-  Attributes:
-    train_images: The images trained on.
-    heldout_images: The images held out.
-    train: Records, bank and statistics of the first.
-    heldout: The same of the second; its bank is never trained on.
-  """
-
-  train_images: sources.Images
-  heldout_images: sources.Images
-  train: prepare.Prepared
-  heldout: prepare.Prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,76 +31,25 @@ class Memory:
   """What sampling needs besides parameters; kept in the run's directory.
 
   Attributes:
-    bank: The memory bank, on every device.
+    bank: The memory bank, on the devices.
     info: Where it comes from.
     stats: Latent statistics.
     latent_shape: h, w, c.
+    token_dim: Width of the projection's targets; 0 without a projection.
+    unit: What `lookup_bank` makes of the bank; not kept in the directory.
   """
 
   bank: bank_lib.MemoryBank
   info: bank_lib.BankInfo
   stats: protocols.LatentStats
   latent_shape: tuple[int, int, int]
+  token_dim: int
+  unit: bank_lib.MemoryBank | None = None
 
-
-def require_data(config: Config) -> None:
-  """Refuses to train without training data.
-
-  Args:
-    config: The run.
-
-  Raises:
-    ValueError: If the config names none.
-  """
-  if config.data.source == "none":
-    raise ValueError(
-      "config.data.source='none': there is no reader of this config's training"
-      " data yet, so it can only sample: --mode=sample with"
-      " --config.sample.network=CONVERTED_WEIGHTS"
-    )
-
-
-def load_dataset(config: Config) -> Dataset:
-  """Reads and encodes the images.
-
-  Args:
-    config: The run.
-
-  Raises:
-    ValueError: On more held-out images than there are, on images of another
-      size than the config's, and if the config has no images at all.
-  """
-  require_data(config)
-  images = {"digits": sources.digits}[config.data.source]()
-  side = images.pixels.shape[1]
-  if side != config.encoder.image_size:
-    raise ValueError(
-      f"config.encoder.image_size={config.encoder.image_size}: the images of"
-      f" config.data.source={config.data.source!r} are {side} pixels wide"
-    )
-  kept, held = sources.split(images, config.data.holdout, config.seed)
-  tokenizer, encoder = encoders(config, images.pixels.shape[-1])
-  return Dataset(
-    train_images=kept,
-    heldout_images=held,
-    train=prepare.prepare(kept, tokenizer, encoder),
-    heldout=prepare.prepare(held, tokenizer, encoder),
-  )
-
-
-def encoders(
-  config: Config, channels: int
-) -> tuple[protocols.Tokenizer, protocols.FeatureEncoder]:
-  """Builds the frozen networks.
-
-  Args:
-    config: The run.
-    channels: Channels of the images.
-  """
-  return (
-    pretrained.load_tokenizer(config),
-    pretrained.load_features(config, channels),
-  )
+  @property
+  def step_bank(self) -> bank_lib.MemoryBank:
+    """The bank as the training step takes it."""
+    return self.bank if self.unit is None else self.unit
 
 
 def network(config: Config, memory: Memory) -> transformer.FlowTransformer:
@@ -122,13 +57,14 @@ def network(config: Config, memory: Memory) -> transformer.FlowTransformer:
 
   Args:
     config: The run.
-    memory: Decides the latent's channels and the snippet's width.
+    memory: Decides the latent's channels, and the widths of snippet and
+      projection.
   """
   return build.build(
     config.model,
     channels=memory.latent_shape[-1],
     snippet_dim=memory.bank.width,
-    token_dim=0,
+    token_dim=memory.token_dim,
   )
 
 
@@ -153,41 +89,84 @@ def make_init(config: Config, memory: Memory) -> Any:
   )
 
 
-def step_bank(config: Config, bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
-  """The bank as training and sampling take it.
+def lookup_bank(
+  config: Config, bank: bank_lib.MemoryBank
+) -> bank_lib.MemoryBank | None:
+  """What the network's neighbours are looked up in.
 
   Args:
     config: The run.
-    bank: Raw rows.
+    bank: Raw rows, on the devices.
 
   Returns:
-    Unit rows, for lookup by cosine, if the network attends to neighbours; else
-    the bank.
+    Unit rows, for lookup by cosine, placed like the bank; or None for a network
+    that does not attend to neighbours.
 
   Raises:
     ValueError: If the bank has too few rows.
   """
   if not conditioning.uses_cross(config.model.conditioning):
-    return bank
+    return None
   config.retrieval.check(bank)
-  return jax.jit(lookup.unit)(bank)
+  where = bank_placement.sharding_of(bank)
+  # The kernels want multiples of 8 rows, of every shard.
+  multiple = 8 if where.is_fully_replicated else 8 * where.num_devices
+  unit = functools.partial(lookup.unit, multiple=multiple)
+  return jax.jit(unit, out_shardings=where)(bank)
 
 
-def make_memory(dataset: Dataset, mesh: Mesh) -> Memory:
-  """Puts what sampling needs on every device of a mesh.
+def make_recall(
+  config: Config, bank: bank_lib.MemoryBank | None
+) -> retrieval.RecallFn | None:
+  """How neighbours are looked up, in training and in sampling.
 
   Args:
+    config: The run.
+    bank: What `lookup_bank` made, or its shapes with shardings.
+
+  Returns:
+    The function; None for a network that does not attend to neighbours.
+  """
+  if bank is None or not conditioning.uses_cross(config.model.conditioning):
+    return None
+  placement = bank_placement.lookup_placement(bank)
+  return retrieval.make_recall(config.retrieval, placement, config.seed)
+
+
+def make_memory(
+  config: Config, dataset: training_data.Dataset, mesh: Mesh
+) -> Memory:
+  """Puts what sampling needs on the devices of a mesh.
+
+  Args:
+    config: The run; decides how the bank is stored and placed.
     dataset: The encoded images.
     mesh: The mesh.
   """
   everywhere = sharding.replicated(mesh)
-  train = dataset.train
+  train, token_dim = dataset.train, 0
+  bank, info = _stored(config, train.bank, train.info)
+  if config.loss.projection_weight and train.token_shape is not None:
+    token_dim = train.token_shape[1]
+  bank = bank_placement.place(bank, mesh, config.bank.placement)
   return Memory(
-    bank=jax.device_put(train.bank, everywhere),
-    info=train.info,
-    stats=jax.device_put(train.stats, everywhere),
-    latent_shape=train.records.fields["latent"].shape[1:],
+    bank=bank,
+    info=info,
+    stats=sharding.place(train.stats, everywhere),
+    latent_shape=train.latent_shape,
+    token_dim=token_dim,
+    unit=lookup_bank(config, bank),
   )
+
+
+def _stored(
+  config: Config, bank: bank_lib.MemoryBank, info: bank_lib.BankInfo
+) -> tuple[bank_lib.Bank, bank_lib.BankInfo]:
+  """The bank with its rows of the configured type."""
+  if config.bank.storage == bank.storage:
+    return bank, info
+  found = edit.compress(bank_lib.on_host(bank), info, config.bank.storage)
+  return found.bank, found.info
 
 
 def save_memory(path: pathlib.Path, memory: Memory) -> None:
@@ -200,7 +179,7 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
   Raises:
     ValueError: If another bank is kept there: the data has changed.
   """
-  if path.exists():
+  if distributed.agree(path.exists()):
     metadata = checkpoint.read_metadata(path)
     if metadata["info"]["digest"] != memory.info.digest:
       raise ValueError(
@@ -212,31 +191,51 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
   checkpoint.save_tree(
     path,
     {
-      "rows": memory.bank.rows,
+      **_arrays(memory.bank),
       "mean": memory.stats.mean,
       "std": memory.stats.std,
     },
     {
       "info": dataclasses.asdict(memory.info),
       "latent_shape": list(memory.latent_shape),
+      "token_dim": memory.token_dim,
     },
   )
 
 
-def load_memory(path: pathlib.Path, mesh: Mesh) -> Memory:
+def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
+  """A bank's arrays by name, without padding."""
+  bank = bank_placement.to_save(bank)  # pyright: ignore
+  names = ("rows", "scales", "residuals")
+  found = {name: getattr(bank, name) for name in names}
+  return {name: x for name, x in found.items() if x is not None}
+
+
+def load_memory(
+  path: pathlib.Path,
+  mesh: Mesh,
+  placement: bank_placement.Placement = "auto",
+) -> Memory:
   """Reads the memory of a run.
 
   Args:
     path: The directory.
     mesh: The mesh to put it on.
+    placement: How to put the bank there.
 
   Raises:
     ValueError: If there is none.
   """
-  tree, metadata = checkpoint.load_tree(path, sharding.replicated(mesh))
+  tree, metadata = checkpoint.load_tree(path, None)
+  stats = {name: tree.pop(name) for name in ("mean", "std")}
+  bank = bank_lib.MemoryBank(**tree)
   return Memory(
-    bank=bank_lib.MemoryBank(rows=tree["rows"]),
+    bank=bank_placement.place(bank, mesh, placement),
     info=bank_lib.BankInfo(**metadata["info"]),
-    stats=protocols.LatentStats(mean=tree["mean"], std=tree["std"]),
+    stats=protocols.LatentStats(
+      **sharding.place(stats, sharding.replicated(mesh))
+    ),
     latent_shape=tuple(metadata["latent_shape"]),
+    # Runs made before networks could have a projection have none.
+    token_dim=metadata.get("token_dim", 0),
   )

@@ -1,13 +1,15 @@
-"""Everything orbax, behind one file.
+"""Everything orbax, behind this file and `checkpoint_part`.
 
-A checkpoint is the training state, uncompressed, with the resolved config and
-the progress as JSON. Orbax writes into a temporary directory and renames it
-when all hosts are done: a step that is listed was written whole.
+A checkpoint is the training state, uncompressed, with the progress and digests
+as JSON. Orbax writes into a temporary directory and renames it when all hosts
+are done: a step that is listed was written whole. What happens to it afterwards
+the digests show: orbax notices a file that is missing or cut, but not a bit
+that flipped.
 """
 
 import contextlib
 import dataclasses
-import json
+import itertools
 import logging
 import pathlib
 import typing
@@ -15,7 +17,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
+
+from gmem_jax import digest, distributed
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +51,18 @@ class CheckpointConfig:
       )
 
 
-def _context() -> ocp.Context:
+class Unreadable(ValueError):
+  """A checkpoint is damaged; all processes agree on that."""
+
+
+def _context(*, alone: bool = False) -> ocp.Context:
   """Uncompressed arrays: several times faster, a few percent larger."""
   context = ocp.Context()
   context.array.saving.use_compression = False
+  if alone:  # Where one process fails to read, none waits for it.
+    me, options = jax.process_index(), context.multiprocessing
+    options.primary_host, options.active_processes = me, {me}
+    options.barrier_sync_key_prefix = f"process_{me}"
   return context
 
 
@@ -75,11 +88,30 @@ class Checkpoints:
       ),
       cleanup_tmp_directories=True,
     )
+    self._set_aside_what_cannot_be_listed()
     self._checkpointer = self._open()
 
+  def _set_aside_what_cannot_be_listed(self) -> None:
+    """Orbax lists no checkpoint where one of them has broken metadata."""
+    if distributed.is_main() and self.directory.is_dir():
+      for path in self.directory.iterdir():
+        if not path.name.isdigit():
+          continue
+        try:
+          with _context(alone=True):
+            ocp.metadata(str(path))
+        # Damage shows as anything from a missing file to a JSON error.
+        except Exception as error:
+          _log.warning("checkpoint %s: %s", path.name, root_cause(error))
+          _move_aside(path)
+    distributed.wait_for_all("listable")
+
   def steps(self) -> list[int]:
-    """Steps that have a checkpoint, oldest first."""
-    return sorted(c.step for c in self._checkpointer.checkpoints)
+    """Steps that have a checkpoint, oldest first; as process 0 sees them."""
+    found = sorted(c.step for c in self._checkpointer.checkpoints)
+    count = int(distributed.agree(np.int32(len(found))))
+    steps = np.resize(np.array(found or [0], np.int32), count)
+    return [int(step) for step in distributed.agree(steps)] if count else []
 
   def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
     """Starts to write a checkpoint; returns once the state may be changed.
@@ -89,14 +121,15 @@ class Checkpoints:
       state: The training state.
       progress: What else a continued run wants to know; JSON.
     """
+    metadata: dict[str, Any] = progress | {
+      "digests": digest.of_tree(state) | {"progress": digest.of_json(progress)}
+    }
     self._checkpointer.save_async(
-      step, state, force=True, custom_metadata=progress
+      step, state, force=True, custom_metadata=metadata
     )
 
   def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
-    """Restores the newest readable checkpoint.
-
-    An unreadable one is moved aside, so that its step can be written again.
+    """Restores the newest readable checkpoint; unreadable ones move aside.
 
     Args:
       target: The state's shapes with the shardings to restore to.
@@ -136,10 +169,39 @@ class Checkpoints:
     return self._newest(load) if step is None else load(step)
 
   def _load(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
-    progress = self._checkpointer.metadata(step).custom_metadata
-    if not isinstance(progress, dict) or not progress:
+    """Reads and checks a checkpoint; all processes find the same."""
+    problem, found = "another process cannot read it", None
+    try:
+      found = self._read(step, target)
+    # Damage shows as anything from a missing file to a JSON error.
+    except Exception as error:
+      problem = root_cause(error)
+    if not distributed.everywhere(found is not None) or found is None:
+      raise Unreadable(problem)
+    state, progress, digests = found
+    wrong = [
+      name
+      for name, value in digest.of_tree(state).items()
+      if digests.get(name) != value
+    ]
+    if wrong:
+      raise Unreadable(f"{', '.join(wrong[:3])}: not what was written")
+    return state, progress
+
+  def _read(
+    self, step: int, target: Any
+  ) -> tuple[Any, dict[str, Any], dict[str, int]]:
+    """Reads this process's part; returns (state, progress, digests)."""
+    metadata: Any = self._checkpointer.metadata(step).custom_metadata
+    if not isinstance(metadata, dict) or "digests" not in metadata:
       raise ValueError("its metadata is damaged")
-    return self._checkpointer.load(step, target), progress
+    progress = {k: v for k, v in metadata.items() if k != "digests"}
+    digests = metadata["digests"]
+    if digests["progress"] != digest.of_json(progress):
+      raise ValueError("its metadata is damaged")
+    with _context(alone=True):
+      state = ocp.load(str(self.directory / str(step)), target)
+    return state, progress, digests
 
   def _newest(self, load: Callable[[int], Any]) -> Any:
     """Loads the newest step that can be; sets aside those that cannot."""
@@ -147,29 +209,27 @@ class Checkpoints:
     for step in reversed(steps):
       try:
         return load(step)
-      # Damage shows as anything from a missing file to a JSON error.
-      except Exception as error:
+      except Unreadable as error:
         _log.warning(
           "checkpoint %d is unreadable (%s); falling back to the one before",
           step,
-          _root_cause(error),
+          error,
         )
         self._set_aside(step)
-    if steps:
+    # Also in a later run: to begin anew is the user's decision.
+    if distributed.agree(any(self.directory.glob("unreadable-*"))):
       raise ValueError(
-        f"none of the checkpoints {steps} in {self.directory} can be read;"
-        " they were set aside as unreadable-*"
+        f"none of the checkpoints in {self.directory} can be read; they were"
+        " set aside as unreadable-*. Remove those to begin anew."
       )
     return None
 
   def _set_aside(self, step: int) -> None:
     self._checkpointer.close()
-    source = self.directory / str(step)
-    for n in range(1000):
-      aside = self.directory / f"unreadable-{step}-{n}"
-      if not aside.exists():
-        source.rename(aside)
-        break
+    distributed.wait_for_all("closed")
+    if distributed.is_main():
+      _move_aside(self.directory / str(step))
+    distributed.wait_for_all("set aside")
     self._checkpointer = self._open()
 
   def wait(self) -> None:
@@ -198,53 +258,6 @@ def opened(
     checkpoints.close()
 
 
-def load_newest(
-  directory: pathlib.Path,
-  part: str,
-  place: Callable[[Any], Any],
-) -> tuple[int, Any]:
-  """Reads a part of a run's newest checkpoint, in the shapes that it has.
-
-  Args:
-    directory: Where the run's checkpoints lie.
-    part: The part of the state, e.g. "ema".
-    place: Arrays' metadata -> shardings.
-
-  Returns:
-    (step, nested dicts of arrays).
-
-  Raises:
-    ValueError: If there is no checkpoint, or it cannot be read.
-  """
-  if not directory.is_dir():
-    raise ValueError(f"{directory}: no such directory of checkpoints")
-  checkpointer = ocp.training.Checkpointer(str(directory))
-  try:
-    steps = [c.step for c in checkpointer.checkpoints]
-    if not steps:
-      raise ValueError(f"{directory}: there is no checkpoint yet")
-    step = max(steps)
-    stored: Any = checkpointer.metadata(step).metadata
-    target = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored)
-    target[part] = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      stored[part],
-      place(stored[part]),
-    )
-    loaded: Any = checkpointer.load(step, target)
-    return step, loaded[part]
-  except ValueError:
-    raise
-  # Damage shows as anything from a missing file to a JSON error.
-  except Exception as error:
-    raise ValueError(
-      f"{directory}: its newest checkpoint cannot be read"
-      f" ({_root_cause(error)})"
-    ) from None
-  finally:
-    checkpointer.close()
-
-
 def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
   """Writes one pytree of arrays with JSON beside it, atomically.
 
@@ -257,14 +270,27 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
     ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
 
 
+def holds_tree(path: pathlib.Path) -> bool:
+  """Whether `save_tree` wrote a directory.
+
+  Args:
+    path: The directory.
+  """
+  try:
+    return isinstance(ocp.metadata(str(path)).custom_metadata, dict)
+  # What is no checkpoint shows as anything.
+  except Exception:
+    return False
+
+
 def load_tree(
-  path: pathlib.Path, sharding: jax.sharding.Sharding
+  path: pathlib.Path, sharding: jax.sharding.Sharding | None
 ) -> tuple[Any, dict[str, Any]]:
   """Reads what `save_tree` wrote.
 
   Args:
     path: The directory.
-    sharding: Where every array goes.
+    sharding: Where every array goes; None: to the host, as numpy arrays.
 
   Returns:
     (nested dicts of arrays, metadata).
@@ -272,14 +298,17 @@ def load_tree(
   Raises:
     ValueError: If there is nothing of the kind.
   """
+
+  def target_of(x: Any) -> Any:
+    if sharding is None:
+      return np.ndarray
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
   if not path.is_dir():
     raise ValueError(f"{path}: no such checkpoint directory")
   with _context():
     stored = ocp.metadata(str(path))
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-      stored.metadata,
-    )
+    target = jax.tree.map(target_of, stored.metadata)
     return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
 
 
@@ -298,31 +327,21 @@ def _json_dict(value: Any) -> dict[str, Any]:
   return value
 
 
-def _root_cause(error: BaseException) -> str:
-  """The first line of the error that started a chain."""
+def _move_aside(path: pathlib.Path) -> None:
+  """Nothing is thrown away, but its step can be written again."""
+  names = (f"unreadable-{path.name}-{n}" for n in itertools.count())
+  path.rename(
+    next(path.parent / n for n in names if not (path.parent / n).exists())
+  )
+
+
+def root_cause(error: BaseException) -> str:
+  """The first line of the error that started a chain.
+
+  Args:
+    error: The last of it.
+  """
   while error.__cause__ is not None:
     error = error.__cause__
   message = str(error).strip() or "no message"
   return f"{type(error).__name__}: {message.splitlines()[0][:300]}"
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a small file whole or not at all.
-
-  Args:
-    path: The file.
-    text: Its new content.
-  """
-  temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_text(text)
-  temporary.replace(path)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON whole or not at all.
-
-  Args:
-    path: The file.
-    value: Its new content.
-  """
-  write_text(path, json.dumps(value, indent=2) + "\n")

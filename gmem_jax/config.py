@@ -9,14 +9,22 @@ that. No other module sees a ConfigDict.
 import dataclasses
 import json
 import pathlib
-import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import ml_collections
 
-from gmem_jax import checkpoint, optim, retrieval, sections, sharding
+from gmem_jax import (
+  bank_placement,
+  checkpoint,
+  distributed,
+  files,
+  optim,
+  retrieval,
+  sections,
+  sharding,
+  strict,
+)
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
 
@@ -32,6 +40,7 @@ class Config:
   seed: int
   data: sections.DataConfig
   encoder: sections.EncoderConfig
+  bank: bank_placement.BankConfig
   model: build.ModelConfig
   retrieval: retrieval.RetrievalConfig
   loss: losses.LossConfig
@@ -50,11 +59,17 @@ class Config:
 FREE = (
   "train.steps",
   "train.steps_per_dispatch",
+  "train.accumulation",
   "train.log_every",
   "mesh.",
   "checkpoint.",
   "sampler.",
   "sample.",
+  "data.path",
+  "data.prepared",
+  "data.shard_size",
+  "data.device_batch",
+  "bank.placement",
   "encoder.tokenizer_weights",
   "encoder.features_weights",
   "eval.",
@@ -63,6 +78,17 @@ FREE = (
   "model.remat",
   "model.attention",
 )
+
+
+# What runs did that were made before a key was there.
+BEFORE = {
+  "bank.storage": "float32",
+  "model.cross_every": 1,
+  "retrieval.neighbours": 8,
+  "retrieval.exclude_own": True,
+  "retrieval.dropout": 0.1,
+  "train.init_from": "",
+}
 
 
 def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
@@ -79,61 +105,21 @@ def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
   """
   if isinstance(tree, ml_collections.ConfigDict):
     tree = tree.to_dict()
-  config = _build(Config, tree, prefix="")
+  config = strict.build(Config, tree)
   _check(config)
   return config
-
-
-def _build(cls: type, tree: Mapping[str, Any], prefix: str) -> Any:
-  """Builds a dataclass from a mapping with exactly its keys."""
-  hints = typing.get_type_hints(cls)
-  names = [f.name for f in dataclasses.fields(cls)]
-  where = f" in config.{prefix[:-1]}" if prefix else " in the config"
-  unknown = sorted(set(tree) - set(names))
-  if unknown:
-    raise ValueError(f"unknown key(s) {unknown}{where}; known: {names}")
-  missing = [n for n in names if n not in tree]
-  if missing:
-    raise ValueError(f"missing key(s) {missing}{where}")
-  return cls(
-    **{n: _value(hints[n], tree[n], prefix + n) for n in names}  # type: ignore
-  )
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-  """Checks one value against its type hint."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if dataclasses.is_dataclass(hint):
-    if not isinstance(value, Mapping):
-      raise ValueError(f"config.{key}={value!r}: a section is expected")
-    return _build(typing.cast(type, hint), value, key + ".")
-  if origin is Literal:
-    if value not in args:
-      raise ValueError(f"config.{key}={value!r}: allowed are {list(args)}")
-    return value
-  if origin in (typing.Union, types.UnionType):
-    if value is None and type(None) in args:
-      return None
-    (inner,) = (a for a in args if a is not type(None))
-    return _value(inner, value, key)
-  if origin is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise ValueError(f"config.{key}={value!r}: a tuple is expected")
-    return tuple(_value(args[0], v, key) for v in value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-    raise ValueError(
-      f"config.{key}={value!r}: expected {hint.__name__},"
-      f" got {type(value).__name__}"
-    )
-  return value
 
 
 def _check(config: Config) -> None:
   """Cross-field checks, one error each."""
   train, k = config.train, config.train.steps_per_dispatch
-  for key in ("steps", "batch_size", "steps_per_dispatch", "log_every"):
+  for key in (
+    "steps",
+    "batch_size",
+    "accumulation",
+    "steps_per_dispatch",
+    "log_every",
+  ):
     if getattr(train, key) < 1:
       raise ValueError(
         f"config.train.{key}={getattr(train, key)}: must be positive"
@@ -162,9 +148,12 @@ def _check(config: Config) -> None:
     ("sample.device_batch", config.sample.device_batch),
     ("sample.per_row", config.sample.per_row),
     ("sample.points", config.sample.points),
+    ("data.shard_size", config.data.shard_size),
+    ("data.device_batch", config.data.device_batch),
     ("encoder.image_size", config.encoder.image_size),
     ("eval.count", config.eval.count),
     ("eval.grid", config.eval.grid),
+    ("eval.device_batch", config.eval.device_batch),
   ):
     if value < 1:
       raise ValueError(f"config.{key}={value}: must be positive")
@@ -175,6 +164,8 @@ def _check(config: Config) -> None:
         f"config.sampler.{key}={ours!r} must be config.loss.{key}={theirs!r}:"
         " a network samples as it was trained"
       )
+  _check_data(config)
+  _check_eval(config)
   _check_sample(config)
   if config.model.depth < config.model.projector_depth and (
     config.loss.projection_weight
@@ -182,6 +173,54 @@ def _check(config: Config) -> None:
     raise ValueError(
       f"config.model.projector_depth={config.model.projector_depth} exceeds"
       f" config.model.depth={config.model.depth}"
+    )
+
+
+def _check_eval(config: Config) -> None:
+  """Cross-field checks of the evaluation, one error each."""
+  for key in ("audit", "save_every"):
+    value = getattr(config.eval, key)
+    if value < 0:
+      raise ValueError(f"config.eval.{key}={value}: must not be negative")
+  if config.report.unconditional and "frechet" not in config.eval.scores:
+    raise ValueError(
+      f"config.eval.scores={config.eval.scores}: config.report.unconditional"
+      " needs 'frechet' among them"
+    )
+
+
+def _check_data(config: Config) -> None:
+  """Cross-field checks of the data, one error each."""
+  data = config.data
+  where = f"with config.data.source={data.source!r}"
+  for key, sources in (
+    ("path", ("folder", "upstream")),
+    ("tfds", ("tfds",)),
+    ("split", ("tfds",)),
+    ("prepared", ("folder", "tfds")),
+  ):
+    if data.source in sources and not getattr(data, key):
+      raise ValueError(f"config.data.{key} is empty: it is needed {where}")
+  if data.holdout and (data.source != "digits" or data.prepared):
+    raise ValueError(
+      f"config.data.holdout={data.holdout}: must be 0 but for"
+      " config.data.source='digits' with config.data.prepared=''"
+    )
+  if data.independent_flips and not data.mirror:
+    raise ValueError(
+      "config.data.independent_flips=True needs config.data.mirror=True"
+    )
+  if data.source in ("none", "upstream"):
+    return
+  if data.latents == "posterior" and config.encoder.tokenizer == "identity":
+    raise ValueError(
+      "config.data.latents='posterior': config.encoder.tokenizer='identity' has"
+      " none, take 'sample'"
+    )
+  if config.loss.projection_weight and data.tokens == "none":
+    raise ValueError(
+      f"config.loss.projection_weight={config.loss.projection_weight}: must be"
+      " 0 with config.data.tokens='none', there is nothing to project to"
     )
 
 
@@ -255,10 +294,8 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
   """
   path = workdir / "config.json"
   if path.exists():
-    theirs, ours = (
-      flatten(json.loads(path.read_text())),
-      flatten(to_json(config)),
-    )
+    theirs = BEFORE | flatten(json.loads(path.read_text()))
+    ours = flatten(to_json(config))
     differing = [
       f"  config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
       for key in sorted(theirs.keys() | ours.keys())
@@ -276,5 +313,6 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
         + "\n".join(differing)
         + hint
       )
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(path, to_json(config))
+  distributed.check_shared(workdir, "--workdir")
+  if distributed.is_main():
+    files.write_json(path, to_json(config))

@@ -6,10 +6,11 @@ import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gmem_jax import checkpoint, metrics
+from gmem_jax import distributed, files, metrics
 
 # Width of a contact sheet's labels, in pixels.
 LABEL_WIDTH = 160
@@ -79,6 +80,8 @@ def write_images(
 ) -> int:
   """Fills a directory with images; those that exist are not made again.
 
+  All processes make them together, and each writes its share of the files.
+
   Args:
     directory: Receives 000000.png and so on.
     count: Number of images in all.
@@ -89,20 +92,27 @@ def write_images(
     How many images were made now.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  missing = np.array(
-    [i for i in range(count) if not (directory / f"{i:06d}.png").exists()],
-    np.int32,
-  )
+  missing = _missing(directory, count)
   progress = metrics.Progress(
     "sample", count - len(missing), count, unit="image"
   )
   for start in range(0, len(missing), batch_size):
     part = missing[start : start + batch_size]
     for i, pixels in zip(part, make(part), strict=True):
-      save_png(directory / f"{i:06d}.png", pixels)
+      if i % jax.process_count() == jax.process_index():
+        save_png(directory / f"{i:06d}.png", pixels)
     progress.update(count - len(missing) + start + len(part))
   progress.close()
+  distributed.wait_for_all("images")
   return len(missing)
+
+
+def _missing(directory: pathlib.Path, count: int) -> np.ndarray:
+  """Numbers of the images that are not there yet, as process 0 sees them."""
+  there = np.array(
+    [(directory / f"{i:06d}.png").exists() for i in range(count)]
+  )
+  return np.flatnonzero(~distributed.agree(there)).astype(np.int32)
 
 
 def claim_directory(directory: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -130,8 +140,9 @@ def claim_directory(directory: pathlib.Path, settings: dict[str, Any]) -> None:
         + "\n".join(differing)
         + "\nMove it away, or set sample.output or another sample.seed."
       )
-  directory.mkdir(parents=True, exist_ok=True)
-  checkpoint.write_json(path, settings)
+  distributed.check_shared(directory, "the images' directory")
+  if distributed.is_main():
+    files.write_json(path, settings)
 
 
 def write_grid(

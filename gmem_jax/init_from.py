@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import checkpoint, pretrained, sharding, train_state, weights
+from gmem_jax import (
+  checkpoint_part,
+  pretrained,
+  sharding,
+  train_state,
+  weights,
+)
 from gmem_jax.config import Config
 from gmem_jax.diffusion import sit_release
 
@@ -86,7 +92,7 @@ def _of_run(
   path: pathlib.Path, mesh: jax.sharding.Mesh, where: str
 ) -> dict[str, Any]:
   try:
-    step, given = checkpoint.load_newest(
+    step, given = checkpoint_part.load_newest(
       path / "checkpoints",
       "ema",
       lambda shapes: sharding.state_shardings(shapes, mesh),

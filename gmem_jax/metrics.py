@@ -19,7 +19,7 @@ import tensorboardX
 from clu import metrics as clu_metrics
 from tqdm import auto as tqdm
 
-from gmem_jax import checkpoint
+from gmem_jax import files
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Writer:
       return
     path = workdir / "metrics.jsonl"
     kept = [r for r in read_jsonl(path) if r["step"] <= first_step]
-    checkpoint.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+    files.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
     self._jsonl = path.open("a")
     self._tensorboard = tensorboardX.SummaryWriter(
       str(workdir / "tensorboard"),

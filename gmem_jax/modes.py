@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,20 +11,26 @@ import numpy as np
 
 from gmem_jax import (
   assemble,
+  bank_placement,
   checkpoint,
   config as config_lib,
-  evaluate,
+  distributed,
   images,
   pretrained,
   report,
   sample,
   sharding,
   train,
+  training_data,
 )
-from gmem_jax.bank import bank as bank_lib, draw
-from gmem_jax.models import conditioning
+from gmem_jax.bank import bank as bank_lib, draw, lookup
+from gmem_jax.data import sources as data_sources
+from gmem_jax.evaluate import build, catalogue, scores, sources
 
 _log = logging.getLogger(__name__)
+
+# Held-out images, and memories of each, in neighbours.png.
+NEIGHBOURS = 8
 
 
 def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -35,22 +40,28 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     config: The run.
     workdir: Its directory.
   """
-  assemble.require_data(config)
+  training_data.require(config)
   mesh = make_mesh(config)
   config_lib.claim_workdir(config, workdir)
-  dataset = assemble.load_dataset(config)
-  memory = assemble.make_memory(dataset, mesh)
-  distance = frechet_to(dataset, config.seed)
-  run = make_run(config, workdir, mesh, dataset, memory, distance)
+  dataset = training_data.load(config)
+  memory = assemble.make_memory(config, dataset, mesh)
+  evaluator = make_evaluator(
+    config, mesh, memory.latent_shape, dataset.train_images
+  )
+  run = make_run(config, workdir, mesh, dataset, memory, evaluator)
   state = train.train(run)
   if not config.report.unconditional:
     return
+  # The config has been checked: the images are in memory.
+  assert dataset.train_images is not None
+  assert dataset.heldout is not None
+  assert dataset.heldout_images is not None
   other = dataclasses.replace(
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
   other_dir = workdir / "unconditional"
   config_lib.claim_workdir(other, other_dir)
-  other_run = make_run(other, other_dir, mesh, dataset, memory, distance)
+  other_run = make_run(other, other_dir, mesh, dataset, memory, evaluator)
   other_state = train.train(other_run)
   _log.info("sampling for the report")
   sample_fn = make_sample_fn(config, memory, mesh, config.seed)
@@ -66,10 +77,32 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
       config, sample_fn, weights, heldout, outside=True
     ),
     unconditional=draw_samples(other, other_fn, other_weights, bank),
-    distance=distance,
+    neighbours=neighbours(heldout, dataset.train.bank),
+    distance=lambda pixels: build.score_pixels(evaluator, pixels)["frechet"],
   )
+  if not distributed.is_main():
+    return
   print(report.write(material, workdir, other_dir, config.train.steps))
-  print(f"Pictures: {workdir}/samples.png, {workdir}/curves.png")
+  pictures = ("samples.png", "neighbours.png", "curves.png")
+  print("Pictures: " + ", ".join(f"{workdir}/{name}" for name in pictures))
+
+
+def neighbours(
+  queries: bank_lib.MemoryBank, bank: bank_lib.MemoryBank
+) -> report.Neighbours:
+  """Looks up the nearest memories of the first rows of another bank.
+
+  Args:
+    queries: The other bank.
+    bank: The bank.
+  """
+  count = min(NEIGHBOURS, queries.size)
+  found = jax.jit(lookup.nearest, static_argnames="k")(
+    bank_lib.snippets(queries, jnp.arange(count)),
+    jax.jit(lookup.unit)(bank),
+    k=min(NEIGHBOURS, bank.size),
+  )
+  return report.Neighbours(*map(np.asarray, found))
 
 
 def load_params(
@@ -109,11 +142,11 @@ def make_run(
   config: config_lib.Config,
   workdir: pathlib.Path,
   mesh: jax.sharding.Mesh,
-  dataset: assemble.Dataset,
+  dataset: training_data.Dataset,
   memory: assemble.Memory,
-  distance: Callable[[np.ndarray], float],
+  evaluator: scores.Evaluator | None,
 ) -> train.Run:
-  """Puts a run together; its evaluation is the distance of fresh samples.
+  """Puts a run together; its evaluation scores fresh samples.
 
   Args:
     config: The run.
@@ -121,19 +154,75 @@ def make_run(
     mesh: Its devices.
     dataset: Its images.
     memory: What sampling needs.
-    distance: uint8 images -> Fréchet distance.
+    evaluator: Scores images; None to make the pictures alone.
   """
   assemble.save_memory(workdir / "memory", memory)
   sample_fn = make_sample_fn(config, memory, mesh, config.seed)
 
   def evaluate_fn(step: int, params: Any):
-    del step
     weights = make_weights(config, memory, params)
-    found = draw_samples(config, sample_fn, weights, memory.bank)
-    grid = images.make_grid(found.pixels[: config.eval.grid], 16, scale=4)
-    return {"frechet": distance(found.pixels)}, {"bank": grid}
+    shown: list[np.ndarray] = []
+
+    def read(numbers):
+      rows, features = draw_snippets(config, memory.bank, numbers)
+      pixels = sample_fn(weights, numbers, features, rows)
+      if numbers[0] < config.eval.grid:
+        shown.append(pixels)
+      return pixels
+
+    found = {}
+    if evaluator is None:
+      read(np.arange(config.eval.grid))
+    else:
+      found = evaluator(
+        sources.Arrays(
+          {"step": step},
+          config.eval.count,
+          build.decoded_shape(weights.tokenizer, memory.latent_shape),
+          read,
+          collective=True,
+        ),
+        config.eval.count,
+      )
+    pixels = np.concatenate(shown)[: config.eval.grid]
+    scale = max(1, 32 // pixels.shape[1])
+    return found, {"bank": images.make_grid(pixels, 16, scale=scale)}
 
   return train.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
+
+
+def make_evaluator(
+  config: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  latent_shape: tuple[int, int, int],
+  own: data_sources.Images | None,
+) -> scores.Evaluator | None:
+  """What scores the samples during training.
+
+  Args:
+    config: The run.
+    mesh: The devices.
+    latent_shape: h, w, c.
+    own: The training images, where they are images; else
+      `config.eval.reference` must name what to compare with.
+
+  Returns:
+    It, or None if the config asks for no score.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
+  if not config.eval.scores:
+    return None
+  shape = build.decoded_shape(pretrained.load_tokenizer(config), latent_shape)
+  evaluator = build.make_evaluator(config, mesh, own)
+  evaluator.extractor.check(shape)
+  gaussians, _ = catalogue.compared(config.eval.scores)
+  widths = evaluator.extractor.widths
+  catalogue.check_count(
+    config.eval.count, gaussians, widths, "config.eval.count"
+  )
+  return build.with_reference(config, evaluator, shape, own)
 
 
 def draw_samples(
@@ -153,31 +242,30 @@ def draw_samples(
     bank: Where the snippets come from.
     outside: Whether that is another bank than the one neighbours come from.
   """
-  numbers = np.arange(config.eval.count, dtype=np.int32)
+  numbers = np.arange(config.eval.count)
+  rows, features = draw_snippets(config, bank, numbers)
+  own = None if outside else rows
+  return report.Samples(sample_fn(weights, numbers, features, own), rows)
+
+
+def draw_snippets(
+  config: config_lib.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """What the samples of an evaluation are made of.
+
+  Args:
+    config: The run.
+    bank: Where the snippets come from.
+    numbers: [n] numbers of the images.
+
+  Returns:
+    [n] rows of the bank, and their features [n d].
+  """
+  numbers = numbers.astype(np.int32)
   rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
-  features = np.asarray(bank.rows)[rows]
-  own = None if outside else rows
-  pixels = sample_fn(weights, numbers, features, own)
-  return report.Samples(pixels, rows)
-
-
-def frechet_to(
-  dataset: assemble.Dataset, seed: int
-) -> Callable[[np.ndarray], float]:
-  """The Fréchet distance of images to the training images.
-
-  Args:
-    dataset: The images.
-    seed: Seed of the classifier whose features are compared.
-  """
-  real = dataset.train_images
-  features = evaluate.classifier_features(real.pixels, real.labels, seed)
-  reference = evaluate.fit_gaussian(features(real.pixels))
-  return lambda pixels: evaluate.frechet_distance(
-    evaluate.fit_gaussian(features(pixels)), reference
-  )
+  return rows, bank_placement.read_rows(bank, rows)
 
 
 def make_sample_fn(
@@ -201,7 +289,7 @@ def make_sample_fn(
     mesh,
     seed=seed,
     device_batch=config.sample.device_batch,
-    recall=config.retrieval,
+    recall=assemble.make_recall(config, memory.unit),
   )
 
 
@@ -219,28 +307,8 @@ def make_weights(
     params=params,
     tokenizer=pretrained.load_tokenizer(config),
     stats=memory.stats,
-    bank=sample_bank(config, memory.bank),
+    bank=memory.unit,
   )
-
-
-def sample_bank(
-  config: config_lib.Config, bank: bank_lib.MemoryBank
-) -> bank_lib.MemoryBank | None:
-  """The bank that sampling looks neighbours up in.
-
-  Args:
-    config: The run.
-    bank: Raw rows.
-
-  Returns:
-    Unit rows, or None for a network that does not attend to neighbours.
-
-  Raises:
-    ValueError: If the bank has too few rows.
-  """
-  if not conditioning.uses_cross(config.model.conditioning):
-    return None
-  return assemble.step_bank(config, bank)
 
 
 def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
@@ -254,9 +322,16 @@ def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
   """
   mesh = sharding.make_mesh(config.mesh)
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
-  if config.train.batch_size % ways:
+  batch, parts = config.train.batch_size, config.train.accumulation
+  if batch % ways:
     raise ValueError(
-      f"config.train.batch_size={config.train.batch_size} is not a multiple of"
-      f" the mesh's data x fsdp = {ways}"
+      f"config.train.batch_size={batch} is not a multiple of the mesh's"
+      f" data x fsdp = {ways}"
+    )
+  if batch % (ways * parts):
+    raise ValueError(
+      f"config.train.accumulation={parts} does not divide the {batch // ways}"
+      f" examples that each of data x fsdp = {ways} holds of"
+      f" config.train.batch_size={batch}"
     )
   return mesh

@@ -1,13 +1,15 @@
 """Converted weights to the parts of a run, each checked against the config."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import weights
+from gmem_jax import bank_store, weights
+from gmem_jax.bank import bank as bank_lib, storage
 from gmem_jax.config import Config
 from gmem_jax.encoders import (
   dinov2,
@@ -183,16 +185,17 @@ def load_bank(config: Config) -> Bank:
   Args:
     config: The run.
   """
-  kinds = ("bank", "low_rank_bank")
-  return _bank(*read("sample.bank", config.sample.bank, kinds, "bank"))
+  path = config.sample.bank
+  tree, metadata = read("sample.bank", path, bank_store.KINDS, "bank")
+  ours = features_name(config)
+  if ours is not None and "info" in metadata:
+    info = bank_lib.BankInfo(**metadata["info"])
+    bank_lib.check_encoder(info, ours, f"config.sample.bank={path!r}")
+  return _bank(tree, metadata)
 
 
 def _bank(tree: dict[str, Any], metadata: dict[str, Any]) -> Bank:
-  if metadata["kind"] == "low_rank_bank":
-    rows = tree["coefficients"] @ tree["basis"].T + tree["mean"]
-  else:
-    rows = tree["rows"]
-  rows = np.asarray(rows, np.float32)
+  rows = storage.decode(bank_store.from_tree(tree))
   return Bank(rows, tree.pop("counts", None), origin(metadata))
 
 
@@ -298,5 +301,25 @@ def load_features(config: Config, channels: int) -> protocols.FeatureEncoder:
   path = config.encoder.features_weights
   params, metadata = read("encoder.features_weights", path, ("dinov2",))
   network = dinov2.DINOv2(**_hashable(metadata["model"]))
-  name = f"dinov2(sha256={metadata['source']['sha256'][:12]})"
-  return dinov2.Encoder(name, network, params)
+  return dinov2.Encoder(_dinov2_name(metadata), network, params)
+
+
+def features_name(config: Config) -> str | None:
+  """The name of the feature encoder, without loading it.
+
+  Args:
+    config: The run.
+
+  Returns:
+    As `FeatureEncoder.name`; None if its weights are not on this machine.
+  """
+  if config.encoder.features == "random_conv":
+    return random_conv.name(config.seed)
+  path = config.encoder.features_weights
+  if not path or not pathlib.Path(path).exists():
+    return None
+  return _dinov2_name(weights.read_metadata(path))
+
+
+def _dinov2_name(metadata: dict[str, Any]) -> str:
+  return f"dinov2(sha256={metadata['source']['sha256'][:12]})"

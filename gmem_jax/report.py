@@ -1,4 +1,4 @@
-"""What a run has to show: samples.png, curves.png and a table.
+"""What a run has to show: three pictures and a table.
 
 Shapes: n images, H W pixels.
 """
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import checkpoint, evaluate, images, metrics
+from gmem_jax import files, images, metrics
+from gmem_jax.evaluate import audit as audit_lib
 
 # Columns of samples.png.
 COLUMNS = 16
@@ -37,6 +38,19 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Neighbours:
+  """The nearest memories of the first held-out images.
+
+  Attributes:
+    scores: [q k] cosines, descending.
+    rows: [q k] rows of the bank.
+  """
+
+  scores: np.ndarray
+  rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Material:
   """Everything that the report compares.
 
@@ -46,6 +60,7 @@ class Material:
     from_bank: Samples from the bank's snippets.
     from_heldout: Samples from snippets of held-out images, never seen.
     unconditional: Samples of the network without memory.
+    neighbours: Nearest memories of the first held-out images.
     distance: Images -> Fréchet distance to the training images.
   """
 
@@ -54,6 +69,7 @@ class Material:
   from_bank: Samples
   from_heldout: Samples
   unconditional: Samples
+  neighbours: Neighbours
   distance: Any
 
 
@@ -79,6 +95,28 @@ def picture(material: Material) -> np.ndarray:
   return images.label_rows(grid, ROWS)
 
 
+def neighbours_picture(material: Material) -> np.ndarray:
+  """neighbours.png: held-out images, and the bank images nearest to each.
+
+  Args:
+    material: What to show.
+
+  Returns:
+    uint8 [H', W', channels]: a row for each held-out image, which stands in
+    front; its nearest memories follow after a gap, best first.
+  """
+  found, rows = material.neighbours, []
+  for held, near in zip(material.heldout, found.rows, strict=False):
+    rows += [held, np.full_like(held, 255), *material.train[near]]
+  columns = 2 + found.rows.shape[1]
+  grid = images.make_grid(np.stack(rows), columns, scale=5, gap=4)
+  labels = [
+    f"held-out, then {best:.2f}-{worst:.2f}"
+    for best, worst in zip(found.scores[:, 0], found.scores[:, -1], strict=True)
+  ]
+  return images.label_rows(grid, labels)
+
+
 def numbers(
   material: Material, memory_run: pathlib.Path, other_run: pathlib.Path
 ) -> dict[str, float]:
@@ -95,10 +133,12 @@ def numbers(
   memory, other = _curve(memory_run), _curve(other_run)
   goal = other["distance"][-1]
   reached = memory["seconds"][memory["distance"] <= goal]
-  audit = evaluate.memorisation(
+  train = _to_float(material.train)
+  audit = audit_lib.memorisation(
     _to_float(material.from_bank.pixels),
-    material.from_bank.rows,
-    _to_float(material.train),
+    audit_lib.in_blocks(train),
+    train,
+    np.arange(len(train)),
   )
   return {
     "samples": float(len(material.from_bank.pixels)),
@@ -109,9 +149,9 @@ def numbers(
     "seconds/unconditional": float(other["seconds"][-1]),
     "seconds/memory": float(memory["seconds"][-1]),
     "seconds/to_same_distance": float(reached[0] if len(reached) else np.nan),
-    "memorisation/own_memory": audit.own_memory,
-    "memorisation/sample_distance": audit.sample_distance,
-    "memorisation/real_distance": audit.real_distance,
+    "memorisation/own_memory": audit.own_memory(material.from_bank.rows),
+    "memorisation/sample_distance": float(audit.distances.mean()),
+    "memorisation/real_distance": float(audit.real_distances.mean()),
   }
 
 
@@ -151,7 +191,7 @@ def write(
   other_run: pathlib.Path,
   steps: int,
 ) -> str:
-  """Writes samples.png, curves.png, report.json and report.txt.
+  """Writes samples.png, neighbours.png, curves.png and report.{json,txt}.
 
   Args:
     material: Images and samples.
@@ -165,11 +205,12 @@ def write(
   values = numbers(material, memory_run, other_run)
   text = table(values, steps)
   images.save_png(memory_run / "samples.png", picture(material))
+  images.save_png(memory_run / "neighbours.png", neighbours_picture(material))
   _plot(memory_run / "curves.png", memory_run, other_run)
   # JSON has no NaN.
   stored = {k: None if np.isnan(v) else v for k, v in values.items()}
-  checkpoint.write_json(memory_run / "report.json", stored)
-  checkpoint.write_text(memory_run / "report.txt", text.lstrip())
+  files.write_json(memory_run / "report.json", stored)
+  files.write_text(memory_run / "report.txt", text.lstrip())
   return text
 
 

@@ -64,16 +64,9 @@ class RetrievalConfig:
       )
 
 
-# (bank of unit rows, snippets, their rows, step) -> neighbours.
-RecallFn = Callable[
-  [
-    bank_lib.MemoryBank,
-    Float[Array, "b d"],
-    Integer[Array, " b"],
-    Integer[Array, ""],
-  ],
-  conditioning.Neighbours,
-]
+# (bank of unit rows, snippets, their rows, and the step while training) ->
+# neighbours.
+RecallFn = Callable[..., conditioning.Neighbours]
 
 
 def retrieve(
@@ -102,7 +95,7 @@ def retrieve(
   order = jnp.argsort(rows == own[:, None], axis=1, stable=True)[:, :others]
   scores = jnp.take_along_axis(scores, order, axis=1)
   rows = jnp.take_along_axis(rows, order, axis=1)
-  found = bank_lib.snippets(bank, rows.reshape(-1))
+  found = jnp.asarray(bank_lib.snippets(bank, rows.reshape(-1)))
   found = found.reshape(*rows.shape, bank.width)
   if not config.exclude_own:
     found = jnp.concatenate([snippet[:, None], found], axis=1)
@@ -111,23 +104,27 @@ def retrieve(
 
 
 def make_recall(
-  config: RetrievalConfig, placement: placement_lib.Placement, seed: int
+  config: RetrievalConfig,
+  placement: placement_lib.Placement | None,
+  seed: int,
 ) -> RecallFn:
-  """Makes what the training step looks its examples up with.
+  """Makes what training and sampling look snippets up with.
 
   Args:
     config: See `RetrievalConfig`.
-    placement: The devices, and how batch and bank are split over them.
+    placement: See `retrieve`.
     seed: Of the dropout of neighbours, which depends on (seed, step).
 
   Returns:
     The function, for the inside of a jit.
   """
 
-  def recall(bank, snippet, rows, step):
+  def recall(bank, snippet, rows, step=None):
     found = retrieve(config, bank, snippet, rows, placement)
+    if step is None or not config.dropout:
+      return found
     key = rngs.key(seed, "train/neighbours", step)
-    return drop(found, config.dropout, key) if config.dropout else found
+    return drop(found, config.dropout, key)
 
   return recall
 

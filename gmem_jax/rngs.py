@@ -15,14 +15,18 @@ STREAMS = {
   "init": "()",
   "data/shuffle": "()",
   "data/holdout": "()",
+  "data/mirror": "()",
   "train/time": "(step)",
   "train/noise": "(step)",
   "train/dropout": "(step)",
+  "train/posterior": "(step)",
   "train/neighbours": "(step)",
   "sample/row": "(image)",
   "sample/noise": "(image)",
   "sample/kick": "(image, step)",
   "sample/mask": "()",
+  "bank/mask": "()",
+  "prepare/posterior": "(2 * image + view)",
   "encoder": "()",
 }
 

@@ -3,12 +3,13 @@
 Compilers choose kernels by shape, and kernels differ in the last bit. So the
 sampler is compiled for one number of images on each device, whatever the
 number that is asked for, and the last call is filled up. On a CPU, XLA also
-splits long sums by the size of its thread pool, which a process with more
-(fake) devices has larger: between such processes the last bit may differ.
+splits long sums by its number of threads: that of the cores, or of NPROC, and
+at least that of the (fake) devices.
 
 Shapes: b images, h w c latent, d snippet width, m bank rows.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast, Protocol, runtime_checkable
 
@@ -69,6 +70,83 @@ class SampleFn(Protocol):
     ...
 
 
+def compile_sampler(
+  network: transformer.FlowTransformer,
+  sampler: samplers.SamplerConfig,
+  latent_shape: tuple[int, int, int],
+  mesh: Mesh,
+  *,
+  seed: int,
+  first_release: bool = False,
+  recall: retrieval.RecallFn | None = None,
+) -> Any:
+  """Jits all from noise to bytes.
+
+  Args:
+    network: The network.
+    sampler: The sampler.
+    latent_shape: h, w, c.
+    mesh: The devices; images are split over the axes of the batch.
+    seed: Image i's noise depends on (seed, i) alone.
+    first_release: See `make_sample_fn`.
+    recall: Looks up what a network with cross-attention attends to.
+
+  Returns:
+    (weights, image numbers int32 [b], features [b d], bank rows int32 [b]) ->
+    uint8 images [b H W ch], jitted; b is a multiple of the devices along the
+    batch.
+  """
+
+  def some(weights, images, features, neighbours):
+    snippet = None
+    if conditioning.uses_adaln(network.conditioning):
+      snippet = bank_lib.normalise(features)
+    x0 = _noise(seed, images, latent_shape)
+    x1 = _integrate(
+      network,
+      sampler,
+      weights.params,
+      (snippet, neighbours),
+      x0,
+      seed,
+      images,
+      first_release,
+    )
+    latents = protocols.denormalise_latents(x1, weights.stats)
+    pixels = weights.tokenizer.decode(latents)
+    return protocols.to_uint8(pixels, 127.5 if first_release else 128.0)
+
+  split = jax.shard_map(
+    some,
+    mesh=mesh,
+    in_specs=(P(), *(sharding.BATCH,) * 3),
+    out_specs=sharding.BATCH,
+    check_vma=False,
+  )
+
+  def run(weights, images, features, rows):
+    neighbours = None
+    if recall is not None:  # Here, as the bank's rows may be split.
+      unit = bank_lib.normalise(features)
+      neighbours = recall(weights.bank, unit, rows)
+    bare = dataclasses.replace(weights, bank=None)
+    return split(bare, images, features, neighbours)
+
+  return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def place(weights: Weights, mesh: Mesh) -> Weights:
+  """Puts weights on all devices; the bank stays where it is.
+
+  Args:
+    weights: The weights; the bank, if any, is on the mesh.
+    mesh: The devices.
+  """
+  bare: Any = dataclasses.replace(weights, bank=None)
+  placed = sharding.place(bare, sharding.replicated(mesh))
+  return dataclasses.replace(placed, bank=weights.bank)
+
+
 def make_sample_fn(
   network: transformer.FlowTransformer,
   sampler: samplers.SamplerConfig,
@@ -78,9 +156,9 @@ def make_sample_fn(
   seed: int,
   device_batch: int,
   first_release: bool = False,
-  recall: retrieval.RetrievalConfig | None = None,
+  recall: retrieval.RecallFn | None = None,
 ) -> SampleFn:
-  """Makes the sampling function: one jit from noise to bytes.
+  """Makes the sampling function.
 
   Args:
     network: The network.
@@ -91,70 +169,40 @@ def make_sample_fn(
     device_batch: Images on each device in one call.
     first_release: The network is that of the first release, which counts time
       from the data (t=0), and so is the rounding of pixels.
-    recall: What a network with cross-attention attends to.
+    recall: Looks up what a network with cross-attention attends to, in the
+      weights' bank.
 
   Returns:
     The function; it is compiled once.
   """
-
-  def some(weights, images, features, rows):
-    condition = _condition(network, recall, weights.bank, features, rows)
-    x0 = _noise(seed, images, latent_shape)
-    x1 = _integrate(
-      network,
-      sampler,
-      weights.params,
-      condition,
-      x0,
-      seed,
-      images,
-      first_release,
-    )
-    latents = protocols.denormalise_latents(x1, weights.stats)
-    pixels = weights.tokenizer.decode(latents)
-    return protocols.to_uint8(pixels, 127.5 if first_release else 128.0)
-
-  batch = sharding.BATCH
-  compiled = jax.jit(
-    jax.shard_map(
-      some,
-      mesh=mesh,
-      in_specs=(P(), batch, batch, batch),
-      out_specs=batch,
-      check_vma=False,
-    ),
-    out_shardings=sharding.replicated(mesh),
+  compiled = compile_sampler(
+    network,
+    sampler,
+    latent_shape,
+    mesh,
+    seed=seed,
+    first_release=first_release,
+    recall=recall,
   )
-  where = NamedSharding(mesh, batch)
+  where = NamedSharding(mesh, sharding.BATCH)
   together = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
 
   def sample(weights, images, features, rows=None):
     if rows is None:
       rows = np.full(len(images), retrieval.OUTSIDE)
-    done = []
+    done, weights = [], place(weights, mesh)
     for start in range(0, len(images), together):
       part = np.arange(start, start + together).clip(max=len(images) - 1)
       pixels = compiled(
         weights,
-        jax.device_put(np.asarray(images[part], np.int32), where),
-        jax.device_put(np.asarray(features[part], np.float32), where),
-        jax.device_put(np.asarray(rows[part], np.int32), where),
+        sharding.place(np.asarray(images[part], np.int32), where),
+        sharding.place(np.asarray(features[part], np.float32), where),
+        sharding.place(np.asarray(rows[part], np.int32), where),
       )
       done.append(jax.device_get(pixels)[: len(images) - start])
     return np.concatenate(done)
 
   return sample
-
-
-def _condition(network, recall, bank, features, rows):
-  """What the network is conditioned on: (snippet, neighbours), or Nones."""
-  snippet = neighbours = None
-  unit = bank_lib.normalise(features)
-  if conditioning.uses_adaln(network.conditioning):
-    snippet = unit
-  if conditioning.uses_cross(network.conditioning):
-    neighbours = retrieval.retrieve(recall, bank, unit, rows)
-  return snippet, neighbours
 
 
 def _noise(seed, images, latent_shape):

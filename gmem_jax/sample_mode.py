@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import (
+  assemble,
   config as config_lib,
+  distributed,
   images as images_lib,
   manipulate,
   pretrained,
@@ -67,19 +69,23 @@ def sample_mode(
   if images or ends:
     plan = _plan_manipulation(config, source, images, ends)
   else:
-    plan = _plan_rows(config, source)
-  directory = workdir / "images" / _name(config, source, plan)
-  if config.sample.output:
-    directory = pathlib.Path(config.sample.output).absolute()
-  images_lib.claim_directory(directory, _record(config, source, plan))
+    plan = plan_rows(config, source)
+  directory = directory_of(config, workdir, source, plan)
+  images_lib.claim_directory(directory, record(config, source, plan))
   made = _write(config, source, plan, mesh, directory)
-  print(
-    f"{made} images made, {plan.count} in {directory}; {_calls(config.sampler)}"
-  )
+  if not distributed.is_main():
+    return
+  calls = calls_in_words(config.sampler)
+  print(f"{made} images made, {plan.count} in {directory}; {calls}")
 
 
-def _plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
-  """Images from rows of the bank, given or drawn."""
+def plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
+  """Images from rows of the bank, given or drawn.
+
+  Args:
+    config: The run.
+    source: What to sample with.
+  """
   bank, chosen = source_lib.bank_of(source), config.sample
   per_row, count = chosen.per_row, chosen.count
   if chosen.rows:
@@ -165,18 +171,49 @@ def _plan_manipulation(
   )
 
 
-def _name(
+def name_of(
   config: config_lib.Config, source: source_lib.Source, plan: Plan
 ) -> str:
-  """The directory's name in WORKDIR/images."""
+  """The directory's name in WORKDIR/images.
+
+  Args:
+    config: The run.
+    source: What is sampled with.
+    plan: What is sampled.
+  """
   parts = [source.name, f"seed_{config.sample.seed}", plan.name]
   return "_".join(part for part in parts if part)
 
 
-def _record(
+def directory_of(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  source: source_lib.Source,
+  plan: Plan,
+) -> pathlib.Path:
+  """Where the images lie.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+    source: What is sampled with.
+    plan: What is sampled.
+  """
+  if config.sample.output:
+    return pathlib.Path(config.sample.output).absolute()
+  return workdir / "images" / name_of(config, source, plan)
+
+
+def record(
   config: config_lib.Config, source: source_lib.Source, plan: Plan
 ) -> dict[str, Any]:
-  """sample.json: all that the images depend on."""
+  """sample.json: all that the images depend on.
+
+  Args:
+    config: The run.
+    source: What is sampled with.
+    plan: What is sampled.
+  """
   calls = samplers.num_calls(config.sampler)
   return {
     "network": source.info,
@@ -194,8 +231,12 @@ def _record(
   }
 
 
-def _calls(sampler: samplers.SamplerConfig) -> str:
-  """What an image costs, in words."""
+def calls_in_words(sampler: samplers.SamplerConfig) -> str:
+  """What an image costs, in words.
+
+  Args:
+    sampler: The sampler.
+  """
   calls = samplers.num_calls(sampler)
   if calls is None:
     return f"{sampler.method} chooses its number of network calls"
@@ -214,25 +255,13 @@ def _write(
 ) -> int:
   """Makes what is missing; returns how many images that was."""
   chosen, count = config.sample, plan.count
-  if chosen.format == "npz" and images_lib.adm_file(directory, count).exists():
+  packed = images_lib.adm_file(directory, count).exists()
+  if chosen.format == "npz" and distributed.agree(packed):
     return 0
-  sample_fn = sample.make_sample_fn(
-    source.model,
-    config.sampler,
-    source.latent_shape,
-    mesh,
-    seed=chosen.seed,
-    device_batch=chosen.device_batch,
-    first_release=source.first_release,
-    recall=config.retrieval,
-  )
-  weights = jax.device_put(source.weights, sharding.replicated(mesh))
-  made = images_lib.write_images(
-    directory,
-    count,
-    chosen.batch_size,
-    lambda numbers: sample_fn(weights, numbers, *plan.features(numbers)),
-  )
+  make = make_fn(config, source, plan, mesh)
+  made = images_lib.write_images(directory, count, chosen.batch_size, make)
+  if not distributed.is_main():
+    return made
   if chosen.grid:
     _write_grid(config, plan, directory)
   if chosen.format != "png":
@@ -240,6 +269,37 @@ def _write(
   if chosen.format == "npz":
     images_lib.remove_pngs(directory, count)
   return made
+
+
+def make_fn(
+  config: config_lib.Config,
+  source: source_lib.Source,
+  plan: Plan,
+  mesh: jax.sharding.Mesh,
+) -> Callable[[np.ndarray], np.ndarray]:
+  """The function that makes the images.
+
+  Args:
+    config: The run.
+    source: What to sample with.
+    plan: What is sampled.
+    mesh: The devices.
+
+  Returns:
+    Image numbers [n] -> uint8 [n H W channels].
+  """
+  sample_fn = sample.make_sample_fn(
+    source.model,
+    config.sampler,
+    source.latent_shape,
+    mesh,
+    seed=config.sample.seed,
+    device_batch=config.sample.device_batch,
+    first_release=source.first_release,
+    recall=assemble.make_recall(config, source.weights.bank),
+  )
+  weights = sample.place(source.weights, mesh)
+  return lambda numbers: sample_fn(weights, numbers, *plan.features(numbers))
 
 
 def _write_grid(

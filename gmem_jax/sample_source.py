@@ -5,11 +5,16 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from gmem_jax import assemble, config as config_lib, modes, pretrained, sample
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax import (
+  assemble,
+  bank_placement,
+  config as config_lib,
+  modes,
+  pretrained,
+  sample,
+)
+from gmem_jax.bank import bank as bank_lib, storage
 from gmem_jax.models import conditioning, transformer
 
 
@@ -53,11 +58,15 @@ def load(
     source = _from_converted(config)
   else:
     source = _from_run(config, workdir, mesh)
-  if not conditioning.uses_cross(config.model.conditioning):
+  if source.weights.bank is not None or not conditioning.uses_cross(
+    config.model.conditioning
+  ):
     return source
-  bank = bank_lib.MemoryBank(rows=jnp.asarray(bank_of(source).rows))
+  bank = bank_placement.place(
+    bank_lib.MemoryBank(bank_of(source).rows), mesh, config.bank.placement
+  )
   weights = dataclasses.replace(
-    source.weights, bank=modes.sample_bank(config, bank)
+    source.weights, bank=assemble.lookup_bank(config, bank)
   )
   return dataclasses.replace(source, weights=weights)
 
@@ -72,15 +81,14 @@ def _from_run(
       " config.sample.network names no converted weights"
     )
   config_lib.claim_workdir(config, workdir)
-  memory = assemble.load_memory(workdir / "memory", mesh)
+  memory = assemble.load_memory(workdir / "memory", mesh, config.bank.placement)
   step, params = modes.load_params(config, workdir, memory, mesh)
+  if not config.sample.bank:
+    unit = assemble.lookup_bank(config, memory.bank)
+    memory = dataclasses.replace(memory, unit=unit)
   weights = modes.make_weights(config, memory, params)
-  if config.encoder.latent_stats:
-    channels = memory.latent_shape[-1]
-    stats = pretrained.load_stats(config, weights.tokenizer, channels)
-    weights = dataclasses.replace(weights, stats=stats)
   bank = pretrained.Bank(
-    np.asarray(memory.bank.rows),
+    storage.decode(bank_placement.to_save(memory.bank)),
     None,
     {"digest": memory.info.digest},
   )

@@ -4,20 +4,54 @@ import dataclasses
 from typing import Literal
 
 from gmem_jax.bank import interpolate
+from gmem_jax.data import schema
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """The images.
+  """The images, and how `--mode=prepare` keeps what the networks make of them.
+
+  Bytes are those of ImageNet at 256 px, as a share of the published features'
+  1.645 MB an image, with latents="sample"; "posterior" adds .02.
 
   Attributes:
-    source: "digits": scikit-learn's handwritten digits; "none": no images, the
-      config can only sample.
-    holdout: Images kept out of training and of the bank.
+    source: "folder": image files in any nesting; "tfds": a TFDS data set;
+      "digits": scikit-learn's handwritten digits; "upstream": the published
+      code's .safetensors features, which need no preparation; "none": no
+      images, the config can only sample.
+    path: The folder of "folder" and "upstream"; TFDS's data_dir, where "" is
+      its default. Unused by the others.
+    tfds: Name of the data set, e.g. "imagenet2012". "tfds" only.
+    split: Its split. "tfds" only.
+    prepared: Directory that `--mode=prepare` writes and training reads. "" with
+      "digits": encoded in memory when training starts.
+    holdout: Images kept out of training and of the bank. Digits in memory only.
+    mirror: Whether the mirror images are prepared and trained on, too.
+    latents: "posterior": mean and log-variance, so that every epoch draws other
+      latents; "sample": one draw each, as published.
+    tokens: The projection's targets. "bf16": as they are (.50); "int8": with a
+      scale for each token (.26), which turns Gaussian tokens by 1 - cos < 2e-4;
+      "pixels": not kept, the training step runs the feature encoder on uint8
+      pixels (.14), which costs about 6 % more arithmetic for an XL; "none": no
+      projection loss.
+    shard_size: Images in a shard, which is what is written anew after a kill.
+    device_batch: Images that the frozen networks see at a time on each device.
+    independent_flips: Whether latent, tokens and feature of an example are
+      mirrored by three coins, as in the published code, not by one.
   """
 
-  source: Literal["digits", "none"]
+  source: Literal["folder", "tfds", "digits", "upstream", "none"]
+  path: str
+  tfds: str
+  split: str
+  prepared: str
   holdout: int
+  mirror: bool
+  latents: schema.Latents
+  tokens: schema.Tokens
+  shard_size: int
+  device_batch: int
+  independent_flips: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +61,9 @@ class EncoderConfig:
   Attributes:
     tokenizer: "identity": latents are pixels; or a published autoencoder.
     tokenizer_weights: Its weights; unused by "identity".
-    latent_stats: Statistics that normalise the latents; "" for those of the
-      run, or with `sample.network` for the tokenizer's own scale, if it has
-      one.
+    latent_stats: Statistics that the latents of `sample.network` are normalised
+      with; "" for the tokenizer's own scale, if it has one. A run keeps those
+      of its data.
     features: "random_conv": fixed random convolutions, 768 wide; "dinov2".
     features_weights: Its weights; unused by "random_conv".
     image_size: Side of the images that features are made of, in pixels.
@@ -50,6 +84,9 @@ class TrainConfig:
   Attributes:
     steps: Steps of the whole run.
     batch_size: Global batch size.
+    accumulation: Parts of the batch that follow one another inside a step,
+      which then needs as much less memory for activations; the step is the
+      same.
     steps_per_dispatch: Steps per call of the compiled function; a few help
       where a step takes milliseconds.
     ema_decay: Decay of the parameters' moving average per step.
@@ -61,6 +98,7 @@ class TrainConfig:
 
   steps: int
   batch_size: int
+  accumulation: int
   steps_per_dispatch: int
   ema_decay: float
   log_every: int
@@ -116,19 +154,59 @@ class SampleConfig:
   reading: Literal["bank", "published"]
 
 
+# What images are scored by; `gmem_jax.evaluate.catalogue` says how.
+Score = Literal[
+  "fid",
+  "sfid",
+  "inception_score",
+  "precision_recall",
+  "frechet_dinov2",
+  "frechet",
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Evaluation during and after training.
+  """Evaluation, during training and by `--mode=evaluate`.
 
   Attributes:
     every: Steps between evaluations; 0: only at the end.
-    count: Images sampled for one evaluation.
+    count: Images sampled for one evaluation during training;
+      `--mode=evaluate` scores the images that `--mode=sample` would make.
     grid: Images in the sample picture.
+    scores: What is measured; () for nothing during training. "fid", "sfid",
+      "inception_score" and "precision_recall" as the ADM suite defines them;
+      "frechet_dinov2": the Fréchet distance in the features of
+      `encoder.features_weights`; "frechet": in those of a small classifier of
+      the run's own images, for digits.
+    reference: What images are compared with: ADM's .npz, statistics that
+      `python -m gmem_jax.evaluate stats` made, a folder or an .npz of images;
+      "" for the run's own training images.
+    inception_weights: Converted weights of FID's network.
+    preprocessing: How images are resized for it: "adm" as the ADM suite,
+      "pytorch_fid" as pytorch-fid, "published" as pytorch-fid while the
+      reference is ADM's, as in the published evaluation of GMem.
+    device_batch: Images on each device in one call of these networks.
+    images: A folder or an .npz to score instead of samples; "" for samples.
+    keep_images: Keep the samples as `--mode=sample` would write them.
+    save_every: Seconds between notes of what is done, from which a killed
+      evaluation continues.
+    audit: Images whose nearest training images `--mode=evaluate` looks up; 0
+      for none.
   """
 
   every: int
   count: int
   grid: int
+  scores: tuple[Score, ...]
+  reference: str
+  inception_weights: str
+  preprocessing: Literal["adm", "pytorch_fid", "published"]
+  device_batch: int
+  images: str
+  keep_images: bool
+  save_every: float
+  audit: int
 
 
 @dataclasses.dataclass(frozen=True)

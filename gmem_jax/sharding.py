@@ -8,12 +8,18 @@ parameters, their moving average and the optimizer's moments over `fsdp` and
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec as P,
+)
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -21,6 +27,9 @@ BATCH = P(("data", "fsdp"))
 # Arrays below this many elements are replicated: splitting them costs more in
 # collectives than it saves in memory.
 MIN_SHARDED_SIZE = 4096
+
+# An array of more bytes than this is never whole on a device by accident.
+MAX_REPLICATED_BYTES = 8 * 2**20
 
 # (pattern searched in the parameter's path, spec of its trailing axes). The
 # first match decides. A leading layer axis, where there is one, is not split.
@@ -80,7 +89,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   )
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
   """The partition of one array of the training state.
 
   Args:
@@ -89,30 +98,44 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     mesh: The mesh.
 
   Returns:
-    The spec of the first rule that matches; an axis that the mesh does not
-    divide is left whole.
+    The spec of the first rule that matches. An axis that the mesh does not
+    divide is left whole; where that would leave a large array whole, its
+    parameters are split along any axis that can be.
 
   Raises:
-    ValueError: If a large array matches no rule.
+    ValueError: If a large array matches no rule, or none of its axes can be
+      split over `mesh.fsdp`.
   """
   if math.prod(shape) < MIN_SHARDED_SIZE:
     return P()
   matching = [spec for pattern, spec in RULES if re.search(pattern, path)]
   if not matching:
     raise ValueError(f"{path} {shape}: no rule of sharding.RULES matches")
-  trailing = matching[0]
-  if not len(trailing) or len(trailing) > len(shape):
-    return P()
+  trailing = matching[0] if len(matching[0]) <= len(shape) else P()
   names = (None,) * (len(shape) - len(trailing)) + tuple(trailing)
-  return P(
-    *(
-      name if name and size % mesh.shape[name] == 0 else None
-      for name, size in zip(names, shape, strict=True)
-    )
-  )
+  spec: list[Any] = [
+    name if name and size % mesh.shape[name] == 0 else None
+    for name, size in zip(names, shape, strict=True)
+  ]
+  fsdp = mesh.shape["fsdp"]
+  # The state is float32.
+  if 4 * math.prod(shape) > MAX_REPLICATED_BYTES and "fsdp" not in spec:
+    free = [
+      axis
+      for axis, (name, size) in enumerate(zip(spec, shape, strict=True))
+      if (name is None or mesh.shape[name] == 1) and size % fsdp == 0
+    ]
+    if not free:
+      raise ValueError(
+        f"config.mesh.fsdp={fsdp} divides no axis of {path} {shape}: every"
+        " device would hold it whole. Take a smaller mesh.fsdp, and more"
+        " mesh.data"
+      )
+    spec[max(free, key=lambda axis: shape[axis])] = "fsdp"
+  return P(*spec) if any(spec) else P()
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Shardings of a whole (abstract) training state.
 
   Args:
@@ -160,6 +183,75 @@ def batch_sharding(mesh: Mesh, *, steps_axis: bool = False) -> NamedSharding:
     steps_axis: Whether a leading axis of several steps comes first.
   """
   return NamedSharding(mesh, P(None, *BATCH) if steps_axis else BATCH)
+
+
+def place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+  """Makes the function that keeps activations split by example alone.
+
+  A network that says so of its activations gathers the kernels that it needs,
+  one block at a time, and sums their gradients onto the devices that own them
+  (fully sharded data parallelism). Left to itself XLA may instead hold all
+  examples on each device of the `fsdp` axis, and split their width.
+
+  Args:
+    mesh: The mesh.
+
+  Returns:
+    Activations [b …] -> the same, b split over `data` and `fsdp`.
+  """
+  where = NamedSharding(mesh, BATCH)
+  return lambda x: jax.lax.with_sharding_constraint(x, where)
+
+
+def process_part(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+  """Which part of a batch this process loads.
+
+  Processes whose devices hold the same rows, as along the tensor axis, load the
+  same part.
+
+  Args:
+    mesh: The mesh.
+    batch_size: Rows of the batch, over all devices.
+
+  Returns:
+    (number of the part, number of parts); parts are equal, in order.
+
+  Raises:
+    ValueError: If this process's devices hold no such part.
+  """
+  index = NamedSharding(mesh, BATCH).addressable_devices_indices_map(
+    (batch_size,)
+  )
+  ranges = {rows[0].indices(batch_size)[:2] for rows in index.values()}  # type: ignore
+  first, last = min(r[0] for r in ranges), max(r[1] for r in ranges)
+  length = last - first
+  if length != sum(b - a for a, b in ranges) or first % length:
+    raise ValueError(
+      f"config.mesh: the devices of process {jax.process_index()} hold the"
+      f" scattered rows {sorted(ranges)} of a batch of {batch_size}; let one"
+      " process's devices be neighbours in data x fsdp"
+    )
+  return first // length, batch_size // length
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+  """Puts what every process has whole on the devices of all.
+
+  Args:
+    tree: Host arrays, or arrays of this process alone; those that already
+      lie on all devices only move.
+    sharding: Where they go.
+  """
+
+  def one(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    if sharding.is_fully_addressable:
+      return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
+
+  return jax.tree.map(one, tree)
 
 
 def to_global(batch: Any, sharding: NamedSharding) -> Any:

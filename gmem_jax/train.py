@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,21 +23,25 @@ from clu import parameter_overview
 
 from gmem_jax import (
   assemble,
+  bank_placement,
+  batch as batch_lib,
   checkpoint,
   config as config_lib,
+  distributed,
   images,
   init_from,
   metrics,
   optim,
-  retrieval,
   rngs,
   sharding,
   train_state,
   train_step,
+  training_data,
 )
-from gmem_jax.bank import placement
+from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import pipeline
-from gmem_jax.models import conditioning
+from gmem_jax.encoders import protocols
+from gmem_jax.models import transformer
 
 _log = logging.getLogger(__name__)
 
@@ -50,23 +53,6 @@ EvaluateFn = Callable[
 
 class Preempted(Exception):
   """SIGTERM arrived; the state is saved."""
-
-
-class StopRequest:
-  """Notes SIGTERM, so that the loop can save before it ends."""
-
-  def __init__(self):
-    self.received = False
-
-  def __enter__(self) -> "StopRequest":
-    self._previous = signal.signal(signal.SIGTERM, self._handle)
-    return self
-
-  def __exit__(self, *_) -> None:
-    signal.signal(signal.SIGTERM, self._previous)
-
-  def _handle(self, *_) -> None:
-    self.received = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,41 +71,70 @@ class Run:
   config: config_lib.Config
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
-  dataset: assemble.Dataset
+  dataset: training_data.Dataset
   memory: assemble.Memory
   evaluate: EvaluateFn | None
 
 
 def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
-  """Jits the training step over the mesh.
+  """Jits the training step of a run; see `jit_step`.
 
   Args:
     run: The run.
     shardings: Shardings of the state.
+  """
+  steps_fn = jit_step(
+    run.config,
+    assemble.network(run.config, run.memory),
+    run.memory.stats,
+    run.mesh,
+    shardings,
+    run.memory.step_bank,
+  )
+  encoder = sharding.place(run.dataset.encoder, sharding.replicated(run.mesh))
+  return lambda state, batches, bank: steps_fn(state, batches, bank, encoder)
+
+
+def jit_step(
+  config: config_lib.Config,
+  network: transformer.FlowTransformer,
+  stats: protocols.LatentStats,
+  mesh: jax.sharding.Mesh,
+  shardings: Any,
+  bank: bank_lib.MemoryBank,
+) -> Any:
+  """Jits the training step over the mesh.
+
+  Args:
+    config: The run's config.
+    network: Its network.
+    stats: Normalise its latents.
+    mesh: Its devices.
+    shardings: Shardings of the state.
+    bank: The bank that it will be given, or its shapes with shardings; unit
+      rows for a network with cross-attention (`assemble.lookup_bank`).
 
   Returns:
-    (state, batches, bank) -> (state, metrics [k]); the state is donated, and
-    the bank is of `assemble.step_bank`.
+    (state, batches, bank, encoder) -> (state, metrics [k]), jitted; the state
+    is donated. The encoder may be None; see `train_step.make_train_step`.
   """
-  config, recall = run.config, None
-  if conditioning.uses_cross(config.model.conditioning):
-    where = placement.Placement(run.mesh)
-    recall = retrieval.make_recall(config.retrieval, where, config.seed)
   step_fn = train_step.make_train_step(
-    assemble.network(config, run.memory),
+    network.clone(place=sharding.place_batch(mesh)),
     optim.make_optimizer(config.optim),
     config.loss,
-    run.memory.stats,
+    stats,
     seed=config.seed,
     ema_decay=config.train.ema_decay,
-    recall=recall,
+    accumulation=config.train.accumulation,
+    recall=assemble.make_recall(config, bank),
   )
-  everywhere = sharding.replicated(run.mesh)
-  batches = sharding.batch_sharding(run.mesh, steps_axis=True)
+  where = bank_placement.sharding_of(bank)
+  everywhere = sharding.replicated(mesh)
+  batches = sharding.batch_sharding(mesh, steps_axis=True)
   return jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,
-    in_shardings=(shardings, batches, everywhere),
+    in_shardings=(shardings, batches, where, everywhere),
     out_shardings=(shardings, everywhere),
   )
 
@@ -173,7 +188,7 @@ def train(run: Run) -> train_state.TrainState:
   state, progress = restore_or_init(run, checkpoints)
   writer = metrics.Writer(run.workdir, int(state.step))
   try:
-    with StopRequest() as stop:
+    with distributed.StopRequest() as stop:
       return _loop(run, state, progress, checkpoints, writer, stop)
   finally:
     checkpoints.close()
@@ -186,8 +201,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   step_fn = compile_step(run, jax.tree.map(lambda x: x.sharding, state))
   to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
   step = int(state.step)
-  batches = pipeline.batches(_dataset(run), step // k)
-  bank = assemble.step_bank(config, run.memory.bank)
+  batches = pipeline.batches(_dataset(run), step // k, to_devices)
   clock = Clock(step, progress["train_seconds"], config.train.batch_size)
   line = metrics.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
@@ -200,14 +214,14 @@ def _loop(run, state, progress, checkpoints, writer, stop):
     line.report(rates["perf/steps_per_s"], {"loss": means["train/loss"]})
 
   while step < config.train.steps:
-    batch = sharding.to_global(next(batches), to_devices)
-    state, values = step_fn(state, batch, bank)
+    batch = next(batches)
+    state, values = step_fn(state, batch, run.memory.step_bank)
     interval.add(step, values)
     step += k
     line.update(step)
 
     last = step >= config.train.steps
-    stopping = stop.received  # read once: what is announced is what is saved
+    stopping = stop.reached()  # asked once: what is announced is what is saved
     save = last or stopping or step % config.checkpoint.every == 0
     evaluate = run.evaluate is not None and (
       last or bool(config.eval.every and step % config.eval.every == 0)
@@ -234,14 +248,25 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 
 def _dataset(run: Run):
   """This process's endless dataset."""
-  config = run.config
+  config, records = run.config, run.dataset.train.records
+  part, parts = sharding.process_part(run.mesh, config.train.batch_size)
+  mirror_seed = None
+  if config.data.mirror:
+    mirror_seed = rngs.int32(config.seed, "data/mirror")
   return pipeline.make_dataset(
-    run.dataset.train.records,
+    records,
+    fields=batch_lib.fields(
+      records.spec(),
+      conditioned=config.model.conditioning != "none",
+      project=config.loss.projection_weight > 0,
+    ),
+    mirror_seed=mirror_seed,
+    independent_flips=config.data.independent_flips,
     seed=rngs.int32(config.seed, "data/shuffle"),
     batch_size=config.train.batch_size,
     steps_per_dispatch=config.train.steps_per_dispatch,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=part,
+    process_count=parts,
   )
 
 
@@ -252,7 +277,7 @@ def _evaluate(run, step, state, train_seconds, writer) -> None:
   writer.write_scalars(step, numbers | {"perf/train_seconds": train_seconds})
   writer.write_images(step, pictures)
   writer.flush()
-  if jax.process_index() == 0:
+  if distributed.is_main():
     directory = run.workdir / "samples"
     directory.mkdir(exist_ok=True)
     for name, picture in pictures.items():

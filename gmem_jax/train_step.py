@@ -8,7 +8,7 @@ Shapes: b batch, h w c latent, d snippet, n tokens of width z, k steps of a
 dispatch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.struct
@@ -17,13 +17,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from gmem_jax import retrieval, rngs, train_state
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax import batch as batch_lib, retrieval, rngs, train_state
 from gmem_jax.diffusion import losses
 from gmem_jax.encoders import protocols
 from gmem_jax.models import conditioning, transformer
 
-Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, "..."]]
 
 
@@ -37,7 +35,8 @@ class Draws:
     t: Times in [0, 1].
     snippet: Unit memory snippets, or None for a network without memory.
     tokens: The image encoder's tokens, for the projection loss, or None.
-    dropout_key: Key of the snippets' dropout; None for no dropout.
+    dropout_key: Keys of the snippets' dropout, one an example; None for no
+      dropout.
     neighbours: What the bank holds near the snippets, or None for a network
       without cross-attention.
   """
@@ -47,17 +46,15 @@ class Draws:
   t: Float[Array, " b"]
   snippet: Float[Array, "b d"] | None
   tokens: Float[Array, "b n z"] | None
-  dropout_key: Key[Array, ""] | None
+  dropout_key: Key[Array, " b"] | None
   neighbours: conditioning.Neighbours | None = None
 
 
 UpdateFn = Callable[
   [train_state.TrainState, Draws], tuple[train_state.TrainState, Metrics]
 ]
-StepFn = Callable[
-  [train_state.TrainState, Batch, bank_lib.MemoryBank],
-  tuple[train_state.TrainState, Metrics],
-]
+# (state, batch, bank, and for batches of pixels the frozen encoder)
+StepFn = Callable[..., tuple[train_state.TrainState, Metrics]]
 
 
 def make_update(
@@ -66,6 +63,7 @@ def make_update(
   loss_config: losses.LossConfig,
   *,
   ema_decay: float,
+  accumulation: int = 1,
 ) -> UpdateFn:
   """Makes the part of the step that draws nothing.
 
@@ -74,6 +72,8 @@ def make_update(
     tx: The optimizer.
     loss_config: The loss.
     ema_decay: Decay of the moving average.
+    accumulation: Parts of the batch whose gradients are averaged, one after the
+      other; it divides the batch.
 
   Returns:
     (state, Draws) -> (state, metrics): gradients of the loss, optimizer, moving
@@ -100,8 +100,9 @@ def make_update(
       loss_config, predict, draws.x1, draws.x0, draws.t, draws.tokens
     )
 
+  grad_fn = accumulate(jax.value_and_grad(loss_fn, has_aux=True), accumulation)
+
   def update(state, draws):
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, metrics), grads = grad_fn(state.params, draws)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -121,6 +122,43 @@ def make_update(
   return update
 
 
+def accumulate(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
+  """Lets a function see a batch in parts, and averages what it returns.
+
+  Part j has the rows j, j + parts, … of the batch: where the batch is split
+  over devices, each device keeps its own rows, and all work on every part.
+
+  Args:
+    fn: (params, batch) -> pytree of means over the batch.
+    parts: Number of parts; it divides the batch.
+
+  Returns:
+    (params, batch) -> the same pytree, equal up to rounding.
+  """
+  if parts == 1:
+    return fn
+
+  def split(x):
+    return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+
+  def accumulated(params, batch):
+    leaves, structure = jax.tree.flatten(batch)
+
+    def one(part):
+      return fn(params, structure.unflatten(part))
+
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, one(part)), None
+
+    leaves = [split(x) for x in leaves]
+    shapes = jax.eval_shape(one, [x[0] for x in leaves])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, leaves)
+    return jax.tree.map(lambda x: x / parts, total)
+
+  return accumulated
+
+
 def make_train_step(
   network: transformer.FlowTransformer,
   tx: optax.GradientTransformation,
@@ -129,6 +167,7 @@ def make_train_step(
   *,
   seed: int,
   ema_decay: float,
+  accumulation: int = 1,
   recall: retrieval.RecallFn | None = None,
 ) -> StepFn:
   """Makes the training step.
@@ -140,25 +179,30 @@ def make_train_step(
     stats: Normalise the batch's latents.
     seed: Seed of the streams; with the step it addresses every random draw.
     ema_decay: Decay of the moving average.
+    accumulation: See `make_update`.
     recall: Looks up what cross-attention attends to; the bank then has unit
       rows.
 
   Returns:
-    (state, batch, bank) -> (state, metrics). The batch holds `latent`
-    [b h w c] as the tokenizer gave it, `row` [b], and with a projection loss
-    `tokens` [b n z]. Metrics are scalars under `train/`.
+    (state, batch, bank, encoder=None) -> (state, metrics). The batch holds what
+    `gmem_jax.batch` reads; of pixels, `encoder` makes the projection's tokens.
+    Metrics are scalars under `train/`.
 
   Source: paper §3; the published training loop.
   """
   adaln = conditioning.uses_adaln(network.conditioning)
-  update = make_update(network, tx, loss_config, ema_decay=ema_decay)
+  project = loss_config.projection_weight > 0
+  update = make_update(
+    network, tx, loss_config, ema_decay=ema_decay, accumulation=accumulation
+  )
 
-  def step_fn(state, batch, bank):
+  def step_fn(state, batch, bank, encoder=None):
     step = state.step
-    x1 = protocols.normalise_latents(batch["latent"], stats)
+    latents = batch_lib.latents(batch, seed=seed, step=step)
+    x1 = protocols.normalise_latents(latents, stats)
     snippet = neighbours = None
     if network.conditioning != "none":
-      snippet = bank_lib.snippets(bank, batch["row"])
+      snippet = batch_lib.snippets(batch, bank)
       if recall is not None:
         neighbours = recall(bank, snippet, batch["row"], step)
     draws = Draws(
@@ -168,8 +212,10 @@ def make_train_step(
         loss_config, rngs.key(seed, "train/time", step), x1.shape[0]
       ),
       snippet=snippet if adaln else None,
-      tokens=batch.get("tokens"),
-      dropout_key=rngs.key(seed, "train/dropout", step),
+      tokens=batch_lib.tokens(batch, encoder) if project else None,
+      dropout_key=jax.random.split(
+        rngs.key(seed, "train/dropout", step), x1.shape[0]
+      ),
       neighbours=neighbours,
     )
     return update(state, draws)
@@ -188,9 +234,9 @@ def repeat(step_fn: StepFn) -> StepFn:
     have one value per step, [k].
   """
 
-  def steps_fn(state, batches, bank):
+  def steps_fn(state, batches, bank, encoder=None):
     return jax.lax.scan(
-      lambda s, batch: step_fn(s, batch, bank), state, batches
+      lambda s, batch: step_fn(s, batch, bank, encoder), state, batches
     )
 
   return steps_fn

@@ -25,8 +25,13 @@ CHANGES = {
 
 
 def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
-  """Fake devices, and a compilation cache that the processes share."""
+  """Fake devices, and a compilation cache that the processes share.
+
+  XLA splits long sums on a CPU by its number of threads, which is at least the
+  number of devices: NPROC gives every process the same.
+  """
   return os.environ | {
+    "NPROC": "4",
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -130,6 +135,6 @@ def make_config(
   )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  tree = module.get_config(option)
+  tree = module.get_config(*([option] if option else []))
   tree.update_from_flattened_dict(values)
   return config_lib.resolve(tree)

@@ -20,6 +20,7 @@ from gmem_jax import (
   sample_mode,
   sharding,
   train_state,
+  training_data,
   weights,
 )
 from gmem_jax.diffusion import guidance
@@ -52,8 +53,8 @@ def run(tmp_path_factory):
   config = tiny.make_config(**CROSS)
   workdir = tmp_path_factory.mktemp("cross") / "run"
   mesh = sharding.make_mesh(config.mesh)
-  dataset = assemble.load_dataset(config)
-  memory = assemble.make_memory(dataset, mesh)
+  dataset = training_data.load(config)
+  memory = assemble.make_memory(config, dataset, mesh)
   config_lib.claim_workdir(config, workdir)
   assemble.save_memory(workdir / "memory", memory)
   state = loud(jax.jit(assemble.make_init(config, memory))())
@@ -176,7 +177,7 @@ def test_guidance_drops_the_whole_memory(run):
       mesh,
       seed=0,
       device_batch=1,
-      recall=config.retrieval,
+      recall=assemble.make_recall(config, memory.unit),
     )
     loaded = modes.make_weights(config, memory, params)
     features = np.asarray(memory.bank.rows)

@@ -15,6 +15,7 @@ from gmem_jax import (
   pretrained,
   sharding,
   train,
+  training_data,
   weights,
 )
 from gmem_jax.diffusion import sit_release
@@ -27,8 +28,8 @@ CROSS = {"model__conditioning": "adaln+cross", "retrieval__neighbours": 3}
 def parts():
   config = tiny.make_config()
   mesh = sharding.make_mesh(config.mesh)
-  dataset = assemble.load_dataset(config)
-  return mesh, dataset, assemble.make_memory(dataset, mesh)
+  dataset = training_data.load(config)
+  return mesh, dataset, assemble.make_memory(config, dataset, mesh)
 
 
 def fresh(config, memory, mesh):
@@ -48,7 +49,7 @@ def make_converted(path, config, memory, params, kind="lightning_dit"):
     **{
       f.name: getattr(network, f.name)
       for f in dataclasses.fields(network)
-      if f.name not in ("parent", "name", "cross_every")
+      if f.name not in ("parent", "name", "cross_every", "place")
     },
     "grid": 4,
   }

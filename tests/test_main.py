@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gmem_jax import assemble, checkpoint, metrics, sharding
-from tests import tiny
+from tests import kill_training, tiny
 
 pytestmark = [
   pytest.mark.process,
@@ -106,22 +106,6 @@ def assert_same_run(workdir, reference, run):
   assert pictures(workdir, run) == expected
 
 
-def saving(workdir: pathlib.Path, since: float) -> bool:
-  """Whether a checkpoint is half written now."""
-  try:
-    return any(
-      p.stat().st_mtime > since
-      for p in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")
-    )
-  except FileNotFoundError:  # just finished
-    return False
-
-
-def logging_began(workdir: pathlib.Path, since: float) -> bool:
-  path = workdir / "metrics.jsonl"
-  return path.exists() and path.stat().st_mtime > since
-
-
 def test_run_leaves_its_files(uninterrupted):
   names = {p.name for p in uninterrupted.iterdir()}
   assert {
@@ -134,54 +118,28 @@ def test_run_leaves_its_files(uninterrupted):
   assert len(list((uninterrupted / "samples").glob("bank_*.png"))) == 2
 
 
-def kill_once(workdir, environment, *, while_saving: bool, delay: float):
-  """Starts the run, kills it; returns whether that hit what it should."""
-  began = time.time()
-  process = subprocess.Popen(
-    command(workdir),
-    env=environment,
-    cwd=tiny.ROOT,
-    stderr=subprocess.DEVNULL,
-  )
-  condition = saving if while_saving else logging_began
-  while process.poll() is None and not condition(workdir, began):
-    time.sleep(0.0005)
-  time.sleep(0 if while_saving else delay)
-  hit = process.poll() is None and (not while_saving or saving(workdir, began))
-  process.kill()
-  process.wait()
-  return hit
-
-
 def test_killed_runs_end_as_if_nothing_had_happened(
-  uninterrupted, environment, run, tmp_path
+  uninterrupted, run, tmp_path
 ):
-  """SIGKILL six times, half of them while a checkpoint is being written."""
-  rng = np.random.default_rng(0)
-  workdir, kills = tmp_path / "run0", {True: 0, False: 0}
-  for attempt in range(30):
-    while_saving = kills[True] <= kills[False]
-    kills[while_saving] += kill_once(
-      workdir,
-      environment,
-      while_saving=while_saving,
-      delay=rng.uniform(0, 0.4),
-    )
-    if sum(kills.values()) >= 6:
-      break
-    # A run that is nearly done leaves nothing to kill: begin another.
-    if max(losses(workdir), default=0) > 0.8 * tiny.CHANGES["train.steps"]:
-      workdir = tmp_path / f"run{attempt + 1}"
-  assert kills == {True: 3, False: 3}
-  result = run(workdir)
-  assert result.returncode == 0, result.stderr
-  assert_same_run(workdir, uninterrupted, run)
+  """Ten SIGKILLs at random moments, also while a checkpoint is written."""
+  done = kill_training.kill_often(
+    command, tmp_path, steps=tiny.CHANGES["train.steps"], kills=10, seed=0
+  )
+  assert done.counts == {"any": 4, "training": 3, "saving": 3}
+  assert not done.problems
+  for workdir in done.workdirs:
+    assert not kill_training.differences(workdir, uninterrupted)
+    assert losses(workdir) == losses(uninterrupted)
+  assert_same_run(done.workdirs[-1], uninterrupted, run)
 
 
-def test_sigterm_saves_and_says_so(uninterrupted, environment, run, tmp_path):
+@pytest.mark.parametrize("status", [(), ("--stopped_status=75",)])
+def test_sigterm_saves_and_says_so(
+  status, uninterrupted, environment, run, tmp_path
+):
   workdir = tmp_path / "run"
   process = subprocess.Popen(
-    command(workdir, checkpoint__every=1000),
+    command(workdir, *status, checkpoint__every=1000),
     env=environment,
     cwd=tiny.ROOT,
     stderr=subprocess.PIPE,
@@ -191,7 +149,7 @@ def test_sigterm_saves_and_says_so(uninterrupted, environment, run, tmp_path):
     time.sleep(0.01)
   process.send_signal(signal.SIGTERM)
   _, stderr = process.communicate(timeout=120)
-  assert process.returncode == 143, stderr
+  assert process.returncode == (75 if status else 0), stderr
   assert "stopped by SIGTERM at step" in stderr
   (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir())
   assert 0 < saved < 160

@@ -17,6 +17,9 @@ def material():
     from_bank=copies,
     from_heldout=report.Samples(pixels[200:232], np.arange(32)),
     unconditional=report.Samples(255 - pixels[:32], np.arange(32)),
+    neighbours=report.Neighbours(
+      np.linspace(1, 0, 12).reshape(3, 4), np.arange(12).reshape(3, 4)
+    ),
     distance=lambda x: float(x.mean()),
   )
 
@@ -77,6 +80,23 @@ def test_picture_has_its_rows_in_order(material):
     (4, material.unconditional.pixels[3]),
   ):
     y, x = row * cell + 4, 3 * cell + 4
+    shown = picture[y : y + 40 : 5, x : x + 40 : 5]
+    np.testing.assert_array_equal(shown, expected)
+
+
+def test_neighbours_stand_behind_their_image(material, runs):
+  report.write(material, *runs, steps=500)
+  picture = images.read_png(runs[0] / "neighbours.png")
+  picture = picture[:, images.LABEL_WIDTH :]
+  cell = 8 * 5 + 4
+  assert picture.shape[:2] == (3 * cell + 4, 6 * cell + 4)
+  for row, column, expected in (
+    (1, 0, material.heldout[1]),
+    (1, 1, np.full((8, 8, 1), 255)),
+    (1, 2, material.train[4]),
+    (2, 5, material.train[11]),
+  ):
+    y, x = row * cell + 4, column * cell + 4
     shown = picture[y : y + 40 : 5, x : x + 40 : 5]
     np.testing.assert_array_equal(shown, expected)
 

@@ -1,5 +1,7 @@
 """Looking up neighbours, alone and inside the training step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,9 @@ from gmem_jax import (
   retrieval,
   sharding,
   train_step,
+  training_data,
 )
-from gmem_jax.bank import bank as bank_lib, lookup, placement
+from gmem_jax.bank import bank as bank_lib, lookup
 from tests import tiny
 
 CROSS = {
@@ -38,7 +41,7 @@ def bank():
 
 @pytest.fixture(scope="module")
 def dataset():
-  return assemble.load_dataset(tiny.make_config())
+  return training_data.load(tiny.make_config())
 
 
 @pytest.mark.parametrize("exclude_own", [True, False])
@@ -102,12 +105,11 @@ def test_as_many_neighbours_as_the_bank_has(bank):
   assert found.scores.shape == (1, 39)
 
 
-def make_step(mesh, dataset, rows=()):
+def make_step(mesh, dataset, placement="replicated"):
   """The training step's function, its state and its bank on a mesh."""
-  settings = tiny.make_config(**CROSS)
-  memory = assemble.make_memory(dataset, mesh)
-  unit = assemble.step_bank(settings, memory.bank)
-  bank, where = placement.split_rows(unit, mesh, rows)
+  settings = tiny.make_config(**CROSS, bank__placement=placement)
+  memory = assemble.make_memory(settings, dataset, mesh)
+  bank = memory.step_bank
   step_fn = train_step.make_train_step(
     assemble.network(settings, memory),
     optim.make_optimizer(settings.optim),
@@ -115,7 +117,7 @@ def make_step(mesh, dataset, rows=()):
     memory.stats,
     seed=0,
     ema_decay=0.9,
-    recall=retrieval.make_recall(settings.retrieval, where, 0),
+    recall=assemble.make_recall(settings, bank),
   )
   init = assemble.make_init(settings, memory)
   shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
@@ -136,9 +138,10 @@ def test_the_step_looks_up_replicated_and_in_split_rows(
   del standard_promotion
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 1))
   results = []
-  for rows in ((), ("data", "fsdp")):
-    step_fn, state, bank = make_step(mesh, dataset, rows)
-    assert bank.rows.sharding.is_fully_replicated == (not rows)
+  for placement in ("replicated", "sharded"):
+    step_fn, state, bank = make_step(mesh, dataset, placement)
+    split = not bank.rows.sharding.is_fully_replicated
+    assert split == (placement == "sharded")
     losses = []
     for _ in range(3):
       state, metrics = step_fn(state, make_batch(mesh, dataset), bank)
@@ -167,7 +170,7 @@ def test_the_step_lowers_for_accelerators(
   batch = make_batch(mesh, dataset)
 
   def step(state, batch, rows):  # Exporting takes a bank apart, but no types.
-    return step_fn(state, batch, bank_lib.MemoryBank(rows))
+    return step_fn(state, batch, dataclasses.replace(bank, rows=rows))
 
   exported = jax.export.export(jax.jit(step), platforms=[platform])(
     state, batch, bank.rows

@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import assemble, images as images_lib, modes, sharding
+from gmem_jax import (
+  assemble,
+  images as images_lib,
+  modes,
+  sharding,
+  training_data,
+)
 from tests import tiny
 
 
@@ -13,7 +19,7 @@ def sampling():
   """(sample function, parameters, bank) of an untrained network."""
   config = tiny.make_config(model__family="lightning_dit")
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(assemble.load_dataset(config), mesh)
+  memory = assemble.make_memory(config, training_data.load(config), mesh)
   with jax.numpy_dtype_promotion("standard"):
     params = jax.jit(assemble.make_init(config, memory))().params
   weights = modes.make_weights(config, memory, params)

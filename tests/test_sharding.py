@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AbstractMesh, PartitionSpec as P
 
-from gmem_jax import sharding
+from gmem_jax import optim, rngs, sharding, train_state, train_step
+from gmem_jax.models import lightning_dit
+from tests import tiny
 
 
 @pytest.fixture
@@ -73,3 +75,63 @@ def test_abstract_carries_shardings(mesh):
   target = sharding.abstract(shapes, shardings)["kernel"]
   assert target.shape == (128, 128)
   assert target.sharding.spec == P("fsdp", "tensor")
+
+
+def test_a_large_array_that_cannot_be_split_as_ruled_is_split_otherwise():
+  mesh = AbstractMesh((1, 4, 1), sharding.AXES)
+  spec = sharding.spec_of("params/x/kernel", (28, 1151, 3456), mesh)
+  assert spec == P(None, None, "fsdp")
+
+
+def test_a_large_array_that_cannot_be_split_at_all_is_an_error():
+  mesh = AbstractMesh((1, 256, 1), sharding.AXES)
+  with pytest.raises(ValueError, match=r"mesh\.fsdp=256 divides no axis of p"):
+    sharding.spec_of("params/x/kernel", (28, 1152, 3456), mesh)
+
+
+@pytest.fixture(scope="module")
+def xl():
+  """The abstract training state of XL/1 with its projector."""
+  network = lightning_dit.LightningDiT(
+    channels=32, **lightning_dit.SIZES["XL/1"], token_dim=768
+  )
+  inputs = train_step.example_inputs((16, 16, 32), 768)
+  init = train_state.make_init(
+    lambda: network.init(rngs.key(0, "init"), *inputs)["params"],
+    optim.make_optimizer(tiny.make_config().optim),
+  )
+  with jax.numpy_dtype_promotion("standard"):
+    return jax.eval_shape(init)
+
+
+@pytest.mark.parametrize(
+  "sizes", [(1, 8, 1), (2, 128, 1), (1, 64, 4), (8, 16, 2)]
+)
+def test_nothing_large_of_xl_is_whole_on_a_device(xl, sizes):
+  mesh = AbstractMesh(sizes, sharding.AXES)
+  shardings = sharding.state_shardings(xl, mesh)
+  whole, held, total = [], 0, 0
+  for (path, leaf), where in zip(
+    jax.tree_util.tree_leaves_with_path(xl),
+    jax.tree.leaves(shardings),
+    strict=True,
+  ):
+    size = leaf.size * leaf.dtype.itemsize
+    part = np.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    held, total = held + part, total + size
+    if size > sharding.MAX_REPLICATED_BYTES and part > size / sizes[1]:
+      whole.append((jax.tree_util.keystr(path), leaf.shape, where.spec))
+  assert total > 10e9  # parameters, average and two moments in float32
+  assert not whole
+  assert held < total / sizes[1] + 20e6  # biases and the like stay whole
+
+
+def test_processes_load_the_rows_that_their_devices_hold(mesh):
+  # One process holds all rows, also where devices share them.
+  assert sharding.process_part(mesh, 8) == (0, 1)
+
+
+def test_placed_arrays_are_whole_everywhere(mesh):
+  placed = sharding.place({"x": np.arange(3)}, sharding.replicated(mesh))["x"]
+  assert placed.sharding.is_fully_replicated
+  np.testing.assert_array_equal(placed, np.arange(3))

@@ -7,7 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import assemble, checkpoint, metrics, sharding, train
+from gmem_jax import (
+  assemble,
+  checkpoint,
+  metrics,
+  sharding,
+  train,
+  training_data,
+)
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -15,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def dataset():
-  return assemble.load_dataset(tiny.make_config())
+  return training_data.load(tiny.make_config())
 
 
 def make_run(dataset, workdir, evaluate=None, **changes):
@@ -23,7 +30,7 @@ def make_run(dataset, workdir, evaluate=None, **changes):
     **{"train__steps": 32, "checkpoint__keep_latest": 9, **changes}
   )
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(dataset, mesh)
+  memory = assemble.make_memory(config, dataset, mesh)
   workdir.mkdir(exist_ok=True)
   return train.Run(config, workdir, mesh, dataset, memory, evaluate)
 

@@ -12,6 +12,7 @@ from gmem_jax import (
   sharding,
   train,
   train_step,
+  training_data,
 )
 from gmem_jax.bank import bank as bank_lib
 from tests import tiny
@@ -21,12 +22,12 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def dataset():
-  return assemble.load_dataset(tiny.make_config())
+  return training_data.load(tiny.make_config())
 
 
 def make_run(config, dataset, devices, tmp_path):
   mesh = sharding.make_mesh(config.mesh, devices=devices)
-  memory = assemble.make_memory(dataset, mesh)
+  memory = assemble.make_memory(config, dataset, mesh)
   return train.Run(config, tmp_path, mesh, dataset, memory, None)
 
 
@@ -125,7 +126,7 @@ def test_state_is_donated(dataset, tmp_path):
 def step_once(config, dataset, batch):
   """One step on one device; returns (old params, new state, metrics)."""
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(dataset, mesh)
+  memory = assemble.make_memory(config, dataset, mesh)
   step_fn = train_step.make_train_step(
     assemble.network(config, memory),
     optim.make_optimizer(config.optim),
@@ -222,7 +223,93 @@ def test_dropout_is_on_while_training(dataset, batch):
   assert losses[0] != losses[1]
 
 
-def test_mesh_must_divide_the_batches():
+@pytest.mark.parametrize("devices", [1, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+  dataset, tmp_path, devices
+):
+  """Also with dropout: an example's draws do not depend on its part."""
+  states, losses = [], []
+  for accumulation in (1, 4):
+    config = tiny.make_config(
+      model__family="lightning_dit",
+      model__snippet_dropout=0.4,
+      mesh__data=devices,
+      train__accumulation=accumulation,
+    )
+    run = make_run(config, dataset, jax.devices()[:devices], tmp_path)
+    state, loss = take_steps(run, dataset, 3)
+    states.append(jax.device_get(state.params))
+    losses.append(loss)
+  np.testing.assert_allclose(losses[1], losses[0], rtol=2e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-4),
+    states[1],
+    states[0],
+  )
+
+
+def test_accumulation_sees_every_example_once():
+  def fn(params, batch):
+    return params * jnp.mean(batch["x"]), jnp.mean(batch["x"] ** 2)
+
+  batch = {"x": jnp.arange(12.0)}
+  expected = fn(3.0, batch)
+  for parts in (1, 2, 3, 12):
+    found = train_step.accumulate(fn, parts)(3.0, batch)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.multidevice
+def test_accumulation_moves_no_rows_between_devices(dataset, tmp_path):
+  config = tiny.make_config(mesh__data=4, train__accumulation=2)
+  run = make_run(config, dataset, jax.devices(), tmp_path)
+  shapes = jax.eval_shape(assemble.make_init(config, run.memory))
+  shardings = sharding.state_shardings(shapes, run.mesh)
+  step_fn = train.compile_step(run, shardings)
+  fields = dataset.train.records.fields
+  where = sharding.batch_sharding(run.mesh, steps_axis=True)
+  batch = {
+    name: jax.ShapeDtypeStruct(
+      (2, 16, *fields[name].shape[1:]), fields[name].dtype, sharding=where
+    )
+    for name in ("latent", "row")
+  }
+  rows = run.memory.bank.rows
+  program = jax.jit(
+    lambda state, batch, rows: step_fn(state, batch, bank_lib.MemoryBank(rows))
+  ).lower(sharding.abstract(shapes, shardings), batch, rows)
+  text = program.compile().as_text()
+  assert "all-reduce" in text
+  assert "all-to-all" not in text
+  assert "all-gather" not in text
+
+
+@pytest.mark.multidevice
+def test_init_puts_only_shards_on_a_device_and_any_mesh_gives_the_same(
+  dataset, tmp_path
+):
+  one = make_run(
+    tiny.make_config(model__width=64), dataset, jax.devices()[:1], tmp_path
+  )
+  config = tiny.make_config(model__width=64, mesh__fsdp=4)
+  four = make_run(config, dataset, jax.devices(), tmp_path)
+  init = assemble.make_init(config, four.memory)
+  shapes = jax.eval_shape(init)
+  shardings = sharding.state_shardings(shapes, four.mesh)
+  compiled = jax.jit(init, out_shardings=shardings).lower().compile()
+  whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+  memory = compiled.memory_analysis()
+  assert memory.output_size_in_bytes < 0.45 * whole
+  assert memory.temp_size_in_bytes < 0.25 * whole
+  jax.tree.map(
+    np.testing.assert_array_equal, compiled(), jax.device_get(fresh(one)[0])
+  )
+
+
+def test_mesh_and_accumulation_must_divide_the_batches():
+  config = tiny.make_config(mesh__data=4, train__accumulation=8)
+  with pytest.raises(ValueError, match=r"config\.train\.accumulation=8"):
+    modes.make_mesh(config)
   config = tiny.make_config(train__batch_size=18, mesh__data=4)
   with pytest.raises(ValueError, match=r"config\.train\.batch_size=18"):
     modes.make_mesh(config)

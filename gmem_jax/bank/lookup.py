@@ -5,9 +5,11 @@ Shapes: q queries, m bank rows, d width, k neighbours.
 Scores are inner products with the rows as they are stored. For neighbours by
 cosine, as memory snippets are unit vectors, search the unit rows:
 
-    unit_bank = lookup.unit(bank)  # once
+    unit_bank = lookup.unit(bank, multiple=8)  # once
     scores, rows = lookup.nearest(bank_lib.normalise(query), unit_bank, k)
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +80,7 @@ def nearest_counted(
   Returns:
     Scores, rows, and the count `fallbacks`.
   """
-  size = None if placement is None else placement.size
-  check_shapes(query, bank, k, size)
+  check_shapes(query, bank, k)
   if implementation not in (None, *IMPLEMENTATIONS):
     raise ValueError(
       f"implementation={implementation!r} is none of {IMPLEMENTATIONS}"
@@ -90,7 +91,8 @@ def nearest_counted(
     return _search(implementation, query, rows, scales, k, count)
 
   if placement is None:
-    return one(query, bank.rows, bank.scales, k, None)
+    count = jnp.int32(bank.size) if bank.padding else None
+    return one(query, bank.rows, bank.scales, k, count)
   return placement_lib.search(one, query, bank, k, placement)
 
 
@@ -135,7 +137,9 @@ def _search(
   )
 
 
-def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
+def unit(
+  bank: bank_lib.MemoryBank, *, multiple: int = 1
+) -> bank_lib.MemoryBank:
   """The bank with every row at unit length, for lookup by cosine.
 
   Make it once: it reads all rows. Rows of float types are divided, and rounded
@@ -144,27 +148,39 @@ def unit(bank: bank_lib.MemoryBank) -> bank_lib.MemoryBank:
 
   Args:
     bank: A bank of raw rows, none of them zero.
+    multiple: Pads the rows to a multiple of so many. The GPU kernel wants 8;
+      a bank whose rows are split must go on dividing over its devices.
 
   Returns:
     A bank of unit rows.
   """
+  bank = _pad(bank, -bank.rows.shape[0] % multiple)
   if bank.scales is None:
-    return bank.replace(
-      rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
+    return dataclasses.replace(
+      bank, rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
     )
   length = jnp.linalg.norm(bank.rows.astype(jnp.float32), axis=1)
   scales = 1 / jnp.maximum(length, 1e-12)
   residuals = bank.residuals
   if residuals is not None:
     residuals = residuals * scales / jnp.maximum(bank.scales, 1e-38)
-  return bank.replace(scales=scales, residuals=residuals)
+  return dataclasses.replace(bank, scales=scales, residuals=residuals)
+
+
+def _pad(bank: bank_lib.MemoryBank, missing: int) -> bank_lib.MemoryBank:
+  """Appends zero rows, which are no memories."""
+  if not missing:
+    return bank
+
+  def pad(leaf):
+    return jnp.pad(leaf, ((0, missing),) + ((0, 0),) * (leaf.ndim - 1))
+
+  padded = jax.tree.map(pad, bank)
+  return dataclasses.replace(padded, padding=bank.padding + missing)
 
 
 def check_shapes(
-  query: Float[Array, "q d"],
-  bank: bank_lib.MemoryBank,
-  k: int,
-  size: int | None = None,
+  query: Float[Array, "q d"], bank: bank_lib.MemoryBank, k: int
 ) -> None:
   """Checks what shapes and types show; `nearest` calls it.
 
@@ -172,7 +188,6 @@ def check_shapes(
     query: Queries.
     bank: The bank.
     k: How many rows.
-    size: The bank's real rows, where padding follows them.
 
   Raises:
     ValueError: If the widths differ, k is out of range, the bank is empty, or
@@ -185,9 +200,8 @@ def check_shapes(
       f"queries of width {query.shape[1]} and bank rows of width {bank.width}:"
       " made by different encoders?"
     )
-  size = bank.size if size is None else size
-  if not 1 <= k <= size:
-    raise ValueError(f"k={k} is not in [1, {size}], the bank's size")
+  if not 1 <= k <= bank.size:
+    raise ValueError(f"k={k} is not in [1, {bank.size}], the bank's size")
   if (bank.rows.dtype == jnp.int8) != (bank.scales is not None):
     raise ValueError(
       f"bank rows of type {bank.rows.dtype}"

@@ -52,6 +52,11 @@ def published_value(
   kind, container = metadata["kind"], metadata["source"]["container"]
   if kind == "fid_stats":
     raise ValueError("FID statistics are an npz, there is no PyTorch file")
+  if kind == "int8_bank":
+    raise ValueError(
+      "no PyTorch file holds int8 banks; make it one of full rows first:"
+      " python -m gmem_jax.bank compress BANK OUT --storage=float32"
+    )
   shapes = {name: tuple(shape) for name, shape in metadata["tensors"]}
   table = vae.table(shapes) if kind == "vae" else _TABLES[kind]
   tree = next(trees[n] for n in ("params", "bank", "stats") if n in trees)

@@ -1,4 +1,4 @@
-"""Images through the frozen networks: records and the memory bank."""
+"""What training needs of a set of images; and small sets, encoded in memory."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.data import schema, sources
+from gmem_jax.data import records as records_lib, sources
 from gmem_jax.encoders import protocols
 
 # Images that the frozen networks see at a time.
@@ -19,16 +19,20 @@ class Prepared:
   """What training needs of a set of images.
 
   Attributes:
-    records: The examples; example i's memory is row i of the bank.
+    records: The examples; image i's memory is row i of the bank.
     bank: The features of the images, one a row.
     info: Where the bank comes from.
     stats: Statistics that normalise the latents.
+    latent_shape: h, w, c.
+    token_shape: n, d of the projection's targets, or None without them.
   """
 
-  records: schema.InMemoryRecords
+  records: records_lib.Records
   bank: bank_lib.MemoryBank
   info: bank_lib.BankInfo
   stats: protocols.LatentStats
+  latent_shape: tuple[int, int, int]
+  token_shape: tuple[int, int] | None
 
 
 def prepare(
@@ -59,7 +63,7 @@ def prepare(
   latents, rows = (np.concatenate(p) for p in zip(*parts, strict=True))
   bank = bank_lib.MemoryBank(rows=jnp.asarray(rows))
   return Prepared(
-    records=schema.InMemoryRecords(
+    records=records_lib.InMemoryRecords(
       {
         "latent": latents,
         "row": np.arange(len(images), dtype=np.int32),
@@ -69,4 +73,6 @@ def prepare(
     bank=bank,
     info=bank_lib.make_info(bank, encoder=encoder.name, source=images.name),
     stats=protocols.latent_stats(jnp.asarray(latents)),
+    latent_shape=latents.shape[1:],
+    token_shape=None,
   )

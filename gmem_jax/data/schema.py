@@ -1,45 +1,321 @@
-"""Records: what one training example holds, and sources of them.
+"""Records: what one training example holds, on disk and in memory.
 
-The field names are public interface: changing one makes stored data
-unreadable.
+A directory of prepared data, as `--mode=prepare` writes it:
+
+  schema.json                      the `Schema`: how records are laid out and
+                                   what made them; written first, never changed
+  train-00000-of-00128.array_record    records, see below
+  train-00000-of-00128.json        what the shard holds; exists once it is whole
+  statistics.json                  mean and std of every latent channel
+  bank/rows.npy, bank/info.json    float32 [images, d]: raw features of the
+                                   images as they are; row i is image i
+  report.json                      what was read and skipped; exists once all
+                                   of the above is whole
+
+Images are numbered in the order of the shards. A view of an image is the image
+itself (0) or its mirror image (1). Where tokens are stored they fill a record,
+so every view has a record of its own and a reader takes only the one it needs;
+else the views share their image's record. `Schema.locate` knows.
+
+A record is the fields of `layout`, little-endian, at fixed offsets, so that it
+decodes to views of its bytes without a copy. Names, types and offsets are
+public interface: changing one makes stored data unreadable, and takes a new
+`VERSION`.
+
+Letters: v views in a record, h w c latent, n d tokens, H W ch image.
 """
 
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
 from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
-# Field -> what it is.
-FIELDS = {
-  "latent": "float32 [h, w, c]: as the tokenizer gives it, not normalised",
-  "row": "int32 []: the example's own row of the memory bank",
-  "label": "int32 []: its class, -1 where there is none; only for reports",
-}
+VERSION = 1
+FILE = "schema.json"
+
+Latents = Literal["posterior", "sample"]
+Tokens = Literal["bf16", "int8", "pixels", "none"]
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+ALIGNMENT = 8
 
 
-class InMemoryRecords:
-  """Records held as one array per field; a random-access source for grain."""
+class Field(NamedTuple):
+  """Where a field lies in a record.
 
-  def __init__(self, fields: Mapping[str, np.ndarray]):
-    """Checks and keeps the arrays.
+  Attributes:
+    dtype: Its type.
+    shape: Its shape.
+    offset: Bytes before it.
+    viewed: Whether its first axis runs over the record's views.
+  """
+
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  offset: int
+  viewed: bool
+
+  @property
+  def size(self) -> int:
+    """Its bytes."""
+    return self.dtype.itemsize * math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The bytes of a record.
+
+  Attributes:
+    fields: Its fields by name, in the order of their offsets.
+    size: Its bytes.
+  """
+
+  fields: Mapping[str, Field]
+  size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+  """How the records of a directory are laid out, and what made them.
+
+  Attributes:
+    version: `VERSION` of the code that wrote them.
+    latents: "posterior": `mean` and `logvar` of the tokenizer's posterior, of
+      which the loader draws; "sample": one draw of it, or the only latent of a
+      tokenizer without a posterior.
+    tokens: How the projection's targets are kept; see `layout`.
+    mirrored: Whether the mirror images are there, too.
+    latent_shape: h, w, c.
+    token_shape: n, d of the feature encoder's tokens; with "pixels", of those
+      that the training step will compute.
+    feature_width: Width of the features.
+    image_shape: H, W, ch of the images that the latents were made of.
+    images: Images of the source before unreadable ones were left out.
+    shard_size: Images of the source in a shard.
+    tokenizer: What identifies the tokenizer.
+    features: What identifies the feature encoder.
+    source: What identifies the images.
+    seed: Seed of the posterior's draws ("sample").
+  """
+
+  version: int
+  latents: Latents
+  tokens: Tokens
+  mirrored: bool
+  latent_shape: tuple[int, int, int]
+  token_shape: tuple[int, int]
+  feature_width: int
+  image_shape: tuple[int, int, int]
+  images: int
+  shard_size: int
+  tokenizer: Mapping[str, Any]
+  features: Mapping[str, Any]
+  source: Mapping[str, Any]
+  seed: int
+
+  @property
+  def views(self) -> int:
+    """Views of an image."""
+    return 2 if self.mirrored else 1
+
+  @property
+  def views_per_record(self) -> int:
+    """Views that a record holds: one, or all of an image's."""
+    return 1 if self.tokens in ("bf16", "int8") else self.views
+
+  @property
+  def records_per_image(self) -> int:
+    """Records of an image."""
+    return self.views // self.views_per_record
+
+  @property
+  def shards(self) -> int:
+    """Number of shards."""
+    return -(-self.images // self.shard_size)
+
+  def locate(self, image: int, view: int) -> tuple[int, int]:
+    """Where a view of an image lies.
 
     Args:
-      fields: Arrays whose leading axis runs over the records.
+      image: Number of the image, its row of the bank.
+      view: 0, or 1 for the mirror image.
 
-    Raises:
-      ValueError: On an unknown field, a missing one, or unequal lengths.
+    Returns:
+      (record, view within the record).
     """
-    if set(fields) != set(FIELDS):
-      raise ValueError(f"records have {sorted(fields)}, not {sorted(FIELDS)}")
-    lengths = {name: len(value) for name, value in fields.items()}
-    if len(set(lengths.values())) != 1:
-      raise ValueError(f"fields differ in length: {lengths}")
-    self.fields = dict(fields)
+    if self.views_per_record == 1:
+      return image * self.views + view, 0
+    return image, view
 
-  def __len__(self) -> int:
-    return len(self.fields["row"])
+  def shard_name(self, shard: int) -> str:
+    """Name of a shard's files, without what follows the dot.
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    return {name: value[index] for name, value in self.fields.items()}
+    Args:
+      shard: Its number.
+    """
+    return f"train-{shard:05d}-of-{self.shards:05d}"
 
-  def __repr__(self) -> str:
-    return f"InMemoryRecords({len(self)})"
+
+def layout(schema: Schema) -> Layout:
+  """Lays out the records of a schema.
+
+  Args:
+    schema: The schema.
+
+  Returns:
+    The layout, with the fields
+      tokens        [v n d] bfloat16 ("bf16") or int8 ("int8")
+      token_scales  [v n] float32, "int8" only: a token is tokens * token_scales
+      pixels        [H W ch] uint8, "pixels" only: the image, not mirrored
+      mean, logvar  [v h w c] bfloat16, with latents "posterior"
+      latent        [v h w c] bfloat16, with latents "sample"
+      feature       [v d] bfloat16: the raw feature of the very view
+      label         [] int32: the class, -1 where there is none
+  """
+  v, found, offset = schema.views_per_record, {}, 0
+
+  def add(name: str, dtype: Any, *shape: int, viewed: bool = True) -> None:
+    nonlocal offset
+    shape = (v, *shape) if viewed else shape
+    found[name] = field = Field(np.dtype(dtype), shape, offset, viewed)
+    offset += -(-field.size // ALIGNMENT) * ALIGNMENT
+
+  if schema.tokens in ("bf16", "int8"):
+    add("tokens", BFLOAT16 if schema.tokens == "bf16" else np.int8,
+        *schema.token_shape)  # fmt: skip
+  if schema.tokens == "int8":
+    add("token_scales", "<f4", schema.token_shape[0])
+  if schema.tokens == "pixels":
+    add("pixels", np.uint8, *schema.image_shape, viewed=False)
+  posterior = schema.latents == "posterior"
+  for name in ("mean", "logvar") if posterior else ("latent",):
+    add(name, BFLOAT16, *schema.latent_shape)
+  add("feature", BFLOAT16, schema.feature_width)
+  add("label", "<i4", viewed=False)
+  return Layout(found, offset)
+
+
+def encode(layout: Layout, values: Mapping[str, np.ndarray]) -> bytes:
+  """A record's bytes.
+
+  Args:
+    layout: Of the schema.
+    values: Every field, in its shape and type.
+
+  Raises:
+    ValueError: If a field is missing, unknown, or of another shape or type.
+  """
+  if values.keys() != layout.fields.keys():
+    raise ValueError(
+      f"a record has the fields {sorted(layout.fields)}, not {sorted(values)}"
+    )
+  record = bytearray(layout.size)
+  for name, field in layout.fields.items():
+    value = np.asarray(values[name])
+    if value.shape != field.shape or value.dtype != field.dtype:
+      raise ValueError(
+        f"field {name!r} is {field.dtype} {field.shape}, not {value.dtype}"
+        f" {value.shape}"
+      )
+    record[field.offset : field.offset + field.size] = value.tobytes()
+  return bytes(record)
+
+
+def decode(
+  layout: Layout, record: bytes, view: int | None = None
+) -> dict[str, np.ndarray]:
+  """The fields of a record, as views of its bytes.
+
+  Args:
+    layout: Of the schema.
+    record: The bytes.
+    view: The view within the record that is wanted, as `Schema.locate` gives
+      it; its axis is then left out. None for all of them.
+
+  Returns:
+    Read-only arrays by name.
+
+  Raises:
+    ValueError: If the record has another length.
+  """
+  if len(record) != layout.size:
+    raise ValueError(
+      f"a record of {len(record)} bytes, the schema says {layout.size}: these"
+      " shards are of another schema"
+    )
+  values = {}
+  for name, field in layout.fields.items():
+    count = math.prod(field.shape)
+    value = np.frombuffer(record, field.dtype, count, field.offset)
+    value = value.reshape(field.shape)
+    values[name] = value[view] if field.viewed and view is not None else value
+  return values
+
+
+def to_json(schema: Schema) -> dict[str, Any]:
+  """The schema as JSON values, with the layout that follows from it.
+
+  Args:
+    schema: The schema.
+  """
+  found = layout(schema)
+  fields = {
+    name: {"dtype": f.dtype.name, "shape": f.shape, "offset": f.offset}
+    for name, f in found.fields.items()
+  }
+  tree = dataclasses.asdict(schema)
+  return json.loads(
+    json.dumps(tree | {"fields": fields, "record_bytes": found.size})
+  )
+
+
+def digest(schema: Schema) -> str:
+  """What ties a shard to its schema.
+
+  Args:
+    schema: The schema.
+  """
+  text = json.dumps(to_json(schema), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(directory: pathlib.Path) -> Schema:
+  """Reads `schema.json`.
+
+  Args:
+    directory: The directory of prepared data.
+
+  Raises:
+    ValueError: If there is none, or it is of another version or damaged.
+  """
+  path = directory / FILE
+  try:
+    tree = json.loads(path.read_text())
+    version = tree["version"]
+  except FileNotFoundError:
+    raise ValueError(f"{path} does not exist: no prepared data there") from None
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} is damaged: {error!r}") from None
+  if version != VERSION:
+    raise ValueError(
+      f"{path} is of schema version {version}, this code reads {VERSION}:"
+      " prepare the data again, or use the release that wrote it"
+    )
+  names = [f.name for f in dataclasses.fields(Schema)]
+  try:
+    values = {name: tree[name] for name in names}
+    for name, value in values.items():
+      values[name] = tuple(value) if isinstance(value, list) else value
+    schema = Schema(**values)
+    consistent = to_json(schema) == tree
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"{path} is damaged: {error!r}") from None
+  if not consistent:
+    raise ValueError(f"{path} is damaged: its fields do not fit its shapes")
+  return schema

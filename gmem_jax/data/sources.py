@@ -1,11 +1,58 @@
-"""Sources of images."""
+"""Sources of images: what each has to offer, and those held in memory."""
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from gmem_jax import rngs
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """One image of a source.
+
+  Attributes:
+    name: Names it for people.
+    label: Its class, -1 where there is none.
+    pixels: uint8 [H, W, channels], or None if it cannot be used.
+    note: Why not, or what is odd about it; "" for nothing.
+  """
+
+  name: str
+  label: int
+  pixels: np.ndarray | None
+  note: str = ""
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Images in a fixed order, read one by one, from several threads at once."""
+
+  @property
+  def channels(self) -> int:
+    """Channels of an image."""
+    ...
+
+  @property
+  def ignored(self) -> Mapping[str, int]:
+    """Extension -> number of files that are no images of the source."""
+    ...
+
+  def __len__(self) -> int:
+    """Number of images, damaged ones included."""
+    ...
+
+  def read(self, index: int) -> Picture:
+    """Reads an image; damage is told in its note, never raised."""
+    ...
+
+  def info(self) -> dict[str, Any]:
+    """What identifies the images and their order; JSON."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +71,31 @@ class Images:
 
   def __len__(self) -> int:
     return len(self.pixels)
+
+  @property
+  def channels(self) -> int:
+    """Channels of an image."""
+    return self.pixels.shape[-1]
+
+  @property
+  def ignored(self) -> Mapping[str, int]:
+    """None."""
+    return {}
+
+  def read(self, index: int) -> Picture:
+    """One image.
+
+    Args:
+      index: Its position.
+    """
+    return Picture(
+      f"{self.name}/{index}", int(self.labels[index]), self.pixels[index]
+    )
+
+  def info(self) -> dict[str, Any]:
+    """What identifies the images and their order."""
+    digest = hashlib.sha256(self.pixels.tobytes() + self.labels.tobytes())
+    return {"name": self.name, "sha256": digest.hexdigest()}
 
   def take(self, index: np.ndarray, name: str) -> "Images":
     """The images at some positions, under another name."""

@@ -12,10 +12,12 @@ Source: Oquab et al., arXiv 2304.07193 (the network); GMem, arXiv 2412.08781,
 and REPA, arXiv 2410.06940 (its preprocessing here).
 """
 
+import functools
 from typing import Any
 
 import einops
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -223,26 +225,24 @@ class DINOv2(nn.Module):
     return jax.vmap(lambda key: block.init(key, tokens)["params"])(keys)
 
 
+@flax.struct.dataclass
 class Encoder:
-  """The network with its weights, as one function of images.
+  """The network with its weights, as one function of images; a pytree of them.
 
   Attributes:
     name: Identifies the weights, so that a bank records what made it.
-    width: Width of the feature.
+    network: The network.
+    params: Its parameters.
   """
 
-  def __init__(self, name: str, network: DINOv2, params: Any):
-    """Keeps the parts.
+  name: str = flax.struct.field(pytree_node=False)
+  network: DINOv2 = flax.struct.field(pytree_node=False)
+  params: Any
 
-    Args:
-      name: What identifies the weights.
-      network: The network.
-      params: Its parameters.
-    """
-    self.name, self.width = name, network.width
-    # An argument of the compiled function, not a constant inside of it.
-    self._params = params
-    self._apply = jax.jit(lambda p, x: network.apply({"params": p}, x))
+  @property
+  def width(self) -> int:
+    """Width of the feature."""
+    return self.network.width
 
   def __call__(
     self, images: Float[Array, "b h w 3"]
@@ -252,7 +252,12 @@ class Encoder:
     Args:
       images: square, at least 256 pixels wide, in [-1, 1].
     """
-    return self._apply(self._params, images)
+    return _apply(self.network, self.params, images)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(network: DINOv2, params: Any, images: jax.Array) -> Any:
+  return network.apply({"params": params}, images)
 
 
 def _layer_norm(name: str | None = None) -> nn.LayerNorm:

@@ -3,7 +3,7 @@
 Shapes: b batch, H W image, h w c latent, n tokens, d feature width.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax.numpy as jnp
@@ -32,7 +32,11 @@ class FeatureEncoder(Protocol):
   """Images to the memory snippet and the targets of the projection loss."""
 
   name: str
-  width: int
+
+  @property
+  def width(self) -> int:
+    """Width of the feature."""
+    ...
 
   def __call__(
     self, images: Float[Array, "b H W ch"]
@@ -45,13 +49,16 @@ class FeatureEncoder(Protocol):
 class LatentStats:
   """Per-channel statistics that normalise latents.
 
+  Its fields are of type Any as JAX also fills pytrees with shapes and
+  shardings.
+
   Attributes:
-    mean: Mean of each latent channel over the training data.
-    std: Standard deviation of each.
+    mean: float32 [c], mean of each latent channel over the training data.
+    std: float32 [c], standard deviation of each.
   """
 
-  mean: Float[Array, " c"]
-  std: Float[Array, " c"]
+  mean: Any
+  std: Any
 
 
 def latent_stats(latents: Float[Array, "b h w c"]) -> LatentStats:

@@ -5,6 +5,8 @@ DINOv2's feature, that keeps near images near. It stands in for DINOv2 where no
 published weights are at hand.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,8 +18,17 @@ from gmem_jax.bank import bank as bank_lib
 LAYERS = ((64, 1), (128, 2), (192, 2))
 
 
+def name(seed: int) -> str:
+  """The name of the encoder that a seed draws.
+
+  Args:
+    seed: Seed of the weights.
+  """
+  return f"random_conv(seed={seed})"
+
+
 class RandomConvEncoder:
-  """Fixed random convolutions, pooled to 2 x 2, as one unit vector.
+  """Fixed random convolutions, pooled to 2 x 2, as one unit vector; a pytree.
 
   Attributes:
     name: Identifies the weights, so that a bank records what made it.
@@ -33,7 +44,7 @@ class RandomConvEncoder:
       seed: Seed of the weights.
       channels: Channels of the images.
     """
-    self.name = f"random_conv(seed={seed})"
+    self.name = name(seed)
     *keys, noise = jax.random.split(rngs.key(seed, "encoder"), len(LAYERS) + 1)
     widths = [channels, *(width for width, _ in LAYERS)]
     self.kernels = [
@@ -92,3 +103,17 @@ class RandomConvEncoder:
     b, h, w, z = x.shape
     grid = x.reshape(b, 2, h // 2, 2, w // 2, z).mean(axis=(2, 4))
     return grid.reshape(b, 4 * z)
+
+
+def _flatten(encoder: RandomConvEncoder) -> tuple[tuple[Any, Any], str]:
+  return (encoder.kernels, encoder._centre), encoder.name
+
+
+def _unflatten(name: str, leaves: tuple[Any, Any]) -> RandomConvEncoder:
+  encoder = object.__new__(RandomConvEncoder)
+  encoder.name = name
+  encoder.kernels, encoder._centre = leaves
+  return encoder
+
+
+jax.tree_util.register_pytree_node(RandomConvEncoder, _flatten, _unflatten)

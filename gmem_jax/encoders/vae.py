@@ -218,15 +218,23 @@ class Tokenizer:
   network: AutoencoderKL = flax.struct.field(pytree_node=False)
   params: Any
 
-  def encode(self, images: Float[Array, "b _ _ 3"]) -> Float[Array, "b h w c"]:
-    """The means of the images' posteriors.
+  def posterior(self, images: Float[Array, "b _ _ 3"]) -> Posterior:
+    """The posteriors of the images' latents.
 
     Args:
       images: As for `AutoencoderKL.encode`.
     """
     variables = {"params": self.params}
     posterior = self.network.apply(variables, images, method="encode")
-    return cast(Posterior, posterior).mean
+    return cast(Posterior, posterior)
+
+  def encode(self, images: Float[Array, "b _ _ 3"]) -> Float[Array, "b h w c"]:
+    """The means of the images' posteriors.
+
+    Args:
+      images: As for `AutoencoderKL.encode`.
+    """
+    return self.posterior(images).mean
 
   def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b _ _ 3"]:
     """Latents to images.

@@ -23,6 +23,8 @@ BIN = two_stage.BIN
 # Bank rows of a warpgroup's tile, and of a block's: two warpgroups multiply.
 _WG_ROWS = 128
 _ROWS = 2 * _WG_ROWS
+# TMA takes whole tiles of so many rows.
+ALIGN = 8
 # Width of a step: 128 bytes, the widest swizzle.
 _STEP = 64
 _STAGES = 4
@@ -53,6 +55,11 @@ def check(
       " would round float32 to TF32)"
     )
   m, d = rows.shape
+  if m % ALIGN:
+    raise NotImplementedError(
+      f"topk_gpu: {m} rows, not a multiple of {ALIGN}, a tile of TMA; pad the"
+      " bank with zero rows (lookup.unit does) and count them in its padding"
+    )
   if d % _STEP:
     raise NotImplementedError(
       f"topk_gpu: rows of width {d}, not a multiple of {_STEP}"

@@ -170,18 +170,16 @@ def _maxima_kernel(query_ref, rows_ref, *refs, m: int) -> None:
   rows = rows_ref[...]
   if rows.dtype == jnp.int8:
     rows = rows.astype(jnp.float32).astype(jnp.bfloat16)
-  scores = sum(
-    jax.lax.dot_general(
+  exact = rows.dtype == jnp.float32
+  scores = jnp.zeros((ROWS, query_ref.shape[1]), jnp.float32)
+  for limb in range(query_ref.shape[0]):
+    scores += jax.lax.dot_general(
       rows,
       query_ref[limb],
       (((1,), (1,)), ((), ())),
-      precision=(
-        jax.lax.Precision.HIGHEST if rows.dtype == jnp.float32 else None
-      ),
+      precision=jax.lax.Precision.HIGHEST if exact else None,
       preferred_element_type=jnp.float32,
     )
-    for limb in range(query_ref.shape[0])
-  )
   if scales_ref:
     # From a row to a column: the transpose wants a whole tile.
     tile = jnp.broadcast_to(scales_ref[0][...], (128, ROWS))

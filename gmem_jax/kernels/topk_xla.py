@@ -17,8 +17,9 @@ from gmem_jax.kernels import topk_reference, two_stage
 # Scores in flight: bytes, and the number of queries that fit the caches.
 _SCRATCH = 2**28
 _CHUNK = 128
-# int8 rows are converted to float32 so many at a time, to stay in the caches.
-_BLOCK = 2048
+# Rows of other types are converted to float32 so many at a time: int8 ones to
+# stay in the caches, bfloat16 ones (which XLA converts well) to save memory.
+_BLOCK = {"int8": 4096, "bfloat16": 2**17}
 
 
 def top_k(
@@ -68,18 +69,22 @@ def _scores(
       rows.astype(jnp.float32), query.T, precision=jax.lax.Precision.HIGHEST
     )
 
-  if rows.dtype == jnp.int8 and m > _BLOCK:
+  block_size = _BLOCK.get(rows.dtype.name, m)
+  if m > block_size:
 
     def block(number):
-      part = jax.lax.dynamic_slice_in_dim(rows, number * _BLOCK, _BLOCK)
+      start = number * block_size
+      part = jax.lax.dynamic_slice_in_dim(rows, start, block_size)
       return product(part)
 
-    found = jax.lax.map(block, jnp.arange(m // _BLOCK)).reshape(-1, q)
-    rest = rows[m // _BLOCK * _BLOCK :]
+    found = jax.lax.map(block, jnp.arange(m // block_size))
+    found = found.reshape(-1, query.shape[0])
+    rest = rows[m // block_size * block_size :]
     if rest.shape[0]:
       found = jnp.concatenate([found, product(rest)])
   else:
-    found = product(rows)[:, :q]
+    found = product(rows)
+  found = found[:, :q]
   if scales is not None:
     found = found * scales[:, None]
   if count is not None:

@@ -11,6 +11,7 @@ memory.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,8 @@ REMAT = ("none", "dots", "full")
 Tokens = Float[Array, "b n d"]
 Stack = PyTree[Float[Array, "l ..."]]
 CrossStack = PyTree[Float[Array, "g ..."]]
+# Returns its argument, with a word on which devices hold it.
+Place = Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +199,7 @@ def run_stack(
   tap: int,
   scan: bool,
   remat: str,
+  place: Place | None = None,
   cross: CrossStack | None = None,
   memory: conditioning.Memory | None = None,
 ) -> tuple[Tokens, Tokens]:
@@ -213,6 +217,9 @@ def run_stack(
     remat: activations kept for the backward pass: "none" recomputes nothing;
       "dots" keeps the products with weights; "full" keeps only the tokens
       between blocks.
+    place: said of the tokens after each block. Without it a compiler that sees
+      a kernel split over devices may split the tokens' width, and sum partial
+      products over devices, rather than gather the kernel.
     cross: parameters of the cross-attentions, or None; g divides l, and the
       first of every l / g blocks reads the memory.
     memory: see `Block`; None without `cross`.
@@ -223,9 +230,11 @@ def run_stack(
 
   def apply(params, read, x):
     if read is None:
-      return block.apply({"params": params}, x, cond, rope)
-    params = {**params, "cross": read}
-    return block.apply({"params": params}, x, cond, rope, memory)
+      x = block.apply({"params": params}, x, cond, rope)
+    else:
+      params = {**params, "cross": read}
+      x = block.apply({"params": params}, x, cond, rope, memory)
+    return x if place is None else place(cast(Array, x))
 
   step = _checkpointed(apply, remat, in_scan=scan)
   depth = jax.tree.leaves(stack)[0].shape[0]

@@ -227,9 +227,18 @@ class FinalLayer(nn.Module):
 
 
 def keep_mask(
-  key: Key[Array, ""], rate: float, shape: tuple[int, ...]
+  key: Key[Array, "..."], rate: float, shape: tuple[int, ...]
 ) -> Bool[Array, "..."]:
-  """Draws which elements a dropout of the given rate keeps."""
+  """Draws which elements a dropout of the given rate keeps.
+
+  Args:
+    key: one key, or one for each example, so that an example's draw does not
+      depend on its batch.
+    rate: probability with which an element is dropped.
+    shape: of the mask.
+  """
+  if key.ndim:
+    return jax.vmap(lambda k: keep_mask(k, rate, shape[1:]))(key)
   return jax.random.bernoulli(key, 1.0 - rate, shape)
 
 
@@ -250,7 +259,7 @@ def keep(
 
 
 def dropout(
-  x: Float[Array, "*s"], rate: float, key: Key[Array, ""] | None
+  x: Float[Array, "*s"], rate: float, key: Key[Array, "..."] | None
 ) -> Float[Array, "*s"]:
   """Drops single elements at random; without a key returns x itself."""
   if key is None or rate == 0.0:

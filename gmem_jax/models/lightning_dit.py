@@ -66,7 +66,7 @@ class LightningDiT(transformer.FlowTransformer):
   def embed_snippet(
     self,
     snippet: transformer.Snippet,
-    dropout_key: Key[Array, ""] | None,
+    dropout_key: Key[Array, "..."] | None,
     name: str,
   ) -> Float[Array, "*b d"]:
     """Dropout, then a linear layer."""

@@ -46,7 +46,7 @@ class SiT(transformer.FlowTransformer):
   def embed_snippet(
     self,
     snippet: transformer.Snippet,
-    dropout_key: Key[Array, ""] | None,
+    dropout_key: Key[Array, "..."] | None,
     name: str,
   ) -> Float[Array, "*b d"]:
     """Linear layer, then dropout."""

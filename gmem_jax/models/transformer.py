@@ -52,6 +52,8 @@ class FlowTransformer(nn.Module):
     scan_layers: see `blocks.run_stack`.
     remat: see `blocks.run_stack`.
     attention: "xla", "cudnn" or "auto"; see `attention.attend`.
+    place: says where activations live, an identity in value; see
+      `sharding.place_batch`. None leaves that to the compiler.
   """
 
   channels: int
@@ -71,6 +73,7 @@ class FlowTransformer(nn.Module):
   scan_layers: bool = False
   remat: str = "none"
   attention: str = "auto"
+  place: blocks.Place | None = None
 
   @property
   def style(self) -> blocks.Style:
@@ -78,7 +81,7 @@ class FlowTransformer(nn.Module):
     raise NotImplementedError
 
   def embed_snippet(
-    self, snippet: Snippet, dropout_key: Key[Array, ""] | None, name: str
+    self, snippet: Snippet, dropout_key: Key[Array, "..."] | None, name: str
   ) -> Float[Array, "*b d"]:
     """Dropout and a linear layer of that name; called inside `__call__`."""
     raise NotImplementedError
@@ -129,7 +132,7 @@ class FlowTransformer(nn.Module):
     snippet: Float[Array, "b s"] | None,
     neighbours: Neighbours | None = None,
     *,
-    dropout_key: Key[Array, ""] | None = None,
+    dropout_key: Key[Array, "..."] | None = None,
     project: bool = False,
   ) -> Latent | tuple[Latent, Float[Array, "b n z"]]:
     """Predicts the velocity at x and t.
@@ -144,7 +147,7 @@ class FlowTransformer(nn.Module):
       neighbours: what the bank holds near the snippet; zeros are the null
         condition. None if the conditioning is without "cross".
       dropout_key: key of the dropout of single elements of snippet and
-        neighbours; None for no dropout.
+        neighbours, or one for each example; None for no dropout.
       project: also return the projected tokens (training).
 
     Returns:
@@ -171,6 +174,8 @@ class FlowTransformer(nn.Module):
     memory = None
     if neighbours is not None:
       memory = self._memory(neighbours, dropout_key)
+    if self.place is not None:
+      tokens, cond = self.place(tokens), self.place(cond)
 
     # The projector's parameters exist also if the first call does not need it.
     project_here = project or (self.is_initializing() and self.token_dim > 0)
@@ -208,11 +213,13 @@ class FlowTransformer(nn.Module):
   def _memory(
     self,
     neighbours: Neighbours,
-    dropout_key: Key[Array, ""] | None,
+    dropout_key: Key[Array, "..."] | None,
   ) -> Memory:
     """Projects the neighbours, once for all blocks."""
     if dropout_key is not None:  # The snippet's dropout uses the key itself.
-      dropout_key = jax.random.fold_in(dropout_key, 1)
+      dropout_key = jnp.vectorize(lambda k: jax.random.fold_in(k, 1))(
+        dropout_key
+      )
     snippets = neighbours.snippets
     tokens = self.embed_snippet(snippets, dropout_key, "memory_embed")
     norm = layers.Norm(self.style.rms_norm, affine=True, name="memory_norm")
@@ -247,6 +254,7 @@ class FlowTransformer(nn.Module):
       remat=self.remat,
       cross=cross,
       memory=memory,
+      place=self.place,
     )
 
   def _positions(self, grid: int) -> Float[Array, "1 n d"]:

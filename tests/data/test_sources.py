@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.data import prepare, sources
+from gmem_jax.data import prepare, records, sources
 from gmem_jax.encoders import identity, protocols, random_conv
 
 
@@ -42,7 +42,7 @@ def test_prepare_aligns_records_and_bank(digits):
   prepared = prepare.prepare(images, identity.IdentityTokenizer(), encoder)
   assert prepared.info.size == len(prepared.records) == 300
   assert prepared.info.source == "first"
-  record = prepared.records[280]
+  record = prepared.records.read(280, records.Coins(False, False, False))
   floats = protocols.to_float(jnp.asarray(digits.pixels[280:281]))
   np.testing.assert_allclose(record["latent"], floats[0], rtol=1e-6)
   np.testing.assert_allclose(

@@ -1,0 +1,1 @@
+"""Compiling for machines that are not here, and reading what came out."""

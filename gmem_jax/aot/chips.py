@@ -1,0 +1,91 @@
+"""What a chip can do at most, and the step time that follows from it."""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published limits of one chip.
+
+  Attributes:
+    name: As users call it.
+    flops: bfloat16 matrix products, FLOP/s.
+    memory: Bytes of HBM.
+    bandwidth: Bytes/s between HBM and the chip.
+    link: Bytes/s that the chip sends to other chips of its slice or node, all
+      ports together; half of the "bidirectional" number.
+    source: Where the numbers are published.
+  """
+
+  name: str
+  flops: float
+  memory: int
+  bandwidth: float
+  link: float
+  source: str
+
+
+_DOCS = "https://cloud.google.com/tpu/docs/"
+CHIPS = {
+  chip.name: chip
+  for chip in (
+    # v4 has six links of 50 GB/s each way.
+    Chip("v4", 275e12, 32 * GIB, 1228e9, 300e9, _DOCS + "v4"),
+    Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, _DOCS + "v5e"),
+    Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, _DOCS + "v5p"),
+    Chip("v6e", 918e12, 32 * GIB, 1638e9, 400e9, _DOCS + "v6e"),
+    # SXM5, dense; NVLink within one node.
+    Chip(
+      "h100",
+      989e12,
+      80 * GIB,
+      3350e9,
+      450e9,
+      "https://resources.nvidia.com/en-us-tensor-core (H100 data sheet)",
+    ),
+  )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+  """Seconds that a step takes at least, were each limit the only one.
+
+  Attributes:
+    compute: For the matrix products at the peak rate.
+    memory: To read the arguments and write the results once.
+    network: To send what the collectives send, over all ports at once.
+  """
+
+  compute: float
+  memory: float
+  network: float
+
+  @property
+  def seconds(self) -> float:
+    """At least this; a real step never reaches it."""
+    return max(self.compute, self.memory, self.network)
+
+  @property
+  def limit(self) -> str:
+    """Which limit that is."""
+    parts = dataclasses.asdict(self)
+    return max(parts, key=lambda name: parts[name])
+
+
+def roofline(chip: Chip, *, flops: float, memory: int, sent: float) -> Roofline:
+  """The least time of a step.
+
+  Args:
+    chip: The chip.
+    flops: FLOPs of one chip.
+    memory: Bytes that one chip must read and write.
+    sent: Bytes that one chip sends.
+  """
+  return Roofline(
+    compute=flops / chip.flops,
+    memory=memory / chip.bandwidth,
+    network=sent / chip.link,
+  )

@@ -1,0 +1,232 @@
+"""Compiles a program for a machine and tells what it needs there."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from gmem_jax.aot import chips, flops, hlo, topology
+
+_SIZE = r"\(?([\d.]+)([KMGT]?)\)?"
+_TOO_BIG = (
+  re.compile(rf"{_SIZE} exceeds available HBM {_SIZE}"),
+  re.compile(rf"Used {_SIZE} of {_SIZE} hbm"),
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class TooBigError(ValueError):
+  """A program does not fit its machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A function to compile, with the shapes that it takes.
+
+  Attributes:
+    name: What it is.
+    jitted: The jitted function.
+    arguments: Its arguments: trees of shapes with shardings.
+    parts: The same by what they are; "bank" is read in few places only.
+  """
+
+  name: str
+  jitted: Any
+  arguments: tuple[Any, ...]
+  parts: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+  """What a program needs. What only a compiler knows is None without one.
+
+  Attributes:
+    name: What the program is.
+    parts: Bytes of its arguments on a chip, by what they are.
+    flops: FLOPs over all chips.
+    seconds: Time to compile.
+    peak: Most bytes of memory on a chip at a time.
+    collectives: Its collectives on a chip.
+    roofline: Its least time.
+  """
+
+  name: str
+  parts: dict[str, int]
+  flops: float
+  seconds: float
+  peak: int | None
+  collectives: list[hlo.Collective] | None
+  roofline: chips.Roofline | None
+
+
+def bytes_per_device(tree: Any) -> int:
+  """Bytes that a tree of shapes with shardings takes on one device.
+
+  Args:
+    tree: `jax.ShapeDtypeStruct`s with shardings.
+  """
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def replicated(tree: Any, least: int) -> list[str]:
+  """Lists large arrays that every device holds whole.
+
+  Args:
+    tree: `jax.ShapeDtypeStruct`s with shardings.
+    least: Bytes from which an array is large.
+
+  Returns:
+    Their paths.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, x in leaves
+    if x.sharding.is_fully_replicated and x.size * x.dtype.itemsize >= least
+  ]
+
+
+def examine(program: Program, machine: topology.Topology) -> Needs:
+  """Compiles a program.
+
+  Args:
+    program: The program.
+    machine: What it is compiled for.
+
+  Raises:
+    TooBigError: If a chip has too little memory.
+  """
+  began = time.monotonic()
+  traced = program.jitted.trace(*program.arguments)
+  total = flops.count(traced.jaxpr, machine.count)
+  parts = {n: bytes_per_device(part) for n, part in program.parts.items()}
+  lowered = traced.lower(lowering_platforms=(machine.platform,))
+  if not machine.compiler:
+    seconds = time.monotonic() - began
+    _check_memory(program.name, sum(parts.values()), machine)
+    return Needs(program.name, parts, total, seconds, None, None, None)
+  try:
+    compiled = lowered.compile(compiler_options=machine.options)
+  except jax.errors.JaxRuntimeError as error:
+    raise explained(program.name, str(error), sum(parts.values())) from None
+  seconds = time.monotonic() - began
+  memory = compiled.memory_analysis()
+  peak = max(
+    memory.peak_memory_in_bytes,
+    memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes,
+  )
+  _check_memory(program.name, peak, machine)
+  collectives = hlo.collectives(compiled.as_text(), machine.count)
+  moved = memory.output_size_in_bytes + sum(
+    size for name, size in parts.items() if name != "bank"
+  )
+  return Needs(
+    program.name,
+    parts,
+    total,
+    seconds,
+    peak,
+    collectives,
+    chips.roofline(
+      machine.chip,
+      flops=total / machine.count,
+      memory=moved,
+      sent=float(sum(c.sent for c in collectives)),
+    ),
+  )
+
+
+def explained(name: str, message: str, held: int) -> Exception:
+  """Turns what the compiler said into one line.
+
+  Args:
+    name: What the program is.
+    message: What the compiler said.
+    held: Bytes of the program's arguments on a chip.
+
+  Returns:
+    `TooBigError` if it is about memory, else ValueError.
+  """
+  if "RESOURCE_EXHAUSTED" not in message:
+    return ValueError(f"{name} does not compile: {message.splitlines()[0]}")
+  for pattern in _TOO_BIG:
+    if match := pattern.search(message):
+      need, unit, has, its_unit = match.groups()
+      return TooBigError(
+        f"{name} does not fit: it needs"
+        f" {readable(float(need) * _UNITS[unit])} of a chip that has"
+        f" {readable(float(has) * _UNITS[its_unit])}; its arguments alone are"
+        f" {readable(held)}"
+      )
+  return TooBigError(f"{name} does not fit: {message.splitlines()[0]}")
+
+
+def _check_memory(name: str, need: int, machine: topology.Topology) -> None:
+  """For compilers that do not look at the memory there is."""
+  if need > machine.chip.memory:
+    raise TooBigError(
+      f"{name} does not fit: it needs {readable(need)} of the"
+      f" {readable(machine.chip.memory)} of a chip"
+    )
+
+
+def readable(size: float | int) -> str:
+  """Bytes in a unit that fits, e.g. "1.27 GiB".
+
+  Args:
+    size: Bytes.
+  """
+  unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
+  return f"{size / unit:.2f} {name}"
+
+
+def describe(needs: Needs, machine: topology.Topology) -> str:
+  """What a program needs, as text.
+
+  Args:
+    needs: What it needs.
+    machine: Where.
+  """
+  chip = machine.chip
+  lines = [needs.name]
+
+  def line(name: str, text: str) -> None:
+    lines.append(f"  {name:18}{text}")
+
+  for name, size in needs.parts.items():
+    line(name, f"{readable(size):>10} a chip")
+  if needs.peak is None:
+    line("peak memory", "unknown: jax-cuda12-plugin and -pjrt are missing")
+  else:
+    line(
+      "peak memory",
+      f"{readable(needs.peak):>10} a chip, which has {readable(chip.memory)}",
+    )
+  per_chip = needs.flops / machine.count
+  line("products", f"{per_chip / 1e12:10.3f} TFLOP a chip")
+  for c in needs.collectives or []:
+    line(
+      c.kind,
+      f"{readable(c.sent):>10} sent by a chip, in {c.count}, the largest of"
+      f" {readable(c.size)}",
+    )
+  if needs.roofline:
+    r = needs.roofline
+    line(
+      "time, ESTIMATE",
+      f"{r.seconds * 1e3:10.1f} ms at least ({r.limit}): compute"
+      f" {r.compute * 1e3:.1f}, memory {r.memory * 1e3:.1f}, network"
+      f" {r.network * 1e3:.1f}",
+    )
+  verb = "compiled in" if machine.compiler else "lowered, not compiled, in"
+  line(verb, f"{needs.seconds:10.1f} s")
+  return "\n".join(lines)

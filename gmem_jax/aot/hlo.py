@@ -1,0 +1,171 @@
+"""Collectives in the text of a compiled program, with their bytes."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
+_BITS = {
+  "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16,
+  "u16": 16, "f16": 16, "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64,
+  "u64": 64, "f64": 64, "c64": 64, "c128": 128,
+}  # fmt: skip
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.+?) ([a-z][\w\-]*)\(")
+_CALLED = re.compile(
+  r"(?:calls|body|to_apply|true_computation|false_computation"
+  r"|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)"
+)
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONSTANT = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+# Pieces of one collective that the compiler spread over other work.
+_CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """All collectives of a kind in one run of the program, on one device.
+
+  Attributes:
+    kind: One of `KINDS`.
+    count: How many run.
+    size: Bytes of the largest single one.
+    payload: Bytes of their whole (unsplit) arrays, summed.
+    sent: Bytes that a device sends for them, if in rings: (g - 1) / g of the
+      payload in a group of g, twice that for an all-reduce.
+  """
+
+  kind: str
+  count: int
+  size: float
+  payload: float
+  sent: float
+
+
+def collectives(text: str, devices: int) -> list[Collective]:
+  """Finds the collectives of a compiled program.
+
+  Args:
+    text: `compiled.as_text()`.
+    devices: Devices that the program runs on.
+
+  Returns:
+    One entry a kind that occurs, loops taken as often as they run.
+  """
+  computations, entry = _computations(text)
+  found: dict[str, list[tuple[int, float, float]]] = {}
+  for kind, times, line, result in _walk(computations, entry, 1):
+    group = _group_size(line, devices)
+    payload = _payload(kind, result, line, group)
+    share = 1.0 if kind == "collective-permute" else (group - 1) / group
+    sent = payload * share * (2 if kind == "all-reduce" else 1)
+    found.setdefault(kind, []).append((times, payload, sent))
+  return [
+    Collective(
+      kind,
+      count=sum(times for times, _, _ in found[kind]),
+      size=max(payload for _, payload, _ in found[kind]),
+      payload=sum(times * payload for times, payload, _ in found[kind]),
+      sent=sum(times * sent for times, _, sent in found[kind]),
+    )
+    for kind in KINDS
+    if kind in found
+  ]
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+  """Computation -> its lines, and the name of the first to run."""
+  computations, entry, lines = {}, "", []
+  for line in text.splitlines():
+    if match := _COMPUTATION.match(line):
+      lines = computations.setdefault(match[2], [])
+      entry = match[2] if match[1] else entry
+    else:
+      lines.append(line)
+  if not entry:
+    raise ValueError("the program's text has no ENTRY computation")
+  return computations, entry
+
+
+def _walk(
+  computations: dict[str, list[str]], name: str, times: int
+) -> Iterator[tuple[str, int, str, str]]:
+  """(kind, times, line, result type) of the collectives under a computation."""
+  seen = set()
+  for line in computations.get(name, []):
+    match = _INSTRUCTION.match(line)
+    if not match:
+      continue
+    result, opcode = match.groups()
+    kind = opcode.removesuffix("-start")
+    if kind in KINDS:
+      # How XLA writes a reduce-scatter for TPUs.
+      if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+      yield kind, times, line, result
+      continue
+    inner = times * (_trips(computations, line) if opcode == "while" else 1)
+    for called in _CALLED.findall(line):
+      for target in called.replace("%", "").split(", "):
+        for item in _walk(computations, target, inner):
+          piece = _CHAIN.search(item[2])
+          if piece and piece.groups() in seen:
+            continue
+          if piece:
+            seen.add(piece.groups())
+          yield item
+
+
+def _trips(computations: dict[str, list[str]], line: str) -> int:
+  """How often a loop runs; 1 if that is not written."""
+  if known := _TRIPS.search(line):
+    return int(known[1])
+  condition = _CONDITION.search(line)
+  lines = computations.get(condition[1], []) if condition else []
+  if not any("direction=LT" in x for x in lines):
+    return 1
+  constants = [int(m[1]) for m in map(_CONSTANT.search, lines) if m]
+  return constants[0] if len(constants) == 1 else 1
+
+
+def _group_size(line: str, devices: int) -> int:
+  """How many devices take part in one group of a collective."""
+  if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
+    return int(match[2])
+  if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+    return match[1].count(",") + 1
+  if match := re.search(r"replica_groups=mesh\[(.*?)\].*? \{([^}]*)\}", line):
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", match[1]))
+    return math.prod(int(sizes[a]) for a in re.findall(r"'([^']+)'", match[2]))
+  return devices
+
+
+def _payload(kind: str, result: str, line: str, group: int) -> float:
+  """Bytes of the whole array that a collective is about."""
+  sizes = [_bytes(*found) for found in _ARRAY.findall(result)]
+  if "-start(" in line and kind in ("all-gather", "collective-permute"):
+    # (operands, results, …): the results of a gather are the larger half.
+    return (
+      max(sizes)
+      if len(sizes) < 4 or kind != "all-gather"
+      else (sum(sorted(sizes)[len(sizes) // 2 :]))
+    )
+  if kind == "reduce-scatter" and "reduce-scatter(" in line:
+    return sum(sizes) * group
+  return float(sum(sizes))
+
+
+def _bytes(dtype: str, shape: str) -> float:
+  """Bytes of an array; tokens and the like have none."""
+  bits = 8 if dtype.startswith("f8") else _BITS.get(dtype, 0)
+  return bits / 8 * math.prod(int(n) for n in shape.split(",") if n)

@@ -1,0 +1,165 @@
+"""Machines that are not here: their devices, for a compiler to compile for.
+
+TPUs need libtpu (the extra `tpu-aot`), NVIDIA GPUs jax-cuda12-plugin and
+jax-cuda12-pjrt; neither needs a driver or a chip. Without the latter a program
+can still be lowered for GPUs, though not compiled.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from gmem_jax.aot import chips
+
+_NAME = re.compile(
+  r"(v4|v5e|v5p|v6e):(\d+(?:x\d+){1,2})|(h100):(\d+)(?:x(\d+))?"
+)
+HELP = (
+  "v4:XxYxZ, v5e:XxY, v5p:XxYxZ or v6e:XxY (chips along each axis), h100:N or"
+  " h100:HOSTSxN"
+)
+
+# What libtpu asks of a machine that has no TPU; without the last two it would
+# fill the temporary directory with logs, and only one process could use it.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_LOG_DIR": "disabled",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# The H100 SXM as XLA describes it to itself.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
+  core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 cuda_compute_capability { major: 9 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """A machine that is not here.
+
+  Attributes:
+    name: As given.
+    chip: Limits of its chips.
+    count: Number of chips.
+    platform: "tpu" or "cuda".
+    devices: Its devices; stand-ins if nothing here compiles for it.
+    compiler: What compiles for it, with its version; "" if nothing does.
+    options: What the compiler has to be told.
+  """
+
+  name: str
+  chip: chips.Chip
+  count: int
+  platform: str
+  devices: tuple[Any, ...]
+  compiler: str
+  options: dict[str, str]
+
+
+def describe(name: str) -> Topology:
+  """Finds the devices of a machine; this process then computes on the CPU.
+
+  Args:
+    name: See `HELP`.
+
+  Raises:
+    ValueError: On a name that is none, or a shape that no such pod has.
+    ModuleNotFoundError: If libtpu is needed and not installed.
+  """
+  match = _NAME.fullmatch(name)
+  if not match:
+    raise ValueError(f"--topology={name!r}: it must be {HELP}")
+  jax.config.update("jax_platforms", "cpu")
+  if match[1]:
+    return _tpu(name, match[1], [int(n) for n in match[2].split("x")])
+  hosts, each = (match[4], match[5]) if match[5] else ("1", match[4])
+  return _gpu(name, match[3], int(hosts), int(each))
+
+
+def _tpu(name: str, kind: str, shape: list[int]) -> Topology:
+  try:
+    version = importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError:
+    raise ModuleNotFoundError(
+      f"--topology={name}: compiling for a TPU needs libtpu:"
+      " pip install 'gmem_jax[tpu-aot]'"
+    ) from None
+  for key, value in _ENVIRONMENT.items():
+    os.environ.setdefault(key, value)
+  # Chips of v4 have two cores, which programs see as one device.
+  extra = {"chip_config_name": "megacore"} if kind == "v4" else {}
+  try:
+    found = topologies.get_topology_desc(name, platform="tpu", **extra)
+  except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+    message = str(error).splitlines()[0]
+    raise ValueError(f"--topology={name}: {message}") from None
+  devices = tuple(found.devices)
+  return Topology(
+    name=name,
+    chip=chips.CHIPS[kind],
+    count=math.prod(shape),
+    platform="tpu",
+    devices=devices,
+    compiler=f"libtpu {version}",
+    options={},
+  )
+
+
+def _gpu(name: str, kind: str, hosts: int, each: int) -> Topology:
+  try:
+    version = importlib.metadata.version("jax-cuda12-pjrt")
+    importlib.metadata.version("jax-cuda12-plugin")
+  except importlib.metadata.PackageNotFoundError:
+    devices, compiler = _stand_ins(name, hosts * each), ""
+  else:
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    found = topologies.get_topology_desc(
+      platform="cuda", target_config=_H100, topology=f"1x{hosts}x{each}"
+    )
+    devices, compiler = tuple(found.devices), f"jax-cuda12-pjrt {version}"
+  return Topology(
+    name=name,
+    chip=chips.CHIPS[kind],
+    count=hosts * each,
+    platform="cuda",
+    devices=devices,
+    compiler=compiler,
+    # Autotuning would have to run kernels.
+    options={"xla_gpu_autotune_level": "0"},
+  )
+
+
+def _stand_ins(name: str, count: int) -> tuple[Any, ...]:
+  """Devices to lower for: as many CPUs, of this process alone."""
+  with contextlib.suppress(RuntimeError):  # JAX runs, it has what it has.
+    jax.config.update("jax_num_cpu_devices", count)
+  devices = jax.devices("cpu")
+  if len(devices) < count:
+    raise ValueError(
+      f"--topology={name}: JAX already runs with {len(devices)} devices here:"
+      " compile in a process of its own"
+    )
+  return tuple(devices[:count])

@@ -1,0 +1,243 @@
+"""One shard of prepared data: written beside its place, then moved there.
+
+A shard is whole once its .json exists, the last of its files to get its name.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module  # type: ignore
+
+from gmem_jax import files
+from gmem_jax.data import schema as schema_lib, sources
+
+# Records are read one by one, and noise does not compress.
+OPTIONS = "group_size:1,uncompressed"
+
+
+class ShardWriter:
+  """Collects what a shard holds; see `writing`."""
+
+  def __init__(self, schema: schema_lib.Schema, path: pathlib.Path):
+    """Opens a file of records.
+
+    Args:
+      schema: How records are laid out.
+      path: The file.
+    """
+    self._schema, self._layout = schema, schema_lib.layout(schema)
+    self._path = path
+    with _disk_errors(path):
+      self._writer = array_record_module.ArrayRecordWriter(str(path), OPTIONS)
+    channels = schema.latent_shape[-1]
+    self._sum, self._square = np.zeros(channels), np.zeros(channels)
+    self._count = 0
+    self.rows: list[np.ndarray] = []
+    self.skipped: list[dict[str, str]] = []
+    self.noted: list[dict[str, str]] = []
+
+  def skip(self, picture: sources.Picture) -> None:
+    """Leaves an image out.
+
+    Args:
+      picture: The image, without pixels.
+    """
+    self.skipped.append({"name": picture.name, "reason": picture.note})
+
+  def add(
+    self, pictures: Sequence[sources.Picture], arrays: Mapping[str, np.ndarray]
+  ) -> None:
+    """Appends the records of images.
+
+    Args:
+      pictures: The images.
+      arrays: What `frozen.encode` made of them.
+
+    Raises:
+      ValueError: If a network gave NaN or infinity; names the image.
+    """
+    self._count_latents(pictures, arrays)
+    for i, picture in enumerate(pictures):
+      if picture.note:
+        self.noted.append({"name": picture.name, "note": picture.note})
+      for record in self._records(picture, i, arrays):
+        with _disk_errors(self._path):
+          self._writer.write(record)
+    self.rows.append(arrays["row"])
+
+  def close(self) -> dict[str, Any]:
+    """Finishes the file.
+
+    Returns:
+      What is to be known of the shard; JSON.
+    """
+    with _disk_errors(self._path):
+      self._writer.close()
+    return {
+      "images": sum(map(len, self.rows)),
+      "latents": {
+        "count": self._count,
+        "sum": self._sum.tolist(),
+        "square": self._square.tolist(),
+      },
+      "skipped": self.skipped,
+      "noted": self.noted,
+    }
+
+  def abandon(self) -> None:
+    """Closes the file after an error."""
+    with contextlib.suppress(RuntimeError):
+      self._writer.close()
+
+  def _records(
+    self,
+    picture: sources.Picture,
+    i: int,
+    arrays: Mapping[str, np.ndarray],
+  ) -> Iterator[bytes]:
+    """The records of an image, the i-th of its batch."""
+    alone = {
+      "pixels": picture.pixels,
+      "label": np.asarray(picture.label, np.int32),
+    }
+    v = self._schema.views_per_record
+    for first in range(0, self._schema.views, v):
+      values = {
+        name: arrays[name][i, first : first + v]
+        if field.viewed
+        else alone[name]
+        for name, field in self._layout.fields.items()
+      }
+      yield schema_lib.encode(self._layout, values)
+
+  def _count_latents(
+    self, pictures: Sequence[sources.Picture], arrays: Mapping[str, np.ndarray]
+  ) -> None:
+    """Adds the images as they are to the sums of the statistics."""
+    posterior = self._schema.latents == "posterior"
+    mean = arrays["mean" if posterior else "latent"][:, 0].astype(np.float64)
+    square = mean**2
+    if posterior:  # The second moment of what will be drawn.
+      square += np.exp(arrays["logvar"][:, 0].astype(np.float64))
+    finite = np.isfinite(square).all(axis=(1, 2, 3))
+    finite &= np.isfinite(arrays["row"]).all(axis=1)
+    if not finite.all():
+      name = pictures[int(np.argmin(finite))].name
+      raise ValueError(
+        f"the frozen networks gave NaN or infinity for {name}: the weights of"
+        " config.encoder.tokenizer_weights or .features_weights are damaged"
+      )
+    self._sum += mean.sum(axis=(0, 1, 2))
+    self._square += square.sum(axis=(0, 1, 2))
+    self._count += mean[..., 0].size
+
+
+@contextlib.contextmanager
+def writing(
+  directory: pathlib.Path, schema: schema_lib.Schema, number: int
+) -> Iterator[ShardWriter]:
+  """Writes a shard: whole when the block ends, not at all if it fails.
+
+  Args:
+    directory: Of prepared data.
+    schema: Its schema.
+    number: Of the shard.
+
+  Yields:
+    The writer to fill.
+
+  Raises:
+    OSError: If the disk is full or the directory cannot be written.
+  """
+  path = directory / f"{schema.shard_name(number)}.array_record"
+  partial, rows = partial_path(path), rows_path(directory, schema, number)
+  try:
+    writer = ShardWriter(schema, partial)
+    try:
+      yield writer
+      facts = writer.close()
+    except BaseException:
+      writer.abandon()
+      raise
+    _save_rows(rows, writer.rows, schema.feature_width)
+    facts |= {
+      "bytes": partial.stat().st_size,
+      "sha256": _digest(partial),
+      "schema": schema_lib.digest(schema),
+    }
+    os.replace(partial, path)
+    files.write_json(path.with_suffix(".json"), facts)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def is_whole(
+  directory: pathlib.Path, schema: schema_lib.Schema, number: int
+) -> bool:
+  """Whether a shard has been written.
+
+  Args:
+    directory: Of prepared data.
+    schema: Its schema.
+    number: Of the shard.
+  """
+  return (directory / f"{schema.shard_name(number)}.json").exists()
+
+
+def rows_path(
+  directory: pathlib.Path, schema: schema_lib.Schema, number: int
+) -> pathlib.Path:
+  """Where a shard's rows of the bank lie until the bank is made.
+
+  Args:
+    directory: Of prepared data.
+    schema: Its schema.
+    number: Of the shard.
+  """
+  return directory / "bank" / f"{schema.shard_name(number)}.npy"
+
+
+def partial_path(path: pathlib.Path) -> pathlib.Path:
+  """Where a file lies until it is whole.
+
+  Args:
+    path: Its final place.
+  """
+  return path.with_name(f".{path.name}.partial")
+
+
+def _save_rows(
+  path: pathlib.Path, rows: Sequence[np.ndarray], width: int
+) -> None:
+  path.parent.mkdir(exist_ok=True)
+  partial = partial_path(path)
+  empty = np.zeros((0, width), np.float32)
+  try:
+    with partial.open("wb") as file:
+      np.save(file, np.concatenate([empty, *rows]))
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, path)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def _digest(path: pathlib.Path) -> str:
+  """SHA-256 of a file, once all of it is on the disk."""
+  with path.open("rb") as file:
+    os.fsync(file.fileno())
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _disk_errors(path: pathlib.Path) -> Iterator[None]:
+  """ArrayRecord tells of a full disk by a RuntimeError."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(f"{path} cannot be written: {error}") from None

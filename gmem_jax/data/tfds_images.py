@@ -1,0 +1,105 @@
+"""Any image data set of TFDS as a source; TensorFlow is not needed."""
+
+import io
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from gmem_jax.data import decode, sources
+
+
+class TfdsImages:
+  """A prepared TFDS data set, in the order of its records."""
+
+  channels = 3
+  ignored: Mapping[str, int] = types.MappingProxyType({})
+
+  def __init__(self, name: str, split: str, data_dir: str, size: int):
+    """Opens the data set.
+
+    Args:
+      name: e.g. "imagenet2012", "my_images:1.0.0".
+      split: e.g. "train", "train[:1000]".
+      data_dir: Where TFDS keeps its data; "" for its default.
+      size: Side of the squares that will be cut from the images.
+
+    Raises:
+      ValueError: If it is not there, or has not exactly one image a record.
+    """
+    where = f"config.data.tfds={name!r}"
+    try:
+      builder: Any = tfds.builder(
+        name, data_dir=data_dir or None, try_gcs=False
+      )
+      features = dict(builder.info.features or {})
+    # What is missing shows as many a type, most of them with a long story.
+    except Exception as error:
+      raise ValueError(f"{where}: {_first_line(error)}") from None
+    kinds = tfds.features.Image, tfds.features.ClassLabel
+    images, labels = (
+      [key for key, feature in features.items() if isinstance(feature, kind)]
+      for kind in kinds
+    )
+    if len(images) != 1:
+      raise ValueError(
+        f"{where}: one image a record is needed, it has {len(images)}"
+        f" {images or ''}"
+      )
+    try:
+      self._data = builder.as_data_source(
+        split,
+        decoders={images[0]: _undecoded()},
+      )
+    except Exception as error:
+      raise ValueError(
+        f"{where}, config.data.split={split!r}: cannot be read from"
+        f" {builder.data_dir}: {_first_line(error)} It must have been prepared"
+        " there with file_format='array_record'."
+      ) from None
+    self._image, self._size = images[0], size
+    self._label = labels[0] if len(labels) == 1 else None
+    self._name, self._split = builder.info.full_name, split
+    self._has_names = "file_name" in features
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def read(self, index: int) -> sources.Picture:
+    """Reads an image.
+
+    Args:
+      index: Its position.
+    """
+    name = f"{self._split}/{index}"
+    try:
+      record = self._data[index]
+    except Exception as error:  # A damaged file, not a damaged image.
+      raise ValueError(
+        f"record {name} of {self._name} cannot be read: {_first_line(error)}"
+      ) from None
+    if self._has_names:
+      text = record["file_name"]
+      name += f" {text.decode() if isinstance(text, bytes) else text}"
+    label = -1 if self._label is None else int(record[self._label])
+    try:
+      data = io.BytesIO(record[self._image])
+      pixels, note = decode.read(data, self._size)
+    except decode.BadImageError as error:
+      return sources.Picture(name, label, None, str(error))
+    return sources.Picture(name, label, pixels, note)
+
+  def info(self) -> dict[str, Any]:
+    """What identifies the images and their order."""
+    return {"name": self._name, "split": self._split, "records": len(self)}
+
+
+def _undecoded() -> Any:
+  """TFDS hands out the bytes of images as they are."""
+  return tfds.decode.SkipDecoding()  # type: ignore
+
+
+def _first_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return lines[0] if lines else type(error).__name__

@@ -1,0 +1,196 @@
+"""The published training data, read as the published script wrote it.
+
+`latents_rankNN_shardMMM.safetensors` hold, for N images each and under `_flip`
+for their mirror images too, `latents` [N c h w], `representations` [N n d] (the
+feature encoder's tokens) and `cls_tokens` [N d], all float32 and raw, and int64
+`labels` [N]. Images are numbered file after file, in the order of the names.
+"""
+
+import bisect
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from gmem_jax.convert import torch_file
+from gmem_jax.data import records
+
+# Their name -> our field, the coin that mirrors it and its number of axes.
+_FIELDS = {
+  "latents": ("latent", 4),
+  "representations": ("tokens", 3),
+  "cls_tokens": ("feature", 2),
+}
+_STATISTICS = "latents_stats.pt"
+# Images of which statistics are measured, where the file of them is missing.
+_SAMPLE = 10_000
+_CHUNK = 1024  # images
+
+
+class UpstreamRecords:
+  """The published shards as `records.Records`.
+
+  Attributes:
+    mirrored: True, every image has its mirror image.
+    paths: The shards.
+  """
+
+  mirrored = True
+
+  def __init__(self, directory: str | os.PathLike):
+    """Opens all shards and checks what they hold; reads no array.
+
+    Args:
+      directory: Of the shards.
+
+    Raises:
+      ValueError: If there is none, or one is cut, lacks a tensor, or holds one
+        of another shape or type; names the file and the tensor.
+    """
+    self.directory = pathlib.Path(directory)
+    self.paths = sorted(self.directory.glob("*.safetensors"))
+    if not self.paths:
+      raise ValueError(f"{self.directory} holds no .safetensors shards")
+    self._shards, self._ends, self._shapes = [], [], {}
+    for path in self.paths:
+      shard = self._open(path)
+      self._shards.append(shard)
+      self._ends.append(len(self) + shard["labels"].get_shape()[0])
+    if not len(self):
+      raise ValueError(f"{self.directory}: its shards hold no images")
+
+  def _open(self, path: pathlib.Path) -> dict[str, Any]:
+    """The tensors of a shard, to be sliced."""
+    try:
+      file: Any = safetensors.safe_open(path, "numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+      raise ValueError(f"{path} is damaged or cut: {error}") from None
+    expected = [n + end for n in _FIELDS for end in ("", "_flip")] + ["labels"]
+    missing = sorted(set(expected) - set(file.keys()))
+    if missing:
+      raise ValueError(f"{path} lacks {', '.join(missing)}")
+    shard = {name: file.get_slice(name) for name in expected}
+    count = shard["labels"].get_shape()[:1]
+    for name, tensor in shard.items():
+      dtype, shape = tensor.get_dtype(), tensor.get_shape()
+      part = name.removesuffix("_flip")
+      wanted, rank = (
+        ("I64", 1) if name == "labels" else ("F32", _FIELDS[part][1])
+      )
+      if dtype != wanted or len(shape) != rank:
+        raise ValueError(
+          f"{path}: {name} is {dtype} {shape}, not {wanted} of {rank} axes"
+        )
+      known = self._shapes.setdefault(part, shape[1:])
+      if shape[:1] != count or shape[1:] != known:
+        raise ValueError(
+          f"{path}: {name} has the shape {shape}, expected {count + known}"
+        )
+    return shard
+
+  def __len__(self) -> int:
+    return self._ends[-1] if self._ends else 0
+
+  def __repr__(self) -> str:
+    return f"UpstreamRecords({len(self)} images)"
+
+  def spec(self) -> dict[str, records.Spec]:
+    """Shape and type of every field."""
+    c, h, w = self._shapes["latents"]
+    shapes = {
+      "latent": (h, w, c),
+      "tokens": tuple(self._shapes["representations"]),
+      "feature": tuple(self._shapes["cls_tokens"]),
+    }
+    found = {
+      n: records.Spec(s, np.dtype(np.float32)) for n, s in shapes.items()
+    }
+    scalar = records.Spec((), np.dtype(np.int32))
+    return found | {"row": scalar, "label": scalar}
+
+  def read(self, index: int, coins: records.Coins) -> records.Record:
+    """The example of an image; see `records.Records`.
+
+    Args:
+      index: Number of the image.
+      coins: Which parts are mirrored.
+
+    Raises:
+      IndexError: If there is no such image.
+    """
+    shard, inside = self._locate(index)
+    result = {}
+    for name, (field, _) in _FIELDS.items():
+      result[field] = shard[name + "_flip" * coins.of(field)][inside]
+    result["latent"] = np.moveaxis(result["latent"], 0, -1)
+    result["label"] = shard["labels"][inside].astype(np.int32)
+    result["row"] = np.asarray(index, np.int32)
+    return result
+
+  def _locate(self, index: int) -> tuple[dict[str, Any], int]:
+    if not 0 <= index < len(self):
+      raise IndexError(f"image {index} of {len(self)}")
+    number = bisect.bisect_right(self._ends, index)
+    return self._shards[number], index - (
+      self._ends[number - 1] if number else 0
+    )
+
+  def bank_rows(self) -> np.ndarray:
+    """The memory bank: the raw features of the images as they are.
+
+    Returns:
+      float32 [images, d]; row i is image i.
+    """
+    return np.concatenate([shard["cls_tokens"][:] for shard in self._shards])
+
+  def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every latent channel.
+
+    Returns:
+      float32 ([c], [c]): those of latents_stats.pt where it lies beside the
+      shards, as the published code leaves it there; else measured (n - 1) over
+      up to 10,000 images, evenly spaced and not mirrored.
+
+    Raises:
+      ValueError: If the file is damaged or of other latents.
+    """
+    path = self.directory / _STATISTICS
+    if path.exists():
+      return _read_statistics(path, self._shapes["latents"][0])
+    numbers = np.unique(
+      np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(np.int64)
+    )
+    channels = self._shapes["latents"][0]
+    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    for start in range(0, len(numbers), _CHUNK):
+      chunk = numbers[start : start + _CHUNK]
+      latents = np.stack([self._latent(int(i)) for i in chunk])
+      latents = latents.astype(np.float64)
+      count += latents[:, 0].size
+      total = total + latents.sum((0, 2, 3))
+      squares = squares + (latents**2).sum((0, 2, 3))
+    mean = total / count
+    variance = (squares - count * mean**2) / (count - 1)
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+
+  def _latent(self, index: int) -> np.ndarray:
+    shard, inside = self._locate(index)
+    return shard["latents"][inside]
+
+
+def _read_statistics(
+  path: pathlib.Path, channels: int
+) -> tuple[np.ndarray, np.ndarray]:
+  try:
+    tree = torch_file.load(path)
+    mean, std = (np.asarray(tree[n], np.float32) for n in ("mean", "std"))
+  except (torch_file.TorchFileError, LookupError, TypeError) as error:
+    raise ValueError(f"{path} holds no latent statistics: {error}") from None
+  if mean.size != channels or std.size != channels or not (std > 0).all():
+    raise ValueError(
+      f"{path}: mean {mean.shape} and std {std.shape} are not those of latents"
+      f" with {channels} channels"
+    )
+  return mean.reshape(-1), std.reshape(-1)

@@ -1,0 +1,107 @@
+"""Which processes there are: by flags, by environment, or by the cluster."""
+
+import dataclasses
+import os
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """The processes that train one network.
+
+  Attributes:
+    coordinator: Host and port of process 0; the port after it is ours, too.
+    count: Number of processes.
+    index: Number of this process.
+    local_devices: The devices that this process takes; None for all it sees.
+  """
+
+  coordinator: str
+  count: int
+  index: int
+  local_devices: tuple[int, ...] | None = None
+
+  def __post_init__(self):
+    host, _, port = self.coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+      raise ValueError(
+        f"--coordinator={self.coordinator!r}: HOST:PORT is needed, with a PORT"
+        " below 65535 (the next one is used, too)"
+      )
+    if not 0 <= self.index < self.count:
+      raise ValueError(
+        f"--process={self.index}: must lie in [0, --processes={self.count})"
+      )
+
+  @property
+  def watch_address(self) -> tuple[str, int]:
+    """Where process 0 holds the roll call."""
+    host, _, port = self.coordinator.rpartition(":")
+    return host.strip("[]"), int(port) + 1
+
+
+def find(
+  coordinator: str | None, count: int | None, index: int | None
+) -> Job | None:
+  """Finds out which processes there are.
+
+  Args:
+    coordinator: HOST:PORT of process 0, or None: JAX_COORDINATOR_ADDRESS, or
+      what the cluster (Cloud TPU, GKE, SLURM, Open MPI) says.
+    count: Number of processes, or None: JAX_NUM_PROCESSES, or the cluster's.
+    index: This process's number, or None: JAX_PROCESS_ID, or the cluster's.
+
+  Returns:
+    The job, or None for a process alone.
+
+  Raises:
+    ValueError: If only a part of it is known.
+  """
+  coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+  count = _number(count, "JAX_NUM_PROCESSES")
+  index = _number(index, "JAX_PROCESS_ID")
+  devices = None
+  if count != 1 and None in (coordinator, count, index):
+    coordinator, count, index, devices = _detect(coordinator, count, index)
+  if count == 1 or (count is None and coordinator is None and index is None):
+    return None
+  known = {"coordinator": coordinator, "processes": count, "process": index}
+  missing = [f"--{name}" for name, value in known.items() if value is None]
+  if missing:
+    raise ValueError(
+      f"{', '.join(missing)}: needed to start several processes by hand, beside"
+      f" {', '.join(f'--{n}' for n, v in known.items() if v is not None)}"
+    )
+  return Job(str(coordinator), int(count), int(index), devices)  # type: ignore
+
+
+def _number(given: int | None, variable: str) -> int | None:
+  if given is not None or variable not in os.environ:
+    return given
+  try:
+    return int(os.environ[variable])
+  except ValueError:
+    raise ValueError(
+      f"{variable}={os.environ[variable]!r}: a number is needed"
+    ) from None
+
+
+def _detect(coordinator, count, index):
+  """What the cluster says of what is not given; jax knows the clusters."""
+  # Not public, but what jax.distributed.initialize() itself asks; we must know
+  # who is expected before it aborts over who is not there.
+  from jax._src import clusters
+
+  try:
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      coordinator, count, index, None, None, 60
+    )
+  except Exception as error:
+    raise ValueError(
+      f"the cluster does not say who takes part ({error}); give --coordinator,"
+      " --processes and --process"
+    ) from error
+  devices = None if found[3] is None else tuple(found[3])  # type: ignore
+  visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+  if devices and len(visible) == 1 and visible[0]:
+    devices = None  # The launcher already gave this process its one device.
+  return found[0], found[1], found[2], devices

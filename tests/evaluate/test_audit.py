@@ -1,0 +1,83 @@
+"""Memorisation: the nearest training latents, rows and what is shown."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gmem_jax import images as images_lib, pretrained, training_data
+from gmem_jax.evaluate import audit, audit_files, build, sources
+from tests import tiny
+
+
+def test_nearest_is_exact_over_blocks():
+  rng = np.random.default_rng(0)
+  train = rng.normal(size=(50, 3, 2)).astype(np.float32) + 30
+  queries = train[[7, 49]] + np.float32(1e-3)
+  blocks = lambda: (train[s : s + 8] for s in range(0, 50, 8))  # noqa: E731
+  distances, rows = audit.nearest(queries, blocks)
+  assert rows.tolist() == [7, 49]
+  # Differences, not sums of squares: a thousandth of numbers about 30.
+  np.testing.assert_allclose(distances, 1e-3 * 6**0.5, rtol=1e-2)
+  all_distances = np.linalg.norm(
+    (train[:, None] - train[None]).reshape(50, 50, -1), axis=-1
+  )
+  np.fill_diagonal(all_distances, np.inf)
+  distances, rows = audit.nearest(train, blocks, np.arange(50))
+  assert rows.tolist() == all_distances.argmin(axis=1).tolist()
+  np.testing.assert_allclose(distances, all_distances.min(axis=1), rtol=1e-5)
+
+
+def test_memorisation_of_known_samples():
+  train = np.array([[0.0, 0], [10, 0], [0, 10]])
+  samples = np.array([[1.0, 0], [0, 9], [2, 0]])
+  found = audit.memorisation(
+    samples, audit.in_blocks(train), train, np.arange(3)
+  )
+  assert found.own_memory(np.array([0, 2, 1])) == pytest.approx(2 / 3)
+  assert found.distances.tolist() == pytest.approx([1, 1, 2])
+  assert found.real_distances.tolist() == pytest.approx([10, 10, 10])
+
+
+def test_copies_are_found(tmp_path):
+  """Of four samples two are training images."""
+  config = tiny.make_config(eval__audit=4)
+  dataset = training_data.load(config)
+  pixels = dataset.train_images.pixels
+  samples = np.concatenate([pixels[[5, 300]], 255 - pixels[[0, 1]]])
+  source = sources.Arrays({}, 4, (8, 8, 1), lambda numbers: samples[numbers])
+  result = audit.prepare(config, dataset, 4)(source)
+  assert result.latents.rows[:2].tolist() == [5, 300]
+  assert result.latents.distances[:2].tolist() == pytest.approx([0, 0])
+  assert result.bank_rows[:2].tolist() == [5, 300]
+  np.testing.assert_allclose(result.bank_scores[:2], 1, rtol=1e-5)
+  assert (result.latents.distances[2:] > 1).all()
+
+  text = audit_files.write(tmp_path / "x", result, {"seed": 3})
+  assert "nearer than real images ever are           0.5" in text
+  stored = json.loads((tmp_path / "x_audit.json").read_text())
+  assert stored["nearest_latent"][:2] == [5, 300]
+  assert stored["of"] == {"seed": 3}
+  assert sum(stored["histogram"]["samples"]) == 4
+  assert sum(stored["histogram"]["real_images"]) == len(pixels)
+  sheet = images_lib.read_png(tmp_path / "x_audit.png")
+  sheet = sheet[:, images_lib.LABEL_WIDTH :]
+  cell = 8 * 8 + 2  # enlarged eight times, and a gap
+  for row in range(3):  # sample, nearest latent, nearest memory
+    shown = sheet[row * cell + 2 :, cell + 2 :][:64:8, :64:8]
+    np.testing.assert_array_equal(shown, pixels[300])
+  assert images_lib.read_png(tmp_path / "x_audit_histogram.png").std() > 0
+
+
+def test_what_cannot_be_audited_is_refused():
+  config = tiny.make_config(eval__audit=4)
+  with pytest.raises(ValueError, match="no training images in memory"):
+    audit.prepare(config, None, 4)
+  with pytest.raises(ValueError, match="there are 3 images"):
+    audit.prepare(config, training_data.load(config), 3)
+
+
+def test_decoded_shape():
+  config = tiny.make_config()
+  tokenizer = pretrained.load_tokenizer(config)
+  assert build.decoded_shape(tokenizer, (8, 8, 1)) == (8, 8, 1)
