@@ -136,8 +136,7 @@ def numbers(
   train = _to_float(material.train)
   audit = audit_lib.memorisation(
     _to_float(material.from_bank.pixels),
-    audit_lib.in_blocks(train),
-    train,
+    audit_lib.in_memory(train),
     np.arange(len(train)),
   )
   return {

@@ -180,8 +180,9 @@ class EvalConfig:
       `encoder.features_weights`; "frechet": in those of a small classifier of
       the run's own images, for digits.
     reference: What images are compared with: ADM's .npz, statistics that
-      `python -m gmem_jax.evaluate stats` made, a folder or an .npz of images;
-      "" for the run's own training images.
+      `python -m gmem_jax.evaluate stats` made, a folder or an .npz of images,
+      prepared data that hold images; "" for the run's own training images,
+      where they are in memory.
     inception_weights: Converted weights of FID's network.
     preprocessing: How images are resized for it: "adm" as the ADM suite,
       "pytorch_fid" as pytorch-fid, "published" as pytorch-fid while the

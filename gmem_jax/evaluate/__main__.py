@@ -28,6 +28,10 @@ examples:
   Statistics of your own images, cropped as training data; then scores:
     python -m gmem_jax.evaluate stats photos/ photos_256.npz --crop=256
     python -m gmem_jax.evaluate score samples.npz photos_256.npz --scores=fid
+  Statistics of prepared data: of the images where it holds them, else of what
+  its latents decode to:
+    python -m gmem_jax.evaluate stats prepared/ prepared.npz
+    python -m gmem_jax.evaluate stats latents/ latents.npz --decode=weights/vae
   With the Fréchet distance in DINOv2's features:
     python -m gmem_jax.evaluate score samples/ photos/ \\
       --scores=fid,frechet_dinov2 --dinov2=weights/dinov2
@@ -60,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     metavar="REFERENCE",
     nargs="?",
     help="ADM's .npz, statistics made by `stats`, a folder or an .npz of"
-    " images; not needed for the Inception Score alone",
+    " images, prepared data that holds images; not needed for the Inception"
+    " Score alone",
   )
   score.add_argument(
     "--count", type=int, help="score the first so many images (default: all)"
@@ -69,13 +74,21 @@ def _parser() -> argparse.ArgumentParser:
     "stats", help="make reference statistics", epilog=_EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  stats.add_argument("images", metavar="IMAGES", help="a folder, or an .npz")
+  stats.add_argument(
+    "images", metavar="IMAGES", help="a folder, an .npz, or prepared data"
+  )
   stats.add_argument("out", metavar="OUT.npz", help="the file to write")
   stats.add_argument(
     "--crop",
     type=int,
     help="scale and crop a folder's images to squares of so many pixels, as"
     " training data",
+  )
+  stats.add_argument(
+    "--decode",
+    metavar="TOKENIZER",
+    help="take what the latents of prepared data decode to for its images: the"
+    " converted weights that made them",
   )
   stats.add_argument(
     "--rows",
@@ -190,9 +203,8 @@ def _stats(args: argparse.Namespace) -> None:
   if out.exists():
     raise ValueError(f"{out} already exists; it is left as it is")
   extractor = _extractor(args, names)
-  images = sources.open_images(
-    pathlib.Path(args.images).absolute(), crop=args.crop
-  )
+  path = pathlib.Path(args.images).absolute()
+  images = sources.open_images(path, crop=args.crop, decode=args.decode)
   gaussians, rows = catalogue.compared(names)
   if not gaussians and not rows:
     raise ValueError(f"--scores={args.scores}: they compare with no reference")

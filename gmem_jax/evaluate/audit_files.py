@@ -22,8 +22,13 @@ def contact_sheet(result: audit.Result) -> np.ndarray:
     uint8 [H' W' ch].
   """
   order = np.argsort(result.latents.distances, kind="stable")[:PAIRS]
-  parts = (result.samples, result.nearest_latents, result.nearest_memories)
-  rows = np.concatenate([part[order] for part in parts])
+  rows = np.concatenate(
+    [
+      result.samples[order],
+      result.pictures(result.latents.rows[order]),
+      result.pictures(result.bank_rows[order]),
+    ]
+  )
   scale = max(1, 64 // rows.shape[1])
   grid = images_lib.make_grid(rows, len(order), scale=scale)
   return images_lib.label_rows(

@@ -99,7 +99,14 @@ def _with_reference(
       published=chosen.preprocessing == "published",
     )
   if own is None:
-    catalogue.no_reference(chosen.scores, None)
+    try:
+      catalogue.no_reference(chosen.scores, None)
+    except ValueError as error:
+      raise ValueError(
+        f"{error}: the run's training images are not in memory, so it must be"
+        " ADM's .npz, images, or statistics of them (python -m"
+        " gmem_jax.evaluate stats --help)"
+      ) from None
     return evaluator
   gaussians, rows = catalogue.compared(chosen.scores)
   found = reference.measure_statistics(

@@ -57,7 +57,8 @@ def evaluate_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """
   mesh = sharding.make_mesh(config.mesh)
   dataset = None
-  if config.data.source == "digits" and not config.data.prepared:
+  in_memory = config.data.source == "digits" and not config.data.prepared
+  if in_memory or (config.eval.audit and config.data.source != "none"):
     dataset = training_data.load(config)
   own = dataset.train_images if dataset else None
   if config.eval.images:
@@ -70,7 +71,7 @@ def evaluate_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   evaluator.check(source, count)
   audit = None
   if config.eval.audit:
-    audit = audit_lib.prepare(config, dataset, count)
+    audit = audit_lib.prepare(config, dataset, count, source.shape)
   directory = workdir / "evaluations"
   store = measure.Store(directory / "partial", config.eval.save_every)
   evaluator = build.with_reference(config, evaluator, source.shape, own, store)

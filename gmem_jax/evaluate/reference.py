@@ -93,9 +93,13 @@ def open_reference(
       " statistics of your own: python -m gmem_jax.evaluate stats --help"
     )
   if images.shape[:2] != shape[:2]:
+    crop = (
+      f": crop them by python -m gmem_jax.evaluate stats {path} OUT.npz"
+      f" --crop={shape[0]}"
+    )
     raise ValueError(
       f"{path} holds images of {images.shape[0]} x {images.shape[1]} pixels,"
-      f" ours have {shape[0]} x {shape[1]}"
+      f" ours have {shape[0]} x {shape[1]}{crop if path.is_dir() else ''}"
     )
   measured = measure_statistics(
     images,

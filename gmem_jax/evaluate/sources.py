@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from gmem_jax.data import crop as crop_lib
+from gmem_jax.data import crop as crop_lib, schema as schema_lib
+from gmem_jax.evaluate import prepared
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _READERS = 8
@@ -235,29 +236,34 @@ def _open_array(path: pathlib.Path, name: str) -> np.ndarray:
 
 
 def open_images(
-  path: pathlib.Path, *, channels: int = 3, crop: int | None = None
+  path: pathlib.Path,
+  *,
+  channels: int = 3,
+  crop: int | None = None,
+  decode: str | None = None,
 ) -> Source:
-  """Opens a folder of images or an .npz.
+  """Opens a folder of images, an .npz, or prepared data.
 
   Args:
     path: The folder or file.
     channels: Of a folder's images.
     crop: See `Folder`.
+    decode: See `prepared.Prepared`.
 
   Raises:
-    ValueError: If there is no image there.
+    ValueError: If there is no image there, or an option does not fit.
   """
-  if (path / "schema.json").exists():
-    raise ValueError(
-      f"{path} is prepared data, which hold latents: name the images that they"
-      " were prepared from, with --crop as they were cropped"
-    )
-  if path.is_dir():
-    return Folder(path, channels=channels, crop=crop)
   if not path.exists():
     raise ValueError(f"{path} does not exist")
-  if path.suffix != ".npz":
-    raise ValueError(f"{path} is neither a folder of images nor an .npz file")
+  is_prepared = (path / schema_lib.FILE).exists()
+  if decode is not None and not is_prepared:
+    raise ValueError(f"{path}: only prepared data can be decoded")
+  if path.is_dir() and not is_prepared:
+    return Folder(path, channels=channels, crop=crop)
   if crop:
     raise ValueError(f"{path}: only the images of a folder can be cropped")
+  if is_prepared:
+    return prepared.Prepared(path, decode)
+  if path.suffix != ".npz":
+    raise ValueError(f"{path} is neither a folder of images nor an .npz file")
   return Npz(path)

@@ -14,6 +14,7 @@ from gmem_jax import weights
 from gmem_jax.evaluate import __main__ as cli, networks, statistics
 from tests import tiny
 from tests.convert import helpers
+from tests.data import prepared
 from tests.evaluate import fakes
 
 IMAGES = 96
@@ -188,3 +189,14 @@ def test_statistics_are_not_overwritten(dinov2, files, tmp_path, capsys):
   given = arguments("stats", dinov2, tmp_path, files[0], tmp_path / "x.npz")
   assert "already exists" in refused(capsys, *given)
   assert (tmp_path / "x.npz").read_bytes() == b"precious"
+
+
+def test_latents_are_decoded_only_when_asked_for(dinov2, tmp_path, capsys):
+  prepared.write(tmp_path / "data")
+  given = arguments(
+    "stats", dinov2, tmp_path, tmp_path / "data", tmp_path / "x.npz"
+  )
+  assert "holds latents, no images" in refused(capsys, *given)
+  error = refused(capsys, *given, "--decode=/gone")
+  assert "--decode='/gone'" in error
+  assert "does not exist" in error

@@ -1,5 +1,6 @@
 """--mode=evaluate on a run, and evaluation during training."""
 
+import dataclasses
 import json
 
 import jax
@@ -17,8 +18,9 @@ from gmem_jax import (
   sharding,
   training_data,
 )
-from gmem_jax.evaluate import build, catalogue, mode, networks
+from gmem_jax.evaluate import build, catalogue, mode, networks, scores
 from tests import tiny
+from tests.evaluate import fakes
 
 _TRAINED = {}
 train_classifier = networks.train_classifier
@@ -120,6 +122,18 @@ def test_a_score_without_its_data_is_refused():
   mesh = sharding.make_mesh(config.mesh)
   with pytest.raises(ValueError, match="trains a small classifier"):
     build.make_evaluator(config, mesh, None)
+
+
+def test_own_images_that_are_not_in_memory_are_no_reference():
+  config = tiny.make_config(eval__scores=("fid",), report__unconditional=False)
+  extractor = fakes.make_extractor()
+  evaluator = scores.Evaluator(("fid",), extractor, catalogue.NO_REFERENCE)
+  with pytest.raises(ValueError, match=r"eval.reference='': fid: .*not in mem"):
+    build.with_reference(config, evaluator, (6, 6, 3), None)
+  evaluator = dataclasses.replace(evaluator, scores=("inception_score",))
+  config = tiny.make_config(eval__scores=("inception_score",))
+  found = build.with_reference(config, evaluator, (6, 6, 3), None)
+  assert found.reference == catalogue.NO_REFERENCE
 
 
 def test_too_few_images_are_refused_before_training():

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from gmem_jax.evaluate import sources
+from tests.data import prepared
 from tests.evaluate import fakes
 
 
@@ -80,9 +81,9 @@ def damaged(path):
   (path / "000000.png").write_bytes(b"\x89PNG\r\n\x1a\n damage")
 
 
-def prepared(path):
-  path.mkdir()
-  (path / "schema.json").write_text("{}")
+def half_prepared(path):
+  prepared.write(path)
+  (path / "report.json").unlink()
 
 
 def no_zip(path):
@@ -110,7 +111,7 @@ def other(path):
   [
     ("folder", no_image, "holds no image"),
     ("folder", damaged, "cannot read .*000000.png as an image"),
-    ("folder", prepared, "is prepared data"),
+    ("folder", half_prepared, "is not finished"),
     ("gone", lambda path: None, "does not exist"),
     ("x.png", lambda path: path.write_bytes(b""), "neither a folder"),
     ("x.npz", no_zip, "is no .npz file"),

@@ -20,14 +20,14 @@ from gmem_jax.evaluate import (
   sources,
 )
 from tests import recipe
-from tests.evaluate import fakes
+from tests.evaluate import fakes, no_torchvision
 
 pytestmark = [
   pytest.mark.torch,
   pytest.mark.filterwarnings("ignore"),  # of the oracles' own libraries
 ]
 torch = pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
-pytest.importorskip("torchvision", reason="the oracles import it")
+no_torchvision.install()
 fidelity = pytest.importorskip(
   "torch_fidelity", reason="needs torch-fidelity (extra 'oracle')"
 )
