@@ -48,6 +48,7 @@ def make_config(base, **changes) -> config_lib.Config:
     "train.batch_size": 4,
     "train.log_every": 2,
     "checkpoint.every": 2,
+    "sampler.method": "ode_euler",  # compiles faster
     "sampler.steps": 2,
     "sample.count": 4,
     "sample.batch_size": 4,
@@ -151,6 +152,7 @@ def test_data_of_another_tokenizer_are_refused(base, prepared):
     )
 
 
+@pytest.mark.slow
 def test_pixels_give_the_same_training(base, trained):
   """Tokens made inside of the step are those that would have been stored."""
   config = make_config(
