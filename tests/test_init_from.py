@@ -1,6 +1,7 @@
 """Starting from parameters of another conditioning."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,19 @@ def parts():
   return mesh, dataset, assemble.make_memory(config, dataset, mesh)
 
 
-def fresh(config, memory, mesh):
-  init = assemble.make_init(config, memory)
-  shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
-  return jax.jit(init, out_shardings=shardings)()
+@pytest.fixture(scope="module")
+def fresh(parts):
+  """Config -> state at step 0; each network's is made once."""
+  mesh, _, memory = parts
+
+  @functools.cache
+  def of_model(model):
+    config = dataclasses.replace(tiny.make_config(), model=model)
+    init = assemble.make_init(config, memory)
+    shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
+    return jax.jit(init, out_shardings=shardings)()
+
+  return lambda config: of_model(config.model)
 
 
 def equal(a, b):
@@ -68,10 +78,11 @@ def make_converted(path, config, memory, params, kind="lightning_dit"):
   return str(path)
 
 
-def test_a_run_gains_cross_attention(parts, tmp_path):
+@pytest.mark.slow
+def test_a_run_gains_cross_attention(parts, fresh, tmp_path):
   mesh, dataset, memory = parts
   old = tiny.make_config()
-  state = fresh(old, memory, mesh)
+  state = fresh(old)
   average = jax.tree.map(lambda a: a + 1, state.ema)
   state = state.replace(ema=average)
   with checkpoint.opened(tmp_path / "checkpoints", old.checkpoint) as kept:
@@ -84,7 +95,7 @@ def test_a_run_gains_cross_attention(parts, tmp_path):
   for name, part in jax.device_get(average).items():
     equal(started.params[name], part)
     equal(started.ema[name], part)
-  unchanged = fresh(config, memory, mesh)
+  unchanged = fresh(config)
   equal(started.params["cross"], jax.device_get(unchanged.params["cross"]))
   jax.tree.map(
     lambda a, b: np.testing.assert_equal(a.sharding, b.sharding),
@@ -93,14 +104,14 @@ def test_a_run_gains_cross_attention(parts, tmp_path):
   )
 
 
-def test_converted_weights_gain_cross_attention(parts, tmp_path):
+def test_converted_weights_gain_cross_attention(parts, fresh, tmp_path):
   mesh, _, memory = parts
   changes = {"model__family": "lightning_dit"}
   old = tiny.make_config(**changes)
-  state = fresh(old, memory, mesh)
+  state = fresh(old)
   path = make_converted(tmp_path / "net", old, memory, state.params)
   config = tiny.make_config(**changes, **CROSS, train__init_from=path)
-  started = init_from.start(config, fresh(config, memory, mesh), mesh)
+  started = init_from.start(config, fresh(config), mesh)
   for name, part in jax.device_get(state.params).items():
     equal(started.params[name], part)
 
@@ -111,14 +122,14 @@ def test_converted_weights_gain_cross_attention(parts, tmp_path):
     pretrained.load_network(wrong)
 
 
-def test_the_first_release_is_turned(parts, tmp_path):
+def test_the_first_release_is_turned(parts, fresh, tmp_path):
   mesh, _, memory = parts
   config = tiny.make_config()
   network = assemble.network(config, memory)
   random = np.random.default_rng(0)
   params = jax.tree.map(
     lambda a: jnp.asarray(0.3 * random.standard_normal(a.shape), jnp.float32),
-    jax.device_get(fresh(config, memory, mesh).params),
+    jax.device_get(fresh(config).params),
   )
   x = jnp.asarray(random.standard_normal((3, 8, 8, 1)), jnp.float32)
   t = jnp.array([0.0, 0.3, 1.0])
@@ -134,7 +145,7 @@ def test_the_first_release_is_turned(parts, tmp_path):
   expected = sit_release.turn_time(velocity(params))(x, t)
   path = make_converted(tmp_path / "net", config, memory, params, "sit")
   config = tiny.make_config(train__init_from=path)
-  started = init_from.start(config, fresh(config, memory, mesh), mesh)
+  started = init_from.start(config, fresh(config), mesh)
   found = velocity(jax.device_get(started.params))(x, t)
   scale = float(jnp.abs(expected).max())
   np.testing.assert_allclose(found, expected, atol=2e-5 * scale)
@@ -151,14 +162,14 @@ def test_networks_that_differ_in_more_are_refused():
 
 
 @pytest.mark.parametrize("made", [False, True])
-def test_a_path_without_parameters_is_named(parts, tmp_path, made):
-  mesh, _, memory = parts
+def test_a_path_without_parameters_is_named(parts, fresh, tmp_path, made):
+  mesh = parts[0]
   if made:
     (tmp_path / "checkpoints").mkdir()
   message = "there is no checkpoint yet" if made else "neither converted"
   config = tiny.make_config(train__init_from=str(tmp_path))
   with pytest.raises(ValueError, match=rf"train\.init_from=.*{message}"):
-    init_from.start(config, fresh(config, memory, mesh), mesh)
+    init_from.start(config, fresh(config), mesh)
 
 
 def test_a_workdir_of_another_conditioning_tells_how_to_continue(tmp_path):

@@ -23,7 +23,12 @@ COMMON = {
 }
 FAMILIES = {"sit": sit.SiT, "lightning_dit": lightning_dit.LightningDiT}
 # The small published networks; `b` is of the same kind as `a`.
-GOLDEN = [n for n in networks.WEIGHTS if not n.startswith("lightningdit_b")]
+FAST = ("lightningdit_a", "sit_tiny")
+GOLDEN = [
+  name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
+  for name in networks.WEIGHTS
+  if not name.startswith("lightningdit_b")
+]
 
 
 def make(family="lightning_dit", kind="adaln+cross", **fields):
@@ -115,7 +120,10 @@ def test_attention_is_the_documented_one():
   np.testing.assert_allclose(y, out @ p["proj"]["kernel"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+  scope="module",
+  params=["lightning_dit", pytest.param("sit", marks=pytest.mark.slow)],
+)
 def trained(request):
   network = make(request.param)
   return network, weights(network, *inputs())
@@ -172,9 +180,10 @@ def test_dropout_of_neighbours_is_not_that_of_the_snippet(trained):
   np.testing.assert_array_equal(a, apply(jax.random.key(1)))
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [1, 2])
 def test_scanned_and_unrolled_blocks_agree(every):
-  network = make(cross_every=every)
+  network = make(cross_every=every, depth=2)
   params = weights(network, *inputs())
   count = jax.tree.leaves(params["cross"])[0].shape[0]
   assert count == network.depth // every
@@ -195,6 +204,7 @@ def test_scanned_and_unrolled_blocks_agree(every):
   )
 
 
+@pytest.mark.slow
 def test_a_network_that_gains_cross_keeps_its_other_parameters():
   plain = jax.jit(make(kind="adaln").init)(jax.random.key(0), *inputs()[:3])
   grown = jax.jit(make().init)(jax.random.key(0), *inputs())
