@@ -22,8 +22,8 @@ from gmem_jax.evaluate import build, catalogue, mode, networks, scores
 from tests import tiny
 from tests.evaluate import fakes
 
-_TRAINED = {}
-train_classifier = networks.train_classifier
+_TRAINED, _LOADED = {}, {}
+train_classifier, load = networks.train_classifier, training_data.load
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,22 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def one_classifier(monkeypatch):
-  """Trained once: it depends on the images and the seed alone."""
+def once(monkeypatch):
+  """The classifier, of the images and the seed alone, and encoded images."""
 
   def cached(pixels, labels, seed, source):
     if seed not in _TRAINED:
       _TRAINED[seed] = train_classifier(pixels, labels, seed, source)
     return _TRAINED[seed]
 
+  def loaded(config):
+    key = config.data, config.encoder, config.seed
+    if key not in _LOADED:
+      _LOADED[key] = load(config)
+    return _LOADED[key]
+
   monkeypatch.setattr(networks, "train_classifier", cached)
+  monkeypatch.setattr(training_data, "load", loaded)
 
 
 def evaluate(workdir, **changes):
@@ -157,3 +164,31 @@ def test_the_config_knows_every_score():
 def test_the_report_needs_its_score():
   with pytest.raises(ValueError, match="needs 'frechet' among them"):
     tiny.make_config(eval__scores=("fid",), report__unconditional=True)
+
+
+@pytest.mark.slow
+def test_the_digits_table_is_of_this_evaluation(tmp_path, capsys):
+  """The report's distances are those of training's evaluator."""
+  config = tiny.make_config(
+    report__unconditional=True,
+    train__steps=8,
+    train__log_every=4,
+    eval__every=8,
+    checkpoint__every=8,
+  )
+  with jax.numpy_dtype_promotion("standard"):  # as optax needs it
+    modes.train_mode(config, tmp_path)
+  table = capsys.readouterr().out
+  found = json.loads((tmp_path / "report.json").read_text())
+  mesh = sharding.make_mesh(config.mesh)
+  dataset = training_data.load(config)
+  own, held = dataset.train_images, dataset.heldout_images
+  evaluator = modes.make_evaluator(config, mesh, (8, 8, 1), own)
+  expected = evaluator(build.images_source(held), len(held))["frechet"]
+  assert found["distance/heldout_images"] == pytest.approx(expected, rel=1e-6)
+  for directory, name in ((".", "from_bank"), ("unconditional",) * 2):
+    lines = (tmp_path / directory / "metrics.jsonl").read_text().splitlines()
+    last = [r for r in map(json.loads, lines) if "eval/frechet" in r][-1]
+    distance = found[f"distance/{name}"]
+    assert distance == pytest.approx(last["eval/frechet"], rel=1e-6)
+    assert f"{distance:8.2f}\n" in table
