@@ -123,6 +123,12 @@ def test_another_bank_changes_the_samples_and_nothing_else(run, tmp_path):
     assert theirs == {k: v for k, v in record.items() if k != "bank"}
   assert fingerprint(workdir) == before
 
+  # Where the bank lies changes nothing but the last bit of a score.
+  split, _ = make(
+    workdir, str(tmp_path / "out_split"), bank__placement="sharded"
+  )
+  assert np.abs(split.astype(int) - own).max() <= 1
+
 
 def test_images_and_points_between_rows_are_looked_up(run, tmp_path):
   workdir, dataset, _ = run
