@@ -1,17 +1,30 @@
 """Handwritten digits, end to end, in minutes on two CPU cores.
 
   python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits
+  python -m gmem_jax.main --config=configs/digits.py:cross --workdir=runs/cross
 
 Data: the 1,797 digits that scikit-learn ships, 360 of them held out. Needs no
 download and no accelerator. Trains a memory-conditioned SiT of 0.9 M
 parameters, then the same network without memory, and compares them.
+
+Options: `configs/digits.py:cross` attends to the neighbours of the snippet in
+the bank instead, `configs/digits.py:adaln+cross` does both;
+`python -m gmem_jax.bench conditioning` compares them all.
 """
 
 import ml_collections
 
+OPTIONS = ("", "cross", "adaln+cross")
 
-def get_config() -> ml_collections.ConfigDict:
-  """The recipe; every key is here."""
+
+def get_config(option: str = "") -> ml_collections.ConfigDict:
+  """The recipe; every key is here.
+
+  Args:
+    option: What follows the colon on the command line, one of `OPTIONS`.
+  """
+  if option not in OPTIONS:
+    raise KeyError(f"option {option!r}: allowed are {OPTIONS}")
   c = ml_collections.ConfigDict()
   c.seed = 0
 
@@ -47,7 +60,8 @@ def get_config() -> ml_collections.ConfigDict:
     depth=4,
     heads=4,
     patch=2,  # latent pixels
-    conditioning="adaln",  # or "none"
+    conditioning=option or "adaln",  # or "cross", "adaln+cross", "none"
+    cross_every=1,  # the first of so many blocks attends to neighbours
     snippet_dropout=0.0,
     projector_depth=4,
     projector_width=256,
@@ -61,6 +75,11 @@ def get_config() -> ml_collections.ConfigDict:
     scan_layers=False,
     remat="none",
     attention="xla",
+  )
+  c.retrieval = dict(  # of the cross-attention
+    neighbours=8,
+    exclude_own=True,  # attend to others only
+    dropout=0.1,  # of whole neighbours
   )
   c.loss = dict(
     path="linear",
@@ -89,6 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
     steps_per_dispatch=10,
     ema_decay=0.97,
     log_every=50,
+    init_from="",  # converted weights, or the directory of a run
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
   c.checkpoint = dict(

@@ -12,13 +12,24 @@ Every step of configs/xl_in1k.py, at a size for two CPU cores. The frozen
 networks have the published layout and RANDOM weights, so the samples are no
 pictures: this shows the way, it does not measure the method. For real ones
 convert VA-VAE and DINOv2 and name them in `encoder`.
+
+Options: `configs/photos.py:cross` attends to the neighbours of the snippet in
+the bank instead, `configs/photos.py:adaln+cross` does both.
 """
 
 import ml_collections
 
+OPTIONS = ("", "cross", "adaln+cross")
 
-def get_config() -> ml_collections.ConfigDict:
-  """The recipe; every key is here."""
+
+def get_config(option: str = "") -> ml_collections.ConfigDict:
+  """The recipe; every key is here.
+
+  Args:
+    option: What follows the colon on the command line, one of `OPTIONS`.
+  """
+  if option not in OPTIONS:
+    raise KeyError(f"option {option!r}: allowed are {OPTIONS}")
   c = ml_collections.ConfigDict()
   c.seed = 0
 
@@ -54,7 +65,8 @@ def get_config() -> ml_collections.ConfigDict:
     depth=2,
     heads=2,
     patch=1,  # latent pixels
-    conditioning="adaln",
+    conditioning=option or "adaln",  # or "cross", "adaln+cross", "none"
+    cross_every=1,  # the first of so many blocks attends to neighbours
     snippet_dropout=0.4,
     projector_depth=2,
     projector_width=128,
@@ -68,6 +80,11 @@ def get_config() -> ml_collections.ConfigDict:
     scan_layers=False,
     remat="none",
     attention="auto",
+  )
+  c.retrieval = dict(  # of the cross-attention
+    neighbours=4,
+    exclude_own=True,  # attend to others only
+    dropout=0.1,  # of whole neighbours
   )
   c.loss = dict(
     path="linear",
@@ -96,6 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
     ema_decay=0.9,
     accumulation=1,  # parts of the batch, one after the other
     log_every=10,
+    init_from="",  # converted weights, or the directory of a run
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
   c.checkpoint = dict(

@@ -103,7 +103,8 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     depth=28,
     heads=16,
     patch=1,  # latent pixels
-    conditioning="adaln",
+    conditioning="adaln",  # or "cross", "adaln+cross", "none"
+    cross_every=1,  # the first of so many blocks attends to neighbours
     snippet_dropout=0.4,
     projector_depth=4,
     projector_width=2048,
@@ -117,6 +118,11 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     scan_layers=False,
     remat="none",
     attention="auto",
+  )
+  c.retrieval = dict(  # of the cross-attention
+    neighbours=8,
+    exclude_own=True,  # attend to others only
+    dropout=0.1,  # of whole neighbours
   )
   c.loss = dict(
     path="linear",
@@ -145,6 +151,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     steps_per_dispatch=1,
     ema_decay=0.9999,
     log_every=100,
+    init_from="",  # converted weights, or the directory of a run
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
   c.checkpoint = dict(

@@ -1,9 +1,11 @@
 """From a config and its data to the parts of a run."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from gmem_jax import (
@@ -11,16 +13,17 @@ from gmem_jax import (
   checkpoint,
   distributed,
   optim,
+  retrieval,
   rngs,
   sharding,
   train_state,
   train_step,
   training_data,
 )
-from gmem_jax.bank import bank as bank_lib, edit
+from gmem_jax.bank import bank as bank_lib, edit, lookup
 from gmem_jax.config import Config
 from gmem_jax.encoders import protocols
-from gmem_jax.models import build, transformer
+from gmem_jax.models import build, conditioning, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +31,12 @@ class Memory:
   """What sampling needs besides parameters; kept in the run's directory.
 
   Attributes:
-    bank: The memory bank, on every device.
+    bank: The memory bank, on the devices.
     info: Where it comes from.
     stats: Latent statistics.
     latent_shape: h, w, c.
     token_dim: Width of the projection's targets; 0 without a projection.
+    unit: What `lookup_bank` makes of the bank; not kept in the directory.
   """
 
   bank: bank_lib.MemoryBank
@@ -40,6 +44,12 @@ class Memory:
   stats: protocols.LatentStats
   latent_shape: tuple[int, int, int]
   token_dim: int
+  unit: bank_lib.MemoryBank | None = None
+
+  @property
+  def step_bank(self) -> bank_lib.MemoryBank:
+    """The bank as the training step takes it."""
+    return self.bank if self.unit is None else self.unit
 
 
 def network(config: Config, memory: Memory) -> transformer.FlowTransformer:
@@ -70,11 +80,57 @@ def make_init(config: Config, memory: Memory) -> Any:
   """
   net = network(config, memory)
   width = memory.bank.width if config.model.conditioning != "none" else None
-  inputs = train_step.example_inputs(memory.latent_shape, width)
+  inputs = train_step.example_inputs(
+    memory.latent_shape, width, config.model.conditioning
+  )
   return train_state.make_init(
     lambda: net.init(rngs.key(config.seed, "init"), *inputs)["params"],
     optim.make_optimizer(config.optim),
   )
+
+
+def lookup_bank(
+  config: Config, bank: bank_lib.MemoryBank
+) -> bank_lib.MemoryBank | None:
+  """What the network's neighbours are looked up in.
+
+  Args:
+    config: The run.
+    bank: Raw rows, on the devices.
+
+  Returns:
+    Unit rows, for lookup by cosine, placed like the bank; or None for a network
+    that does not attend to neighbours.
+
+  Raises:
+    ValueError: If the bank has too few rows.
+  """
+  if not conditioning.uses_cross(config.model.conditioning):
+    return None
+  config.retrieval.check(bank)
+  where = bank_placement.sharding_of(bank)
+  # The kernels want multiples of 8 rows, of every shard.
+  multiple = 8 if where.is_fully_replicated else 8 * where.num_devices
+  unit = functools.partial(lookup.unit, multiple=multiple)
+  return jax.jit(unit, out_shardings=where)(bank)
+
+
+def make_recall(
+  config: Config, bank: bank_lib.MemoryBank | None
+) -> retrieval.RecallFn | None:
+  """How neighbours are looked up, in training and in sampling.
+
+  Args:
+    config: The run.
+    bank: What `lookup_bank` made, or its shapes with shardings.
+
+  Returns:
+    The function; None for a network that does not attend to neighbours.
+  """
+  if bank is None or not conditioning.uses_cross(config.model.conditioning):
+    return None
+  placement = bank_placement.lookup_placement(bank)
+  return retrieval.make_recall(config.retrieval, placement, config.seed)
 
 
 def make_memory(
@@ -92,12 +148,14 @@ def make_memory(
   bank, info = _stored(config, train.bank, train.info)
   if config.loss.projection_weight and train.token_shape is not None:
     token_dim = train.token_shape[1]
+  bank = bank_placement.place(bank, mesh, config.bank.placement)
   return Memory(
-    bank=bank_placement.place(bank, mesh, config.bank.placement),
+    bank=bank,
     info=info,
     stats=sharding.place(train.stats, everywhere),
     latent_shape=train.latent_shape,
     token_dim=token_dim,
+    unit=lookup_bank(config, bank),
   )
 
 

@@ -1,4 +1,4 @@
-"""Everything orbax, behind one file.
+"""Everything orbax, behind this file and `checkpoint_part`.
 
 A checkpoint is the training state, uncompressed, with the progress and digests
 as JSON. Orbax writes into a temporary directory and renames it when all hosts
@@ -102,7 +102,7 @@ class Checkpoints:
             ocp.metadata(str(path))
         # Damage shows as anything from a missing file to a JSON error.
         except Exception as error:
-          _log.warning("checkpoint %s: %s", path.name, _root_cause(error))
+          _log.warning("checkpoint %s: %s", path.name, root_cause(error))
           _move_aside(path)
     distributed.wait_for_all("listable")
 
@@ -175,7 +175,7 @@ class Checkpoints:
       found = self._read(step, target)
     # Damage shows as anything from a missing file to a JSON error.
     except Exception as error:
-      problem = _root_cause(error)
+      problem = root_cause(error)
     if not distributed.everywhere(found is not None) or found is None:
       raise Unreadable(problem)
     state, progress, digests = found
@@ -335,8 +335,12 @@ def _move_aside(path: pathlib.Path) -> None:
   )
 
 
-def _root_cause(error: BaseException) -> str:
-  """The first line of the error that started a chain."""
+def root_cause(error: BaseException) -> str:
+  """The first line of the error that started a chain.
+
+  Args:
+    error: The last of it.
+  """
   while error.__cause__ is not None:
     error = error.__cause__
   message = str(error).strip() or "no message"

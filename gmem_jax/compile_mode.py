@@ -4,6 +4,7 @@ Compiles the real training and sampling steps from shapes alone: neither data
 nor weights need to be here, nor the machine.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 
 from gmem_jax import (
   assemble,
-  bank_placement,
   config as config_lib,
   optim,
   rngs,
@@ -24,7 +24,7 @@ from gmem_jax import (
 from gmem_jax.aot import examine, topology
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.encoders import identity, protocols, vae
-from gmem_jax.models import transformer
+from gmem_jax.models import conditioning, transformer
 
 # Rows of the published bank: the training images of ImageNet.
 PUBLISHED_ROWS = 1_281_167
@@ -115,6 +115,7 @@ def training(
   if network.token_dim:
     side = memory.latent_shape[0] // config.model.patch
     batch["tokens"] = field(jnp.float32, side**2, network.token_dim)
+  searched = conditioning.uses_cross(network.conditioning)
   steps = "training step" if k == 1 else f"{k} training steps"
   return examine.Program(
     f"{steps}, batch {size}",
@@ -124,7 +125,7 @@ def training(
       memory.stats,
       mesh,
       shardings,
-      bank_placement.sharding_of(memory.bank),
+      memory.bank,
     ),
     (state, batch, memory.bank, None),
     {
@@ -132,7 +133,7 @@ def training(
       "moving average": state.ema,
       "optimizer": state.opt_state,
       "batch": batch,
-      "bank": memory.bank,
+      "searched bank" if searched else "bank": memory.bank,
     },
   )
 
@@ -160,6 +161,9 @@ def sampling(
   weights = sharding.abstract(
     weights, jax.tree.map(lambda _: everywhere, weights)
   )
+  recall = assemble.make_recall(config, memory.bank)
+  if recall is not None:
+    weights = dataclasses.replace(weights, bank=memory.bank)
   count = config.sample.device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
   batch = sharding.batch_sharding(mesh)
   return examine.Program(
@@ -170,13 +174,16 @@ def sampling(
       memory.latent_shape,
       mesh,
       seed=config.sample.seed,
+      recall=recall,
     ),
     (
       weights,
       jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch),
       jax.ShapeDtypeStruct((count, FEATURE_WIDTH), jnp.float32, sharding=batch),
+      jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch),
     ),
-    {"parameters": weights.params, "tokenizer": weights.tokenizer},
+    {"parameters": weights.params, "tokenizer": weights.tokenizer}
+    | ({"searched bank": weights.bank} if recall else {}),
   )
 
 
@@ -230,7 +237,9 @@ def _init(
 ) -> Any:
   """The network's parameters."""
   width = None if network.conditioning == "none" else memory.bank.width
-  inputs = train_step.example_inputs(memory.latent_shape, width)
+  inputs = train_step.example_inputs(
+    memory.latent_shape, width, network.conditioning
+  )
   return network.init(rngs.key(config.seed, "init"), *inputs)["params"]
 
 
@@ -256,10 +265,16 @@ def _memory(
     network = vae.VARIANTS[config.encoder.tokenizer]
     side //= network.downsampling
     shape = (side, side, network.latent_channels)
+  padding = 0
+  if conditioning.uses_cross(config.model.conditioning):
+    padding = -bank_rows % 8  # as of `assemble.lookup_bank`
   rows = jax.ShapeDtypeStruct(
-    (bank_rows, FEATURE_WIDTH), jnp.float32, sharding=sharding.replicated(mesh)
+    (bank_rows + padding, FEATURE_WIDTH),
+    jnp.float32,
+    sharding=sharding.replicated(mesh),
   )
-  bank = jax.tree.map(lambda _: rows, bank_lib.MemoryBank(jnp.zeros((1, 1))))
+  bank = bank_lib.MemoryBank(jnp.zeros((1, 1)), padding=padding)
+  bank = jax.tree.map(lambda _: rows, bank)
   return assemble.Memory(
     bank=bank,
     info=bank_lib.BankInfo(bank_rows, FEATURE_WIDTH, "", "", "", ""),

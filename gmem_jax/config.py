@@ -9,10 +9,8 @@ that. No other module sees a ConfigDict.
 import dataclasses
 import json
 import pathlib
-import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import ml_collections
 
@@ -22,8 +20,10 @@ from gmem_jax import (
   distributed,
   files,
   optim,
+  retrieval,
   sections,
   sharding,
+  strict,
 )
 from gmem_jax.diffusion import losses, samplers
 from gmem_jax.models import build
@@ -42,6 +42,7 @@ class Config:
   encoder: sections.EncoderConfig
   bank: bank_placement.BankConfig
   model: build.ModelConfig
+  retrieval: retrieval.RetrievalConfig
   loss: losses.LossConfig
   optim: optim.OptimConfig
   train: sections.TrainConfig
@@ -80,7 +81,14 @@ FREE = (
 
 
 # What runs did that were made before a key was there.
-BEFORE = {"bank.storage": "float32"}
+BEFORE = {
+  "bank.storage": "float32",
+  "model.cross_every": 1,
+  "retrieval.neighbours": 8,
+  "retrieval.exclude_own": True,
+  "retrieval.dropout": 0.1,
+  "train.init_from": "",
+}
 
 
 def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
@@ -97,55 +105,9 @@ def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
   """
   if isinstance(tree, ml_collections.ConfigDict):
     tree = tree.to_dict()
-  config = _build(Config, tree, prefix="")
+  config = strict.build(Config, tree)
   _check(config)
   return config
-
-
-def _build(cls: type, tree: Mapping[str, Any], prefix: str) -> Any:
-  """Builds a dataclass from a mapping with exactly its keys."""
-  hints = typing.get_type_hints(cls)
-  names = [f.name for f in dataclasses.fields(cls)]
-  where = f" in config.{prefix[:-1]}" if prefix else " in the config"
-  unknown = sorted(set(tree) - set(names))
-  if unknown:
-    raise ValueError(f"unknown key(s) {unknown}{where}; known: {names}")
-  missing = [n for n in names if n not in tree]
-  if missing:
-    raise ValueError(f"missing key(s) {missing}{where}")
-  return cls(
-    **{n: _value(hints[n], tree[n], prefix + n) for n in names}  # type: ignore
-  )
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-  """Checks one value against its type hint."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if dataclasses.is_dataclass(hint):
-    if not isinstance(value, Mapping):
-      raise ValueError(f"config.{key}={value!r}: a section is expected")
-    return _build(typing.cast(type, hint), value, key + ".")
-  if origin is Literal:
-    if value not in args:
-      raise ValueError(f"config.{key}={value!r}: allowed are {list(args)}")
-    return value
-  if origin in (typing.Union, types.UnionType):
-    if value is None and type(None) in args:
-      return None
-    (inner,) = (a for a in args if a is not type(None))
-    return _value(inner, value, key)
-  if origin is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise ValueError(f"config.{key}={value!r}: a tuple is expected")
-    return tuple(_value(args[0], v, key) for v in value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-    raise ValueError(
-      f"config.{key}={value!r}: expected {hint.__name__},"
-      f" got {type(value).__name__}"
-    )
-  return value
 
 
 def _check(config: Config) -> None:
@@ -340,10 +302,16 @@ def claim_workdir(config: Config, workdir: pathlib.Path) -> None:
       if theirs.get(key) != ours.get(key) and not key.startswith(FREE)
     ]
     if differing:
+      hint = "\nTake another --workdir, or give these keys their old values."
+      if theirs.get("model.conditioning") != ours["model.conditioning"]:
+        hint += (
+          "\nTo train on from its parameters with the new conditioning, take"
+          f" another --workdir and --config.train.init_from={workdir}"
+        )
       raise ValueError(
         f"--workdir={workdir} belongs to a run of another config:\n"
         + "\n".join(differing)
-        + "\nTake another --workdir, or give these keys their old values."
+        + hint
       )
   distributed.check_shared(workdir, "--workdir")
   if distributed.is_main():

@@ -15,7 +15,7 @@ Modes:
   sample    Write images to WORKDIR/images, from the run's newest checkpoint or
             from converted weights (config.sample.network). With --image, like
             images that the bank need not know; with --interpolate, between two
-            memories.
+            memories; with --bank, from another bank.
   evaluate  Score what --mode=sample would make, or the images of
             config.eval.images, and write WORKDIR/evaluations/*.json.
   compile   Does the config fit a machine that is not here? Compiles the
@@ -69,6 +69,12 @@ _INTERPOLATE = flags.DEFINE_list(
   [],
   "--mode=sample: A,B: go from A to B, each a bank row or an image file; see"
   " config.sample.interpolation and config.sample.points.",
+)
+_BANK = flags.DEFINE_string(
+  "bank",
+  None,
+  "--mode=sample and evaluate: another bank than the network's: drawn rows, and"
+  " what it attends to, come from there. The same as --config.sample.bank.",
 )
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "--mode=compile: the machine, e.g. v5e:16x16 or h100:8."
@@ -132,13 +138,18 @@ def main(argv: list[str]) -> int:
       return _fail(f"--{flag.name} is needed; see --help")
   if (_IMAGE.value or _INTERPOLATE.value) and _MODE.value != "sample":
     return _fail("--image and --interpolate belong to --mode=sample")
+  if _BANK.value is not None and _MODE.value not in ("sample", "evaluate"):
+    return _fail("--bank belongs to --mode=sample and --mode=evaluate")
   if len(_INTERPOLATE.value) not in (0, 2):
     return _fail(
       f"--interpolate={','.join(_INTERPOLATE.value)}: two are needed, A,B"
     )
   # Devices, compilers and data come after the config was found good.
   try:
-    config = config_lib.resolve(_CONFIG.value)
+    tree = _CONFIG.value
+    if _BANK.value is not None:
+      tree.sample.bank = _BANK.value
+    config = config_lib.resolve(tree)
   except OSError as error:  # ml_collections opens the file only now
     return _fail(f"--config: {' '.join(str(error).split())}")
   except ValueError as error:

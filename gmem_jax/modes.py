@@ -73,10 +73,12 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     train=dataset.train_images.pixels,
     heldout=dataset.heldout_images.pixels,
     from_bank=draw_samples(config, sample_fn, weights, bank),
-    from_heldout=draw_samples(config, sample_fn, weights, heldout),
+    from_heldout=draw_samples(
+      config, sample_fn, weights, heldout, outside=True
+    ),
     unconditional=draw_samples(other, other_fn, other_weights, bank),
     neighbours=neighbours(heldout, dataset.train.bank),
-    distance=lambda pixels: _score(evaluator, pixels)["frechet"],
+    distance=lambda pixels: build.score_pixels(evaluator, pixels)["frechet"],
   )
   if not distributed.is_main():
     return
@@ -101,17 +103,6 @@ def neighbours(
     k=min(NEIGHBOURS, bank.size),
   )
   return report.Neighbours(*map(np.asarray, found))
-
-
-def _score(
-  evaluator: scores.Evaluator | None, pixels: np.ndarray
-) -> dict[str, float]:
-  """Scores of images in memory."""
-  assert evaluator is not None, "config checks that the report has its score"
-  source = sources.Arrays(
-    {}, len(pixels), pixels.shape[1:], lambda numbers: pixels[numbers]
-  )
-  return evaluator(source, source.count)
 
 
 def load_params(
@@ -173,8 +164,8 @@ def make_run(
     shown: list[np.ndarray] = []
 
     def read(numbers):
-      _, features = draw_snippets(config, memory.bank, numbers)
-      pixels = sample_fn(weights, numbers, features)
+      rows, features = draw_snippets(config, memory.bank, numbers)
+      pixels = sample_fn(weights, numbers, features, rows)
       if numbers[0] < config.eval.grid:
         shown.append(pixels)
       return pixels
@@ -239,6 +230,8 @@ def draw_samples(
   sample_fn: sample.SampleFn,
   weights: sample.Weights,
   bank: bank_lib.MemoryBank,
+  *,
+  outside: bool = False,
 ) -> report.Samples:
   """The samples of an evaluation: always the same rows and noise.
 
@@ -247,10 +240,12 @@ def draw_samples(
     sample_fn: Makes the images.
     weights: What it makes them with.
     bank: Where the snippets come from.
+    outside: Whether that is another bank than the one neighbours come from.
   """
   numbers = np.arange(config.eval.count)
   rows, features = draw_snippets(config, bank, numbers)
-  return report.Samples(sample_fn(weights, numbers, features), rows)
+  own = None if outside else rows
+  return report.Samples(sample_fn(weights, numbers, features, own), rows)
 
 
 def draw_snippets(
@@ -294,6 +289,7 @@ def make_sample_fn(
     mesh,
     seed=seed,
     device_batch=config.sample.device_batch,
+    recall=assemble.make_recall(config, memory.unit),
   )
 
 
@@ -311,6 +307,7 @@ def make_weights(
     params=params,
     tokenizer=pretrained.load_tokenizer(config),
     stats=memory.stats,
+    bank=memory.unit,
   )
 
 

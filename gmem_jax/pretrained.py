@@ -112,6 +112,29 @@ def origin(metadata: dict[str, Any]) -> dict[str, Any]:
   }
 
 
+def differing_keys(
+  config: Config, theirs: dict[str, Any], ignored: Sequence[str] = ()
+) -> str:
+  """Keys of the model in which converted weights differ from the config.
+
+  Args:
+    config: The run.
+    theirs: The model of the converted weights.
+    ignored: Keys that may differ.
+
+  Returns:
+    A line for each; "" if there are none.
+  """
+  ours = dataclasses.asdict(config.model)
+  return "\n".join(
+    f"  config.model.{key}: {theirs[key]!r} there, {ours[key]!r} in the config"
+    for key in ours
+    if key in theirs
+    and key not in (*UNCHECKED, *ignored)
+    and theirs[key] != ours[key]
+  )
+
+
 def load_network(config: Config) -> Network:
   """Reads `sample.network`.
 
@@ -123,16 +146,16 @@ def load_network(config: Config) -> Network:
   """
   path = config.sample.network
   params, metadata = read("sample.network", path, ("lightning_dit", "sit"))
-  theirs, ours = metadata["model"], dataclasses.asdict(config.model)
-  differing = [
-    f"  config.model.{key}: {theirs[key]!r} there, {ours[key]!r} in the config"
-    for key in ours
-    if key in theirs and key not in UNCHECKED and theirs[key] != ours[key]
-  ]
-  if differing:
+  theirs = metadata["model"]
+  if differing := differing_keys(config, theirs):
+    if theirs["conditioning"] != config.model.conditioning:
+      differing += (
+        "\nTo give it the config's conditioning, train on from it:"
+        f" --mode=train --config.train.init_from={path}"
+      )
     raise ValueError(
       f"config.sample.network={path!r} holds another network than"
-      " config.model:\n" + "\n".join(differing)
+      f" config.model:\n{differing}"
     )
   params.pop("projector", None)  # Of training alone.
   side, channels = theirs["grid"] * theirs["patch"], theirs["channels"]

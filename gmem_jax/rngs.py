@@ -20,6 +20,7 @@ STREAMS = {
   "train/noise": "(step)",
   "train/dropout": "(step)",
   "train/posterior": "(step)",
+  "train/neighbours": "(step)",
   "sample/row": "(image)",
   "sample/noise": "(image)",
   "sample/kick": "(image, step)",

@@ -9,8 +9,9 @@ at least that of the (fake) devices.
 Shapes: b images, h w c latent, d snippet width, m bank rows.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from gmem_jax import rngs, sharding
+from gmem_jax import retrieval, rngs, sharding
 from gmem_jax.bank import bank as bank_lib, select
 from gmem_jax.diffusion import guidance, samplers, sit_release
 from gmem_jax.encoders import protocols
-from gmem_jax.models import transformer
+from gmem_jax.models import conditioning, transformer
 
 
 @flax.struct.dataclass
@@ -33,16 +34,40 @@ class Weights:
     params: The network's parameters.
     tokenizer: Decodes the latents; a pytree.
     stats: Undo the normalisation of the latents.
+    bank: Unit rows to look neighbours up in, or None for a network without
+      cross-attention.
   """
 
   params: Any
   tokenizer: Any
   stats: protocols.LatentStats
+  bank: bank_lib.MemoryBank | None = None
 
 
-# (weights, image numbers [n], features [n d]) -> uint8 images [n H W ch], all
-# but the weights on the host. Features are scaled to unit length.
-SampleFn = Callable[[Weights, np.ndarray, np.ndarray], np.ndarray]
+@runtime_checkable
+class SampleFn(Protocol):
+  """Makes images."""
+
+  def __call__(
+    self,
+    weights: Weights,
+    images: np.ndarray,
+    features: np.ndarray,
+    rows: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """Makes images; all but the weights is on the host.
+
+    Args:
+      weights: What to make them with.
+      images: Their numbers [n].
+      features: What to make them of [n d]; scaled to unit length.
+      rows: The bank rows [n] that the features are, `retrieval.OUTSIDE` for
+        those that are none; None if all are none.
+
+    Returns:
+      uint8 images [n H W channels].
+    """
+    ...
 
 
 def compile_sampler(
@@ -53,6 +78,7 @@ def compile_sampler(
   *,
   seed: int,
   first_release: bool = False,
+  recall: retrieval.RecallFn | None = None,
 ) -> Any:
   """Jits all from noise to bytes.
 
@@ -63,34 +89,62 @@ def compile_sampler(
     mesh: The devices; images are split over the axes of the batch.
     seed: Image i's noise depends on (seed, i) alone.
     first_release: See `make_sample_fn`.
+    recall: Looks up what a network with cross-attention attends to.
 
   Returns:
-    (weights, image numbers int32 [b], features [b d]) -> uint8 images
-    [b H W ch], jitted; b is a multiple of the devices along the batch.
+    (weights, image numbers int32 [b], features [b d], bank rows int32 [b]) ->
+    uint8 images [b H W ch], jitted; b is a multiple of the devices along the
+    batch.
   """
 
-  def some(weights, images, features):
+  def some(weights, images, features, neighbours):
     snippet = None
-    if network.conditioning != "none":
+    if conditioning.uses_adaln(network.conditioning):
       snippet = bank_lib.normalise(features)
     x0 = _noise(seed, images, latent_shape)
     x1 = _integrate(
-      network, sampler, weights.params, snippet, x0, seed, images, first_release
+      network,
+      sampler,
+      weights.params,
+      (snippet, neighbours),
+      x0,
+      seed,
+      images,
+      first_release,
     )
     latents = protocols.denormalise_latents(x1, weights.stats)
     pixels = weights.tokenizer.decode(latents)
     return protocols.to_uint8(pixels, 127.5 if first_release else 128.0)
 
-  return jax.jit(
-    jax.shard_map(
-      some,
-      mesh=mesh,
-      in_specs=(P(), sharding.BATCH, sharding.BATCH),
-      out_specs=sharding.BATCH,
-      check_vma=False,
-    ),
-    out_shardings=sharding.replicated(mesh),
+  split = jax.shard_map(
+    some,
+    mesh=mesh,
+    in_specs=(P(), *(sharding.BATCH,) * 3),
+    out_specs=sharding.BATCH,
+    check_vma=False,
   )
+
+  def run(weights, images, features, rows):
+    neighbours = None
+    if recall is not None:  # Here, as the bank's rows may be split.
+      unit = bank_lib.normalise(features)
+      neighbours = recall(weights.bank, unit, rows)
+    bare = dataclasses.replace(weights, bank=None)
+    return split(bare, images, features, neighbours)
+
+  return jax.jit(run, out_shardings=sharding.replicated(mesh))
+
+
+def place(weights: Weights, mesh: Mesh) -> Weights:
+  """Puts weights on all devices; the bank stays where it is.
+
+  Args:
+    weights: The weights; the bank, if any, is on the mesh.
+    mesh: The devices.
+  """
+  bare: Any = dataclasses.replace(weights, bank=None)
+  placed = sharding.place(bare, sharding.replicated(mesh))
+  return dataclasses.replace(placed, bank=weights.bank)
 
 
 def make_sample_fn(
@@ -102,6 +156,7 @@ def make_sample_fn(
   seed: int,
   device_batch: int,
   first_release: bool = False,
+  recall: retrieval.RecallFn | None = None,
 ) -> SampleFn:
   """Makes the sampling function.
 
@@ -114,25 +169,35 @@ def make_sample_fn(
     device_batch: Images on each device in one call.
     first_release: The network is that of the first release, which counts time
       from the data (t=0), and so is the rounding of pixels.
+    recall: Looks up what a network with cross-attention attends to, in the
+      weights' bank.
 
   Returns:
     The function; it is compiled once.
   """
   compiled = compile_sampler(
-    network, sampler, latent_shape, mesh, seed=seed, first_release=first_release
+    network,
+    sampler,
+    latent_shape,
+    mesh,
+    seed=seed,
+    first_release=first_release,
+    recall=recall,
   )
   where = NamedSharding(mesh, sharding.BATCH)
-  everywhere = sharding.replicated(mesh)
   together = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
 
-  def sample(weights, images, features):
-    done, weights = [], sharding.place(weights, everywhere)
+  def sample(weights, images, features, rows=None):
+    if rows is None:
+      rows = np.full(len(images), retrieval.OUTSIDE)
+    done, weights = [], place(weights, mesh)
     for start in range(0, len(images), together):
       part = np.arange(start, start + together).clip(max=len(images) - 1)
       pixels = compiled(
         weights,
         sharding.place(np.asarray(images[part], np.int32), where),
         sharding.place(np.asarray(features[part], np.float32), where),
+        sharding.place(np.asarray(rows[part], np.int32), where),
       )
       done.append(jax.device_get(pixels)[: len(images) - start])
     return np.concatenate(done)
@@ -147,19 +212,20 @@ def _noise(seed, images, latent_shape):
 
 
 def _integrate(
-  network, sampler, params, snippet, x0, seed, images, first_release
+  network, sampler, params, condition, x0, seed, images, first_release
 ):
   """From noise to normalised latents."""
 
-  def apply(x, t, snippet):
+  def apply(x, t, condition):
     def bound(x, t):
-      velocity = network.apply({"params": params}, x, t, snippet)
+      velocity = network.apply({"params": params}, x, t, *condition)
       return cast(jax.Array, velocity)
 
     return (sit_release.turn_time(bound) if first_release else bound)(x, t)
 
   def pair(x, t):
-    return guidance.pair(apply, x, t, snippet, jnp.zeros_like(snippet))
+    null = jax.tree.map(jnp.zeros_like, condition)
+    return guidance.pair(apply, x, t, condition, null)
 
   def kicks(step):
     def one(image):
@@ -169,7 +235,7 @@ def _integrate(
     return jax.vmap(one)(images)
 
   return samplers.sample(
-    sampler, lambda x, t: apply(x, t, snippet), x0, kicks, pair
+    sampler, lambda x, t: apply(x, t, condition), x0, kicks, pair
   )
 
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import (
+  assemble,
   config as config_lib,
   distributed,
   images as images_lib,
   manipulate,
   pretrained,
+  retrieval,
   sample,
   sample_source as source_lib,
   sections,
@@ -22,6 +24,7 @@ from gmem_jax import (
 )
 from gmem_jax.bank import bank as bank_lib, draw
 from gmem_jax.diffusion import samplers
+from gmem_jax.models import conditioning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +34,15 @@ class Plan:
   Attributes:
     name: What is added to the directory's name.
     count: Number of images.
-    features: Image numbers [n] -> features [n d].
+    features: Image numbers [n] -> features [n d] and the bank rows [n] that
+      they are, `retrieval.OUTSIDE` for others.
     labels: Names of the groups of `per_row` images; () if there are none.
     info: All that the features depend on; JSON.
   """
 
   name: str
   count: int
-  features: Callable[[np.ndarray], np.ndarray]
+  features: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
   labels: tuple[str, ...]
   info: dict[str, Any]
 
@@ -96,7 +100,12 @@ def plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
     "draw": list(chosen.rows) or chosen.draw,
     "per_row": per_row,
   }
-  return Plan("", count, lambda n: bank.rows[rows(n)], labels, info)
+
+  def features(numbers):
+    chosen_rows = rows(numbers)
+    return bank.rows[chosen_rows], chosen_rows
+
+  return Plan("", count, features, labels, info)
 
 
 def _row_fn(
@@ -149,14 +158,16 @@ def _plan_manipulation(
     found = manipulate.between(config.sample, memories)
   per_row = config.sample.per_row
   info = {"per_row": per_row, **found.info}
-  if ends and source.bank is not None:
+  attends = conditioning.uses_cross(source.model.conditioning)
+  if (ends or attends) and source.bank is not None:
     info["bank"] = source.bank.info
+
+  def features(numbers):
+    outside = np.full(len(numbers), retrieval.OUTSIDE)
+    return found.features[numbers // per_row], outside
+
   return Plan(
-    found.name,
-    len(found.features) * per_row,
-    lambda numbers: found.features[numbers // per_row],
-    found.labels,
-    info,
+    found.name, len(found.features) * per_row, features, found.labels, info
   )
 
 
@@ -285,9 +296,10 @@ def make_fn(
     seed=config.sample.seed,
     device_batch=config.sample.device_batch,
     first_release=source.first_release,
+    recall=assemble.make_recall(config, source.weights.bank),
   )
-  weights = sharding.place(source.weights, sharding.replicated(mesh))
-  return lambda numbers: sample_fn(weights, numbers, plan.features(numbers))
+  weights = sample.place(source.weights, mesh)
+  return lambda numbers: sample_fn(weights, numbers, *plan.features(numbers))
 
 
 def _write_grid(

@@ -14,8 +14,8 @@ from gmem_jax import (
   pretrained,
   sample,
 )
-from gmem_jax.bank import storage
-from gmem_jax.models import transformer
+from gmem_jax.bank import bank as bank_lib, storage
+from gmem_jax.models import conditioning, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,20 @@ def load(
     ValueError: Naming the key that does not fit.
   """
   if config.sample.network:
-    return _from_converted(config)
-  return _from_run(config, workdir, mesh)
+    source = _from_converted(config)
+  else:
+    source = _from_run(config, workdir, mesh)
+  if source.weights.bank is not None or not conditioning.uses_cross(
+    config.model.conditioning
+  ):
+    return source
+  bank = bank_placement.place(
+    bank_lib.MemoryBank(bank_of(source).rows), mesh, config.bank.placement
+  )
+  weights = dataclasses.replace(
+    source.weights, bank=assemble.lookup_bank(config, bank)
+  )
+  return dataclasses.replace(source, weights=weights)
 
 
 def _from_run(
@@ -71,6 +83,9 @@ def _from_run(
   config_lib.claim_workdir(config, workdir)
   memory = assemble.load_memory(workdir / "memory", mesh, config.bank.placement)
   step, params = modes.load_params(config, workdir, memory, mesh)
+  if not config.sample.bank:
+    unit = assemble.lookup_bank(config, memory.bank)
+    memory = dataclasses.replace(memory, unit=unit)
   weights = modes.make_weights(config, memory, params)
   bank = pretrained.Bank(
     storage.decode(bank_placement.to_save(memory.bank)),

@@ -91,6 +91,9 @@ class TrainConfig:
       where a step takes milliseconds.
     ema_decay: Decay of the parameters' moving average per step.
     log_every: Steps between log lines.
+    init_from: Where a new run's parameters come from: converted weights, or the
+      directory of a run (its moving average), also of another conditioning; ""
+      to draw them.
   """
 
   steps: int
@@ -99,6 +102,7 @@ class TrainConfig:
   steps_per_dispatch: int
   ema_decay: float
   log_every: int
+  init_from: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from gmem_jax import (
   config as config_lib,
   distributed,
   images,
+  init_from,
   metrics,
   optim,
   rngs,
@@ -37,6 +38,7 @@ from gmem_jax import (
   train_step,
   training_data,
 )
+from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import pipeline
 from gmem_jax.encoders import protocols
 from gmem_jax.models import transformer
@@ -87,7 +89,7 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
     run.memory.stats,
     run.mesh,
     shardings,
-    bank_placement.sharding_of(run.memory.bank),
+    run.memory.step_bank,
   )
   encoder = sharding.place(run.dataset.encoder, sharding.replicated(run.mesh))
   return lambda state, batches, bank: steps_fn(state, batches, bank, encoder)
@@ -99,7 +101,7 @@ def jit_step(
   stats: protocols.LatentStats,
   mesh: jax.sharding.Mesh,
   shardings: Any,
-  bank_sharding: jax.sharding.Sharding,
+  bank: bank_lib.MemoryBank,
 ) -> Any:
   """Jits the training step over the mesh.
 
@@ -109,7 +111,8 @@ def jit_step(
     stats: Normalise its latents.
     mesh: Its devices.
     shardings: Shardings of the state.
-    bank_sharding: Where the bank's arrays are.
+    bank: The bank that it will be given, or its shapes with shardings; unit
+      rows for a network with cross-attention (`assemble.lookup_bank`).
 
   Returns:
     (state, batches, bank, encoder) -> (state, metrics [k]), jitted; the state
@@ -123,13 +126,15 @@ def jit_step(
     seed=config.seed,
     ema_decay=config.train.ema_decay,
     accumulation=config.train.accumulation,
+    recall=assemble.make_recall(config, bank),
   )
+  where = bank_placement.sharding_of(bank)
   everywhere = sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh, steps_axis=True)
   return jax.jit(
     train_step.repeat(step_fn),
     donate_argnums=0,
-    in_shardings=(shardings, batches, bank_sharding, everywhere),
+    in_shardings=(shardings, batches, where, everywhere),
     out_shardings=(shardings, everywhere),
   )
 
@@ -154,6 +159,8 @@ def restore_or_init(
     _log.info("continuing from step %d", int(restored[0].step))
     return restored
   state = jax.jit(init, out_shardings=shardings)()
+  if run.config.train.init_from:
+    state = init_from.start(run.config, state, run.mesh)
   _log.info(
     "new run: %s parameters",
     f"{parameter_overview.count_parameters(state.params):,}",
@@ -208,7 +215,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 
   while step < config.train.steps:
     batch = next(batches)
-    state, values = step_fn(state, batch, run.memory.bank)
+    state, values = step_fn(state, batch, run.memory.step_bank)
     interval.add(step, values)
     step += k
     line.update(step)

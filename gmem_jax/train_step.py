@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from gmem_jax import batch as batch_lib, rngs, train_state
+from gmem_jax import batch as batch_lib, retrieval, rngs, train_state
 from gmem_jax.diffusion import losses
 from gmem_jax.encoders import protocols
-from gmem_jax.models import transformer
+from gmem_jax.models import conditioning, transformer
 
 Metrics = dict[str, Float[Array, "..."]]
 
@@ -37,6 +37,8 @@ class Draws:
     tokens: The image encoder's tokens, for the projection loss, or None.
     dropout_key: Keys of the snippets' dropout, one an example; None for no
       dropout.
+    neighbours: What the bank holds near the snippets, or None for a network
+      without cross-attention.
   """
 
   x1: Float[Array, "b h w c"]
@@ -45,6 +47,7 @@ class Draws:
   snippet: Float[Array, "b d"] | None
   tokens: Float[Array, "b n z"] | None
   dropout_key: Key[Array, " b"] | None
+  neighbours: conditioning.Neighbours | None = None
 
 
 UpdateFn = Callable[
@@ -87,6 +90,7 @@ def make_update(
         x_t,
         t,
         draws.snippet,
+        draws.neighbours,
         dropout_key=draws.dropout_key,
         project=project,
       )
@@ -164,6 +168,7 @@ def make_train_step(
   seed: int,
   ema_decay: float,
   accumulation: int = 1,
+  recall: retrieval.RecallFn | None = None,
 ) -> StepFn:
   """Makes the training step.
 
@@ -175,6 +180,8 @@ def make_train_step(
     seed: Seed of the streams; with the step it addresses every random draw.
     ema_decay: Decay of the moving average.
     accumulation: See `make_update`.
+    recall: Looks up what cross-attention attends to; the bank then has unit
+      rows.
 
   Returns:
     (state, batch, bank, encoder=None) -> (state, metrics). The batch holds what
@@ -183,7 +190,7 @@ def make_train_step(
 
   Source: paper §3; the published training loop.
   """
-  conditioned = network.conditioning != "none"
+  adaln = conditioning.uses_adaln(network.conditioning)
   project = loss_config.projection_weight > 0
   update = make_update(
     network, tx, loss_config, ema_decay=ema_decay, accumulation=accumulation
@@ -193,17 +200,23 @@ def make_train_step(
     step = state.step
     latents = batch_lib.latents(batch, seed=seed, step=step)
     x1 = protocols.normalise_latents(latents, stats)
+    snippet = neighbours = None
+    if network.conditioning != "none":
+      snippet = batch_lib.snippets(batch, bank)
+      if recall is not None:
+        neighbours = recall(bank, snippet, batch["row"], step)
     draws = Draws(
       x1=x1,
       x0=jax.random.normal(rngs.key(seed, "train/noise", step), x1.shape),
       t=losses.sample_time(
         loss_config, rngs.key(seed, "train/time", step), x1.shape[0]
       ),
-      snippet=batch_lib.snippets(batch, bank) if conditioned else None,
+      snippet=snippet if adaln else None,
       tokens=batch_lib.tokens(batch, encoder) if project else None,
       dropout_key=jax.random.split(
         rngs.key(seed, "train/dropout", step), x1.shape[0]
       ),
+      neighbours=neighbours,
     )
     return update(state, draws)
 
@@ -230,16 +243,25 @@ def repeat(step_fn: StepFn) -> StepFn:
 
 
 def example_inputs(
-  latent_shape: tuple[int, int, int], snippet_dim: int | None
+  latent_shape: tuple[int, int, int],
+  snippet_dim: int | None,
+  kind: str = "adaln",
 ) -> tuple[Any, ...]:
   """Zeros of the shapes that a network is initialised with.
 
   Args:
     latent_shape: h, w, c.
     snippet_dim: Width of the snippet, or None without conditioning.
+    kind: The network's conditioning.
 
   Returns:
-    (x, t, snippet) of one example.
+    (x, t, snippet, neighbours) of one example.
   """
-  snippet = None if snippet_dim is None else jnp.zeros((1, snippet_dim))
-  return jnp.zeros((1, *latent_shape)), jnp.zeros((1,)), snippet
+  snippet = neighbours = None
+  if snippet_dim is not None and conditioning.uses_adaln(kind):
+    snippet = jnp.zeros((1, snippet_dim))
+  if snippet_dim is not None and conditioning.uses_cross(kind):
+    neighbours = conditioning.Neighbours(
+      jnp.zeros((1, 1, snippet_dim)), jnp.zeros((1, 1))
+    )
+  return jnp.zeros((1, *latent_shape)), jnp.zeros((1,)), snippet, neighbours

@@ -30,16 +30,26 @@ LAYERS = (
     "bench",
     "evaluate",
   ),
-  ("train", "sample", "assemble", "pretrained", "training_data", "aot"),
+  (
+    "train",
+    "sample",
+    "assemble",
+    "pretrained",
+    "init_from",
+    "training_data",
+    "aot",
+  ),
   (
     "bank_store",
     "checkpoint",
+    "checkpoint_part",
     "files",
     "data",
     "metrics",
     "images",
     "config",
     "sections",
+    "strict",
     "weights",
     # The reader of PyTorch's files, which knows nothing of networks.
     "convert.torch_file",
@@ -52,6 +62,7 @@ LAYERS = (
     "batch",
     "train_step",
     "train_state",
+    "retrieval",
     "bank_placement",
     "sharding",
     "optim",
@@ -61,7 +72,7 @@ LAYERS = (
 )
 PURE = {
   "rngs", "bank_placement", "sharding", "train_state", "train_step", "batch",
-  "optim",
+  "optim", "retrieval",
   "models", "encoders", "diffusion", "bank", "kernels",
 }  # fmt: skip
 # Command lines and stores inside pure packages, at the edge by design.

@@ -225,6 +225,7 @@ BAD_INPUT = {
     "--interpolate=1: two are needed",
   ),
   "image in training": (["--image=a.png"], "belong to --mode=sample"),
+  "bank in training": (["--bank=b"], "--bank belongs to --mode=sample"),
   "no such weights": (
     ["--mode=sample", "--config.sample.network=nope"],
     "config.sample.network='nope'",

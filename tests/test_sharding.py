@@ -41,6 +41,12 @@ def test_wrong_mesh_names_the_key(sizes):
     ("params/patch_embed/linear/kernel", (4, 96), P()),
     ("params/blocks/modulation/bias", (28, 6912), P()),
     ("params/pos_embed", (1, 256, 1152), P()),
+    ("params/cross/q/kernel", (4, 96, 96), P(None, "fsdp", "tensor")),
+    ("params/cross/kv/kernel", (4, 96, 192), P(None, "fsdp", "tensor")),
+    ("params/cross/proj/kernel", (4, 96, 96), P(None, "tensor", "fsdp")),
+    ("params/cross/score_scale", (1024, 16), P()),
+    ("params/memory_embed/kernel", (768, 96), P("fsdp", "tensor")),
+    ("params/memory_norm/scale", (8192,), P()),
   ],
 )
 def test_rules(mesh, path, shape, expected):

@@ -21,7 +21,9 @@ _FAMILIES = {
   ),
 }
 # Fields that say how to run a network, not what it is.
-_RUNTIME = ("parent", "name", "dtype", "scan_layers", "remat", "attention")
+_RUNTIME = (
+  "parent", "name", "dtype", "scan_layers", "remat", "attention", "cross_every",
+)  # fmt: skip
 # The trainer's flags: ours, and whether it is the opposite.
 _FLAGS = {
   "use_swiglu": ("swiglu", False),

@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from gmem_jax import config as config_lib
@@ -147,6 +148,22 @@ def images_source(images: data_sources.Images) -> sources.Source:
     pixels.shape[1:],
     lambda numbers: pixels[numbers],
   )
+
+
+def score_pixels(
+  evaluator: scores.Evaluator | None, pixels: np.ndarray
+) -> dict[str, float]:
+  """Scores of images in memory.
+
+  Args:
+    evaluator: With its reference; the config asked for scores.
+    pixels: uint8 [n H W ch].
+  """
+  assert evaluator is not None, "config checks that the report has its score"
+  source = sources.Arrays(
+    {}, len(pixels), pixels.shape[1:], lambda numbers: pixels[numbers]
+  )
+  return evaluator(source, source.count)
 
 
 def decoded_shape(

@@ -4,7 +4,8 @@ Whatever the options, the parameters of all blocks are one tree whose arrays
 have a leading layer axis: checkpoints, converter and sharding rules know one
 layout only.
 
-Letters: `b` batch, `n` tokens, `d` width, `l` layers.
+Letters: `b` batch, `n` tokens, `d` width, `l` layers, `g` those that read the
+memory.
 """
 
 import dataclasses
@@ -16,14 +17,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from gmem_jax.models import attention, embeddings, layers
+from gmem_jax.models import attention, conditioning, embeddings, layers
 
 REMAT = ("none", "dots", "full")
 
 Tokens = Float[Array, "b n d"]
 Stack = PyTree[Float[Array, "l ..."]]
+CrossStack = PyTree[Float[Array, "g ..."]]
 # Returns its argument, with a word on which devices hold it.
 Place = Callable[[Array], Array]
 
@@ -73,6 +75,7 @@ class Block(nn.Module):
     x: Tokens,
     cond: Float[Array, "b d"],
     rope: embeddings.Rope | None,
+    memory: conditioning.Memory | None = None,
   ) -> Tokens:
     """Adds attention and perceptron to the tokens.
 
@@ -80,6 +83,7 @@ class Block(nn.Module):
       x: tokens.
       cond: SiLU of the condition, the same for all blocks.
       rope: tables of `embeddings.rope_tables`, or None.
+      memory: what the tokens read between the two, or None.
 
     Returns:
       The new tokens.
@@ -100,6 +104,11 @@ class Block(nn.Module):
     mlp = (layers.SwiGlu if s.swiglu else layers.GeluMlp)(dtype, name="mlp")
     y = layers.modulate(norm(name="norm1")(x), shift1, scale1).astype(dtype)
     x = x + gate1 * attend(y, rope)
+    if memory is not None:
+      read = conditioning.CrossAttention(
+        self.heads, s.rms_norm, dtype, name="cross"
+      )
+      x = x + read(x, memory)
     y = layers.modulate(norm(name="norm2")(x), shift2, scale2).astype(dtype)
     return x + gate2 * mlp(y)
 
@@ -117,12 +126,39 @@ def init_stack(block: Block, depth: int, width: int) -> Callable[..., Stack]:
   """
   x = jnp.zeros((1, 1, width), block.dtype)
   cond = jnp.zeros((1, width), jnp.float32)
+  return _init_layers(depth, lambda key: block.init(key, x, cond, None))
 
-  def init_layer(key: Key[Array, ""]) -> PyTree:
-    return block.init(key, x, cond, None)["params"]
 
+def init_cross(block: Block, count: int, width: int) -> Callable[..., Stack]:
+  """An initialiser for the stacked parameters of the cross-attentions.
+
+  They are no part of the blocks' stack, as not every block need have one, and
+  a network that gains them keeps its blocks as they are.
+
+  Args:
+    block: the block, without a parent.
+    count: g.
+    width: d.
+
+  Returns:
+    Function of a key to the parameters, as of `init_stack`.
+  """
+  x = jnp.zeros((1, 1, width), block.dtype)
+  memory = conditioning.Memory(
+    x, jnp.zeros((1, 1)), jnp.ones((1, 1), jnp.bool_)
+  )
+  read = conditioning.CrossAttention(
+    block.heads, block.style.rms_norm, block.dtype, parent=None
+  )
+  return _init_layers(count, lambda key: read.init(key, x, memory))
+
+
+def _init_layers(
+  count: int, init_layer: Callable[[Key[Array, ""]], PyTree]
+) -> Callable[..., Stack]:
   def init(key: Key[Array, ""]) -> Stack:
-    return jax.vmap(init_layer)(jax.random.split(key, depth))
+    keys = jax.random.split(key, count)
+    return jax.vmap(lambda key: init_layer(key)["params"])(keys)
 
   return init
 
@@ -164,6 +200,8 @@ def run_stack(
   scan: bool,
   remat: str,
   place: Place | None = None,
+  cross: CrossStack | None = None,
+  memory: conditioning.Memory | None = None,
 ) -> tuple[Tokens, Tokens]:
   """Runs all blocks, one after the other.
 
@@ -182,34 +220,56 @@ def run_stack(
     place: said of the tokens after each block. Without it a compiler that sees
       a kernel split over devices may split the tokens' width, and sum partial
       products over devices, rather than gather the kernel.
+    cross: parameters of the cross-attentions, or None; g divides l, and the
+      first of every l / g blocks reads the memory.
+    memory: see `Block`; None without `cross`.
 
   Returns:
     (tokens after the last block, tokens after block `tap`, or x if that is 0).
   """
 
-  def apply(params, x):
-    x = cast(Array, block.apply({"params": params}, x, cond, rope))
-    return x if place is None else place(x)
+  def apply(params, read, x):
+    if read is None:
+      x = block.apply({"params": params}, x, cond, rope)
+    else:
+      params = {**params, "cross": read}
+      x = block.apply({"params": params}, x, cond, rope, memory)
+    return x if place is None else place(cast(Array, x))
 
   step = _checkpointed(apply, remat, in_scan=scan)
-  tapped = x
-  if not scan:
-    for i, params in enumerate(unstack(stack), start=1):
-      x = step(params, x)
-      tapped = x if i == tap else tapped
-    return x, tapped
-  if tap == 0:
-    x, _ = jax.lax.scan(lambda x, p: (step(p, x), None), x, stack)
-    return x, tapped
-
-  def body(carry, layer):
-    x, tapped = carry
-    i, params = layer
-    x = step(params, x)
-    # A select, not two scans: splitting the stack would copy all parameters.
-    return (x, jnp.where(i == tap, x, tapped)), None
-
   depth = jax.tree.leaves(stack)[0].shape[0]
-  layer_numbers = jnp.arange(1, depth + 1)
-  (x, tapped), _ = jax.lax.scan(body, (x, tapped), (layer_numbers, stack))
-  return x, tapped
+  groups = depth if cross is None else jax.tree.leaves(cross)[0].shape[0]
+  each = depth // groups
+
+  def run_group(first, layers, read, carry):
+    x, tapped = carry
+    for i, params in enumerate(layers):
+      x = step(params, read if i == 0 else None, x)
+      # A select, not two scans: splitting the stack would copy all parameters.
+      tapped = _if(first + i == tap, x, tapped) if tap else tapped
+    return x, tapped
+
+  carry = x, x
+  if not scan:
+    layers = unstack(stack)
+    reads = [None] * groups if cross is None else unstack(cross)
+    for i, read in enumerate(reads):
+      of_group = layers[i * each : (i + 1) * each]
+      carry = run_group(i * each + 1, of_group, read, carry)
+    return carry
+
+  def body(carry, group):
+    first, layers, read = group
+    return run_group(first, unstack(layers), read, carry), None
+
+  firsts = jnp.arange(1, depth + 1, each)
+  stack = jax.tree.map(lambda a: a.reshape(groups, each, *a.shape[1:]), stack)
+  carry, _ = jax.lax.scan(body, carry, (firsts, stack, cross))
+  return carry
+
+
+def _if(condition: bool | Bool[Array, ""], x: Tokens, other: Tokens) -> Tokens:
+  """One of two, at trace time if the condition is known then."""
+  if isinstance(condition, bool):
+    return x if condition else other
+  return jnp.where(condition, x, other)

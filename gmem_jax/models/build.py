@@ -17,7 +17,10 @@ class ModelConfig:
     heads: Attention heads.
     patch: Side of a patch, in latent pixels.
     conditioning: "adaln": the memory snippet joins the timestep embedding;
-      "none": the network has no memory.
+      "cross": blocks attend to the snippet's neighbours in the bank; see
+      `retrieval`; "adaln+cross": both; "none": the network has no memory.
+    cross_every: The first of so many blocks attends to the neighbours; it
+      divides `depth`.
     snippet_dropout: Rate of the dropout on the condition while training.
     projector_depth: Block after which the projection loss's projector sits.
     projector_width: Its hidden width.
@@ -40,7 +43,8 @@ class ModelConfig:
   depth: int
   heads: int
   patch: int
-  conditioning: Literal["adaln", "none"]
+  conditioning: Literal["adaln", "cross", "adaln+cross", "none"]
+  cross_every: int
   snippet_dropout: float
   projector_depth: int
   projector_width: int

@@ -67,7 +67,8 @@ class LightningDiT(transformer.FlowTransformer):
     self,
     snippet: transformer.Snippet,
     dropout_key: Key[Array, "..."] | None,
-  ) -> Float[Array, "b d"]:
+    name: str,
+  ) -> Float[Array, "*b d"]:
     """Dropout, then a linear layer."""
     x = layers.dropout(snippet, self.snippet_dropout, dropout_key)
-    return layers.dense(self.width, "float32", name="snippet_embed")(x)
+    return layers.dense(self.width, "float32", name=name)(x)

@@ -47,7 +47,8 @@ class SiT(transformer.FlowTransformer):
     self,
     snippet: transformer.Snippet,
     dropout_key: Key[Array, "..."] | None,
-  ) -> Float[Array, "b d"]:
+    name: str,
+  ) -> Float[Array, "*b d"]:
     """Linear layer, then dropout."""
-    y = layers.dense(self.width, "float32", name="snippet_embed")(snippet)
+    y = layers.dense(self.width, "float32", name=name)(snippet)
     return layers.dropout(y, self.snippet_dropout, dropout_key)

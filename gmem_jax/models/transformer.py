@@ -3,7 +3,7 @@
 `sit.SiT` and `lightning_dit.LightningDiT` say what is particular to each.
 
 Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `s` snippet width,
-`z` width of the image encoder's tokens.
+`z` width of the image encoder's tokens, `k` neighbours.
 """
 
 import flax.linen as nn
@@ -12,12 +12,18 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from gmem_jax.models import attention, blocks, embeddings, layers
-
-CONDITIONING = ("adaln", "none")
+from gmem_jax.models import (
+  attention,
+  blocks,
+  conditioning,
+  embeddings,
+  layers,
+)
 
 Latent = Float[Array, "b h w c"]
-Snippet = Float[Array, "b s"]
+Snippet = Float[Array, "*b s"]
+Neighbours = conditioning.Neighbours
+Memory = conditioning.Memory
 
 
 class FlowTransformer(nn.Module):
@@ -29,8 +35,11 @@ class FlowTransformer(nn.Module):
     width: d, a multiple of 4 and of `heads`.
     depth: number of blocks.
     heads: attention heads.
-    conditioning: "adaln": the snippet joins the timestep's embedding;
-      "none": no snippet.
+    conditioning: "adaln": the snippet joins the timestep's embedding; "cross":
+      blocks attend to the snippet's neighbours in the bank; "adaln+cross":
+      both; "none": neither.
+    cross_every: the first of so many blocks attends to the neighbours; it
+      divides `depth`.
     snippet_dim: s.
     snippet_dropout: rate, in [0, 1), of the dropout of single elements.
     projector_depth: block after which the projector takes its tokens.
@@ -53,6 +62,7 @@ class FlowTransformer(nn.Module):
   depth: int
   heads: int
   conditioning: str = "adaln"
+  cross_every: int = 1
   snippet_dim: int = 768
   snippet_dropout: float = 0.0
   projector_depth: int = 1
@@ -71,20 +81,25 @@ class FlowTransformer(nn.Module):
     raise NotImplementedError
 
   def embed_snippet(
-    self, snippet: Snippet, dropout_key: Key[Array, "..."] | None
-  ) -> Float[Array, "b d"]:
-    """The snippet's part of the condition; called inside `__call__`."""
+    self, snippet: Snippet, dropout_key: Key[Array, "..."] | None, name: str
+  ) -> Float[Array, "*b d"]:
+    """Dropout and a linear layer of that name; called inside `__call__`."""
     raise NotImplementedError
 
   def __post_init__(self):
     """Checks the attributes; see the class."""
     super().__post_init__()
-    _one_of("conditioning", self.conditioning, CONDITIONING)
+    _one_of("conditioning", self.conditioning, conditioning.CONDITIONING)
     _one_of("remat", self.remat, blocks.REMAT)
     _one_of("attention", self.attention, attention.IMPLEMENTATIONS)
     for name in ("channels", "patch", "width", "depth", "heads", "snippet_dim"):
       if getattr(self, name) < 1:
         raise ValueError(f"model.{name}={getattr(self, name)} must be positive")
+    if self.cross_every < 1 or self.depth % self.cross_every:
+      raise ValueError(
+        f"model.cross_every={self.cross_every} must divide model.depth="
+        f"{self.depth}"
+      )
     if self.width % 4 or self.width % self.heads:
       raise ValueError(
         f"model.width={self.width} must be a multiple of 4 and of "
@@ -114,7 +129,8 @@ class FlowTransformer(nn.Module):
     self,
     x: Latent,
     t: Float[Array, " b"],
-    snippet: Snippet | None,
+    snippet: Float[Array, "b s"] | None,
+    neighbours: Neighbours | None = None,
     *,
     dropout_key: Key[Array, "..."] | None = None,
     project: bool = False,
@@ -126,9 +142,12 @@ class FlowTransformer(nn.Module):
         initialisation.
       t: time in [0, 1].
       snippet: rows of the memory bank, L2-normalised by the caller; zeros are
-        the null condition of guidance. None with conditioning "none".
-      dropout_key: key of the snippet's dropout, or one for each example; None
-        for no dropout.
+        the null condition of guidance. None if the conditioning is without
+        "adaln".
+      neighbours: what the bank holds near the snippet; zeros are the null
+        condition. None if the conditioning is without "cross".
+      dropout_key: key of the dropout of single elements of snippet and
+        neighbours, or one for each example; None for no dropout.
       project: also return the projected tokens (training).
 
     Returns:
@@ -142,7 +161,7 @@ class FlowTransformer(nn.Module):
     Source: arXiv 2412.08781; Ma et al. (2024), arXiv 2401.08740 (SiT); Yao et
     al. (2025), arXiv 2501.01423 (LightningDiT).
     """
-    self._check_inputs(x, snippet, project)
+    self._check_inputs(x, snippet, neighbours, project)
     grid = x.shape[1] // self.patch
     tokens = layers.PatchEmbed(
       self.patch, self.width, self.dtype, name="patch_embed"
@@ -150,15 +169,18 @@ class FlowTransformer(nn.Module):
     tokens = tokens + self._positions(grid).astype(tokens.dtype)
     cond = layers.TimestepEmbed(self.width, name="time_embed")(t)
     if snippet is not None:
-      cond = cond + self.embed_snippet(snippet, dropout_key)
+      cond = cond + self.embed_snippet(snippet, dropout_key, "snippet_embed")
     cond = nn.silu(cond)  # Every block and the final layer begin with it.
+    memory = None
+    if neighbours is not None:
+      memory = self._memory(neighbours, dropout_key)
     if self.place is not None:
       tokens, cond = self.place(tokens), self.place(cond)
 
     # The projector's parameters exist also if the first call does not need it.
     project_here = project or (self.is_initializing() and self.token_dim > 0)
     tap = self.projector_depth if project_here else 0
-    tokens, tapped = self._blocks(tokens, cond, grid, tap)
+    tokens, tapped = self._blocks(tokens, cond, memory, grid, tap)
     out = (2 if self.learn_sigma else 1) * self.channels
     patches = layers.FinalLayer(
       self.patch**2 * out,
@@ -188,23 +210,50 @@ class FlowTransformer(nn.Module):
       return None
     return embeddings.rope_tables(grid, self.width // self.heads)
 
+  def _memory(
+    self,
+    neighbours: Neighbours,
+    dropout_key: Key[Array, "..."] | None,
+  ) -> Memory:
+    """Projects the neighbours, once for all blocks."""
+    if dropout_key is not None:  # The snippet's dropout uses the key itself.
+      dropout_key = jnp.vectorize(lambda k: jax.random.fold_in(k, 1))(
+        dropout_key
+      )
+    snippets = neighbours.snippets
+    tokens = self.embed_snippet(snippets, dropout_key, "memory_embed")
+    norm = layers.Norm(self.style.rms_norm, affine=True, name="memory_norm")
+    return Memory(
+      tokens=norm(tokens).astype(self.dtype),
+      scores=neighbours.scores,
+      present=jnp.any(snippets != 0, axis=-1),
+    )
+
   def _blocks(
     self,
     x: blocks.Tokens,
     cond: Float[Array, "b d"],
+    memory: Memory | None,
     grid: int,
     tap: int,
   ) -> tuple[blocks.Tokens, blocks.Tokens]:
-    block = self.block()
+    block, depth, width = self.block(), self.depth, self.width
+    stack = self.param("blocks", blocks.init_stack(block, depth, width))
+    cross = None
+    if memory is not None:
+      count = depth // self.cross_every
+      cross = self.param("cross", blocks.init_cross(block, count, width))
     return blocks.run_stack(
       block,
-      self.param("blocks", blocks.init_stack(block, self.depth, self.width)),
+      stack,
       x,
       cond,
       self.rope_tables(grid),
       tap=tap,
       scan=self.scan_layers,
       remat=self.remat,
+      cross=cross,
+      memory=memory,
       place=self.place,
     )
 
@@ -225,7 +274,11 @@ class FlowTransformer(nn.Module):
     )
 
   def _check_inputs(
-    self, x: Latent, snippet: Snippet | None, project: bool
+    self,
+    x: Latent,
+    snippet: Float[Array, "b s"] | None,
+    neighbours: Neighbours | None,
+    project: bool,
   ) -> None:
     _, h, w, c = x.shape
     if c != self.channels:
@@ -237,16 +290,21 @@ class FlowTransformer(nn.Module):
         f"the latent is {h}x{w}; it must be square and a "
         f"multiple of model.patch={self.patch}"
       )
-    if (snippet is None) != (self.conditioning == "none"):
-      raise ValueError(
-        f"model.conditioning={self.conditioning!r} "
-        + ("needs a snippet" if snippet is None else "takes no snippet")
-      )
-    if snippet is not None and snippet.shape[-1] != self.snippet_dim:
-      raise ValueError(
-        f"the snippet has {snippet.shape[-1]} elements, model.snippet_dim is "
-        f"{self.snippet_dim}"
-      )
+    found = None if neighbours is None else neighbours.snippets
+    for vectors, name, wanted in (
+      (snippet, "snippet", conditioning.uses_adaln(self.conditioning)),
+      (found, "neighbour", conditioning.uses_cross(self.conditioning)),
+    ):
+      if (vectors is not None) != wanted:
+        raise ValueError(
+          f"model.conditioning={self.conditioning!r} "
+          + (f"needs a {name}" if wanted else f"takes no {name}")
+        )
+      if vectors is not None and vectors.shape[-1] != self.snippet_dim:
+        raise ValueError(
+          f"a {name} has {vectors.shape[-1]} elements, model.snippet_dim is "
+          f"{self.snippet_dim}"
+        )
     if project and not self.token_dim:
       raise ValueError(
         "project=True needs a projector: model.token_dim=0 must be the width "

@@ -276,7 +276,8 @@ def test_without_projector(family):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"conditioning": "cross"}, r"model\.conditioning='cross'.*adaln, none"),
+    ({"conditioning": "label"}, r"conditioning='label'.*none, adaln, cross"),
+    ({"cross_every": 3}, r"model\.cross_every=3 must divide model\.depth=2"),
     ({"remat": "all"}, r"model\.remat='all'.*none, dots, full"),
     ({"attention": "flash"}, r"model\.attention='flash'.*xla, cudnn, auto"),
     ({"attention": "cudnn"}, r"cudnn' needs dtype bfloat16.*not float32"),

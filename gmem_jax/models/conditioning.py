@@ -1,0 +1,126 @@
+"""How the network sees its memory: adaLN, cross-attention, or both.
+
+"adaln" is the published form: one snippet joins the timestep's embedding.
+"cross" is retrieval-augmented: the tokens attend to k snippets that a lookup
+found in the bank, each with the score it was found by. "adaln+cross" is both.
+
+A snippet of zeros is an absent one: no attention goes to it. Where all are
+absent the layer adds nothing, so zeros are the null memory of guidance here
+too, and dropping a neighbour means putting zeros in its place.
+
+Letters: `b` batch, `n` tokens, `d` width, `k` neighbours, `s` snippet width.
+"""
+
+import math
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from gmem_jax.models import layers
+
+CONDITIONING = ("none", "adaln", "cross", "adaln+cross")
+
+
+def uses_adaln(conditioning: str) -> bool:
+  """Whether the network takes a snippet."""
+  return "adaln" in conditioning.split("+")
+
+
+def uses_cross(conditioning: str) -> bool:
+  """Whether the network takes neighbours."""
+  return "cross" in conditioning.split("+")
+
+
+@flax.struct.dataclass
+class Neighbours:
+  """What a lookup found.
+
+  Attributes:
+    snippets: unit vectors; zeros for an absent neighbour.
+    scores: cosine of each with what was looked up, in [-1, 1], float32.
+  """
+
+  snippets: Float[Array, "b k s"]
+  scores: Float[Array, "b k"]
+
+
+@flax.struct.dataclass
+class Memory:
+  """Neighbours as the blocks read them, projected once per network.
+
+  Attributes:
+    tokens: one for each neighbour.
+    scores: see `Neighbours`.
+    present: False for an absent neighbour.
+  """
+
+  tokens: Float[Array, "b k d"]
+  scores: Float[Array, "b k"]
+  present: Bool[Array, "b k"]
+
+
+class CrossAttention(nn.Module):
+  """Lets the tokens attend to the memory.
+
+  Of head h, token i and neighbour j, the attention before the softmax is
+
+    q_i . k_j / sqrt(hd) + score_scale_h score_j,
+
+  with a learned score_scale that starts at 1: what fits better counts more
+  before anything is learned of its content. The softmax has one more entry,
+  with logit 0 and value 0, so a token can also attend to nothing. The output
+  projection starts at zero and has no bias: a fresh layer adds exactly nothing,
+  and neither does one without neighbours, however long it was trained.
+
+  Attributes:
+    heads: number of heads; it divides d.
+    rms_norm: the kind of norm before the queries.
+    dtype: of the matrix products.
+
+  Source: Blattmann et al. (2022), arXiv 2204.11824 (cross-attention to
+  retrieved neighbours).
+  """
+
+  heads: int
+  rms_norm: bool
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b n d"], memory: Memory
+  ) -> Float[Array, "b n d"]:
+    """What the tokens read; softmax in float32.
+
+    Args:
+      x: tokens.
+      memory: the neighbours.
+
+    Returns:
+      What is to be added to the tokens, in `dtype`.
+    """
+    b, n, d = x.shape
+    k, heads, dtype = memory.tokens.shape[1], self.heads, self.dtype
+    y = layers.Norm(self.rms_norm, affine=self.rms_norm, name="norm")(x)
+    q = layers.dense(d, dtype, "q")(y.astype(dtype))
+    key, value = jnp.split(
+      layers.dense(2 * d, dtype, "kv")(memory.tokens), 2, axis=-1
+    )
+    q = q.reshape(b, n, heads, d // heads)
+    key, value = (y.reshape(b, k, heads, d // heads) for y in (key, value))
+    logits = jnp.einsum(
+      "bnhd,bkhd->bhnk", q, key, preferred_element_type=jnp.float32
+    ) / math.sqrt(d // heads)
+    scale = self.param("score_scale", nn.initializers.ones, (heads,))
+    logits += scale[None, :, None, None] * memory.scores[:, None, None, :]
+    logits = jnp.where(memory.present[:, None, None, :], logits, -jnp.inf)
+    nothing = jnp.zeros_like(logits[..., :1])
+    weights = jax.nn.softmax(jnp.concatenate([nothing, logits], -1), axis=-1)
+    weights = weights[..., 1:].astype(dtype)
+    y = jnp.einsum("bhnk,bkhd->bnhd", weights, value).reshape(b, n, d)
+    return nn.Dense(
+      d, use_bias=False, dtype=dtype, kernel_init=layers.zeros, name="proj"
+    )(y)

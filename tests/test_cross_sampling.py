@@ -1,0 +1,214 @@
+"""Sampling with cross-attention: other banks, images, interpolation."""
+
+import hashlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gmem_jax import (
+  assemble,
+  checkpoint,
+  config as config_lib,
+  images as images_lib,
+  modes,
+  retrieval,
+  sample,
+  sample_mode,
+  sharding,
+  train_state,
+  training_data,
+  weights,
+)
+from gmem_jax.diffusion import guidance
+from tests import tiny
+
+CROSS = {
+  "model__conditioning": "adaln+cross",
+  "retrieval__neighbours": 3,
+  "sample__count": 4,
+  "sample__device_batch": 4,
+  "sample__rows": (0, 1, 2, 3),
+  "sample__grid": 0,
+  "mesh__data": 4,
+}
+
+
+def loud(state: train_state.TrainState) -> train_state.TrainState:
+  """The state with parameters none of which is zero."""
+  random = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda a: a + 0.2 * random.standard_normal(a.shape).astype(np.float32),
+    jax.device_get(state.params),
+  )
+  return state.replace(params=params, ema=params)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run's directory, its dataset and its memory."""
+  config = tiny.make_config(**CROSS)
+  workdir = tmp_path_factory.mktemp("cross") / "run"
+  mesh = sharding.make_mesh(config.mesh)
+  dataset = training_data.load(config)
+  memory = assemble.make_memory(config, dataset, mesh)
+  config_lib.claim_workdir(config, workdir)
+  assemble.save_memory(workdir / "memory", memory)
+  state = loud(jax.jit(assemble.make_init(config, memory))())
+  with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
+    kept.save(8, jax.tree.map(jnp.asarray, state), {"train_seconds": 1.0})
+  return workdir, dataset, memory
+
+
+def save_bank(path: pathlib.Path, rows: np.ndarray) -> str:
+  source = {"file": path.name, "sha256": "0" * 64}
+  weights.save_converted(
+    path,
+    {"bank": {"rows": np.asarray(rows, np.float32)}},
+    {
+      "kind": "bank",
+      "title": "memory bank",
+      "model": {},
+      "weights": None,
+      "step": None,
+      "source": source,
+    },
+  )
+  return str(path)
+
+
+def make(workdir, output, images=(), ends=(), **changes):
+  """Samples into a new directory; returns pixels and the record."""
+  config = tiny.make_config(**{**CROSS, **changes, "sample__output": output})
+  sample_mode.sample_mode(config, workdir, images, ends)
+  files = sorted(pathlib.Path(output).glob("[0-9]*.png"))
+  record = json.loads((pathlib.Path(output) / "sample.json").read_text())
+  return np.stack([images_lib.read_png(f) for f in files]), record
+
+
+def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
+  return {
+    str(f.relative_to(workdir)): hashlib.sha256(f.read_bytes()).hexdigest()
+    for f in sorted(workdir.rglob("*"))
+    if f.is_file() and f.name != "config.json"
+  }
+
+
+def test_another_bank_changes_the_samples_and_nothing_else(run, tmp_path):
+  workdir, dataset, memory = run
+  before = fingerprint(workdir)
+  rows = np.asarray(memory.bank.rows)
+  never_trained_on = np.asarray(dataset.heldout.bank.rows)
+  # The same snippets, and other neighbours.
+  mixed = np.concatenate([rows[:4], never_trained_on])
+  banks = {
+    "own": "",
+    "copy": save_bank(tmp_path / "copy", rows),
+    "other": save_bank(tmp_path / "other", never_trained_on),
+    "mixed": save_bank(tmp_path / "mixed", mixed),
+  }
+  made = {
+    name: make(workdir, str(tmp_path / f"out_{name}"), sample__bank=bank)
+    for name, bank in banks.items()
+  }
+  own, record = made["own"]
+  np.testing.assert_array_equal(made["copy"][0], own)
+  for name in ("other", "mixed"):
+    pixels, theirs = made[name]
+    assert (pixels != own).any(axis=(1, 2, 3)).all(), name
+    assert theirs.pop("bank") != record["bank"]
+    assert theirs == {k: v for k, v in record.items() if k != "bank"}
+  assert fingerprint(workdir) == before
+
+  # Where the bank lies changes nothing but the last bit of a score.
+  split, _ = make(
+    workdir, str(tmp_path / "out_split"), bank__placement="sharded"
+  )
+  assert np.abs(split.astype(int) - own).max() <= 1
+
+
+def test_images_and_points_between_rows_are_looked_up(run, tmp_path):
+  workdir, dataset, _ = run
+  path = tmp_path / "seven.png"
+  images_lib.save_png(path, dataset.heldout_images.pixels[7])
+  pixels, record = make(
+    workdir, str(tmp_path / "image"), images=[str(path)], sample__rows=()
+  )
+  assert len(pixels) == 1
+  assert record["bank"]
+  between, _ = make(
+    workdir,
+    str(tmp_path / "between"),
+    ends=["0", "5"],
+    sample__rows=(),
+    sample__points=3,
+  )
+  assert len(between) == 3
+  assert (between[0] != between[2]).any()
+
+
+@pytest.mark.parametrize(
+  ("shape", "message"),
+  [
+    ((9, 5), r"config\.sample\.bank: its rows are 5 wide, the network takes"),
+    ((3, 768), r"config\.retrieval\.neighbours=3: the bank has 2 rows besides"),
+  ],
+)
+def test_banks_that_do_not_fit_are_refused(run, tmp_path, shape, message):
+  rows = np.random.default_rng(0).standard_normal(shape)
+  bank = save_bank(tmp_path / "bank", rows)
+  with pytest.raises(ValueError, match=message):
+    make(run[0], str(tmp_path / "out"), sample__bank=bank)
+
+
+def test_guidance_drops_the_whole_memory(run):
+  """At scale 0 all that is left is the network without snippet and bank."""
+  workdir, _, memory = run
+  config = tiny.make_config(**CROSS)
+  mesh = sharding.make_mesh(config.mesh)
+  _, params = modes.load_params(config, workdir, memory, mesh)
+  made = {}
+  for scale in (0.0, 1.0):
+    guided = guidance.GuidanceConfig(scale, 0.0, 1.0, "conditional")
+    sampler = type(config.sampler)(
+      **{**vars(config.sampler), "guidance": guided}
+    )
+    sample_fn = sample.make_sample_fn(
+      assemble.network(config, memory),
+      sampler,
+      memory.latent_shape,
+      mesh,
+      seed=0,
+      device_batch=1,
+      recall=assemble.make_recall(config, memory.unit),
+    )
+    loaded = modes.make_weights(config, memory, params)
+    features = np.asarray(memory.bank.rows)
+    made[scale] = [
+      sample_fn(loaded, np.arange(4), features[rows], rows)
+      for rows in (np.arange(4), np.arange(10, 14))
+    ]
+  np.testing.assert_array_equal(*made[0.0])
+  assert (made[1.0][0] != made[1.0][1]).any()
+  assert (made[1.0][0] != made[0.0][0]).any()
+
+
+def test_own_rows_are_left_out_only_where_they_are_known(run):
+  workdir, _, memory = run
+  config = tiny.make_config(**CROSS)
+  mesh = sharding.make_mesh(config.mesh)
+  _, params = modes.load_params(config, workdir, memory, mesh)
+  sample_fn = modes.make_sample_fn(config, memory, mesh, 0)
+  loaded = modes.make_weights(config, memory, params)
+  rows = np.arange(4)
+  features = np.asarray(memory.bank.rows)[rows]
+  known = sample_fn(loaded, rows, features, rows)
+  unknown = sample_fn(loaded, rows, features)
+  outside = np.full(4, retrieval.OUTSIDE)
+  np.testing.assert_array_equal(
+    unknown, sample_fn(loaded, rows, features, outside)
+  )
+  assert (known != unknown).any()
