@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
   """The recipe; every key is here."""
   c = ml_collections.ConfigDict()
   c.seed = 0
+  c.compile_cache = "compiled"  # in WORKDIR; "": none
 
   c.data = dict(
     source="folder",  # or "tfds", "upstream"; "none": only sample

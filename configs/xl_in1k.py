@@ -64,6 +64,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
       raise KeyError(f"option {one!r}: allowed are {OPTIONS}")
   c = ml_collections.ConfigDict()
   c.seed = 0
+  c.compile_cache = "compiled"  # in WORKDIR; "": none
 
   c.data = dict(
     source="tfds",  # or "folder", "upstream"; "none": only sample

@@ -194,6 +194,7 @@ def run_stack(
   step = _checkpointed(apply, remat, in_scan=scan)
   tapped = x
   if not scan:
+    step = jax.jit(step)  # Traced once for all blocks; XLA inlines the calls.
     for i, params in enumerate(unstack(stack), start=1):
       x = step(params, x)
       tapped = x if i == tap else tapped
