@@ -12,7 +12,8 @@ import jax
 from gmem_jax import config as config_lib
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-XL = f"{CONFIGS / 'xl_in1k.py'}:train,guided"
+XL = f"{CONFIGS / 'xl_in1k.py'}:train"
+XL_SAMPLE = f"{CONFIGS / 'xl_in1k.py'}:guided"
 
 # LightningDiT as on ImageNet (256 tokens, heads of 72), small enough for two
 # cores: 9 M parameters, latents that are pixels.
