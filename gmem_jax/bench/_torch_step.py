@@ -112,6 +112,9 @@ class Step:
     Args:
       batch: `latent` [b h w c], `row` [b] and perhaps `tokens`, tensors.
       bank: Unit rows.
+
+    Returns:
+      The loss.
     """
     x1 = batch["latent"]
     snippet = torch.nn.functional.dropout(bank[batch["row"]], self._rate)
@@ -122,6 +125,17 @@ class Step:
       snippet=snippet,
       tokens=batch.get("tokens"),
     )
+    return self.update(draws)
+
+  def update(self, draws: Draws) -> Any:
+    """One step on given draws; waits until it is done.
+
+    Args:
+      draws: Tensors.
+
+    Returns:
+      The loss.
+    """
     loss = self._loss(self._params, draws)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(
@@ -136,6 +150,14 @@ class Step:
     if self.device == "cuda":
       torch.cuda.synchronize()
     return loss.detach()
+
+  def parameters(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The trained parameters and their averages, by name."""
+    names = [n for n, p in self._params.items() if p.requires_grad]
+    return {
+      name: (p.detach().cpu().numpy(), average.cpu().numpy())
+      for name, p, average in zip(names, self._trained, self._ema, strict=True)
+    }
 
   def peak(self) -> int | None:
     """Most bytes on the device so far; None on a CPU."""

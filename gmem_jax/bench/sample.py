@@ -74,7 +74,7 @@ def make(config: config_lib.Config) -> tuple[Calls, int]:
     return cast(jax.Array, network.apply({"params": params}, x, t, snippet))
 
   @jax.jit
-  def reference(weights, numbers, features):
+  def reference(weights, numbers, features, zero):
     def normal(name, *ids):
       def one(i):
         return jax.random.normal(rngs.key(seed, name, i, *ids), shape)
@@ -87,6 +87,7 @@ def make(config: config_lib.Config) -> tuple[Calls, int]:
       normal("sample/noise"),
       lambda step: normal("sample/kick", step),
       bank_lib.normalise(features),
+      zero,
     )
     latents = protocols.denormalise_latents(x1, weights.stats)
     return protocols.to_uint8(weights.tokenizer.decode(latents), 128.0)
@@ -96,7 +97,7 @@ def make(config: config_lib.Config) -> tuple[Calls, int]:
   latents = jax.random.normal(rngs.key(6, "init"), (count, *shape))
   return {
     OURS: lambda: ours(weights, numbers, features),
-    REFERENCE: lambda: reference(weights, numbers, features),
+    REFERENCE: lambda: reference(weights, numbers, features, 0.0),
     "decode": lambda: decode(weights, latents),
   }, count
 
