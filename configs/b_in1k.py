@@ -168,6 +168,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     interpolation="spherical",  # or "linear", "concat", "mask"
     points=6,  # of --interpolate
     reading="bank",  # how --image reads files; or "published"
+    decode_dtype="float32",  # or "bfloat16": faster, other last bits
   )
   c.eval = dict(
     every=0,  # steps; 0: only at the end

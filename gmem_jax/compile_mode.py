@@ -14,6 +14,7 @@ from gmem_jax import (
   bank_placement,
   config as config_lib,
   optim,
+  pretrained,
   rngs,
   sample,
   sharding,
@@ -152,7 +153,9 @@ def sampling(
   weights = jax.eval_shape(
     lambda: sample.Weights(
       params=_init(config, network, memory),
-      tokenizer=_tokenizer(config),
+      tokenizer=pretrained.decoder(
+        _tokenizer(config), config.sample.decode_dtype
+      ),
       stats=memory.stats,
     )
   )

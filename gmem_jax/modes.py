@@ -249,7 +249,7 @@ def make_weights(
   """
   return sample.Weights(
     params=params,
-    tokenizer=pretrained.load_tokenizer(config),
+    tokenizer=pretrained.load_decoder(config),
     stats=memory.stats,
   )
 

@@ -171,6 +171,9 @@ def _record(
 ) -> dict[str, Any]:
   """sample.json: all that the images depend on."""
   calls = samplers.num_calls(config.sampler)
+  # Directories from before there was a choice say nothing of it.
+  dtype = config.sample.decode_dtype
+  decoding = {} if dtype == "float32" else {"decode_dtype": dtype}
   return {
     "network": source.info,
     "tokenizer": pretrained.tokenizer_info(config),
@@ -183,6 +186,7 @@ def _record(
     "dtype": config.model.dtype,
     "seed": config.sample.seed,
     "device_batch": config.sample.device_batch,
+    **decoding,
     **plan.info,
   }
 

@@ -30,7 +30,7 @@ def collect(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> dict[Product, int]:
   found: collections.Counter[Product] = collections.Counter()
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == "dot_general":
-      left, right = (var.aval for var in eqn.invars)
+      left, right = _avals(eqn)
       found[
         (
           (left.shape, str(left.dtype)),
@@ -46,6 +46,11 @@ def collect(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> dict[Product, int]:
         for product, count in collect(inner).items():
           found[product] += times * count
   return dict(found)
+
+
+def _avals(eqn: core.JaxprEqn) -> list[Any]:
+  """Shapes and dtypes of what goes in."""
+  return [var.aval for var in eqn.invars]
 
 
 def seconds(products: dict[Product, int]) -> float:

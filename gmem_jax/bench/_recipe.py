@@ -17,7 +17,7 @@ XL_SAMPLE = f"{CONFIGS / 'xl_in1k.py'}:guided"
 
 # LightningDiT as on ImageNet (256 tokens, heads of 72), small enough for two
 # cores: 9 M parameters, latents that are pixels.
-SMALL: Mapping[str, Any] = {
+SMALL: dict[str, Any] = {
   "encoder.tokenizer": "identity",
   "encoder.image_size": 16,
   "encoder.features": "random_conv",
