@@ -59,6 +59,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
       raise KeyError(f"option {one!r}: allowed are {OPTIONS}")
   c = ml_collections.ConfigDict()
   c.seed = 0
+  c.compile_cache = "compiled"  # in WORKDIR; "": none
 
   c.data = dict(
     source="tfds",  # or "folder", "upstream"; "none": only sample
@@ -181,6 +182,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     interpolation="spherical",  # or "linear", "concat", "mask"
     points=6,  # of --interpolate
     reading="bank",  # how --image reads files; or "published"
+    decode_dtype="float32",  # or "bfloat16": faster, other last bits
   )
   c.eval = dict(
     every=0,  # steps; 0: only at the end

@@ -14,6 +14,7 @@ from gmem_jax import (
   assemble,
   config as config_lib,
   optim,
+  pretrained,
   rngs,
   sample,
   sharding,
@@ -93,7 +94,7 @@ def training(
       f"config.train.batch_size={size} is not a multiple of the mesh's data x"
       f" fsdp = {ways}"
     )
-  memory = _memory(config, bank_rows, mesh)
+  memory = abstract_memory(config, bank_rows, mesh)
   network = assemble.network(config, memory)
   shapes = jax.eval_shape(
     train_state.make_init(
@@ -148,12 +149,14 @@ def sampling(
     mesh: The devices.
     bank_rows: Rows of the bank.
   """
-  memory = _memory(config, bank_rows, mesh)
+  memory = abstract_memory(config, bank_rows, mesh)
   network = assemble.network(config, memory).clone(token_dim=0)
   weights = jax.eval_shape(
     lambda: sample.Weights(
       params=_init(config, network, memory),
-      tokenizer=_tokenizer(config),
+      tokenizer=pretrained.decoder(
+        _tokenizer(config), config.sample.decode_dtype
+      ),
       stats=memory.stats,
     )
   )
@@ -254,10 +257,16 @@ def _tokenizer(config: config_lib.Config) -> protocols.Tokenizer:
   return vae.Tokenizer(name=name, network=network, params=variables["params"])
 
 
-def _memory(
+def abstract_memory(
   config: config_lib.Config, bank_rows: int, mesh: jax.sharding.Mesh
 ) -> assemble.Memory:
-  """A memory whose bank is shapes alone."""
+  """A memory whose bank is shapes alone.
+
+  Args:
+    config: The run.
+    bank_rows: Rows of the bank.
+    mesh: The devices.
+  """
   side = config.encoder.image_size
   if config.encoder.tokenizer == "identity":
     shape = (side, side, 1 if config.data.source == "digits" else 3)

@@ -35,9 +35,13 @@ class Config:
 
   Attributes:
     seed: Seed of parameters, data order, noise and encoders.
+    compile_cache: Directory of compiled programs, which a second start need not
+      compile again; a relative one lies in the run's directory. "" for none.
+      The environment's JAX_COMPILATION_CACHE_DIR wins.
   """
 
   seed: int
+  compile_cache: str
   data: sections.DataConfig
   encoder: sections.EncoderConfig
   bank: bank_placement.BankConfig
@@ -57,6 +61,7 @@ class Config:
 # Keys that a continued run may change: they decide how long and where it runs
 # and what is shown of it, not what is computed.
 FREE = (
+  "compile_cache",
   "train.steps",
   "train.steps_per_dispatch",
   "train.accumulation",

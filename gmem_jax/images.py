@@ -1,6 +1,8 @@
 """Images on disk: numbered PNG files, contact sheets, one file for ADM."""
 
+import concurrent.futures
 import json
+import os
 import pathlib
 import zipfile
 from collections.abc import Callable, Sequence
@@ -12,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gmem_jax import distributed, files, metrics
 
+# Threads that encode PNG files beside the device; zlib lets go of the
+# interpreter.
+THREADS = min(8, os.cpu_count() or 1)
 # Width of a contact sheet's labels, in pixels.
 LABEL_WIDTH = 160
 
@@ -96,15 +101,29 @@ def write_images(
   progress = metrics.Progress(
     "sample", count - len(missing), count, unit="image"
   )
-  for start in range(0, len(missing), batch_size):
-    part = missing[start : start + batch_size]
-    for i, pixels in zip(part, make(part), strict=True):
-      if i % jax.process_count() == jax.process_index():
-        save_png(directory / f"{i:06d}.png", pixels)
-    progress.update(count - len(missing) + start + len(part))
+  with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+    writing: list[concurrent.futures.Future[None]] = []
+    for start in range(0, len(missing), batch_size):
+      part = missing[start : start + batch_size]
+      pixels = make(part)
+      # The files of the batch before were written while this one was made.
+      _wait(writing)
+      writing = [
+        pool.submit(save_png, directory / f"{i:06d}.png", image)
+        for i, image in zip(part, pixels, strict=True)
+        if i % jax.process_count() == jax.process_index()
+      ]
+      progress.update(count - len(missing) + start + len(part))
+    _wait(writing)
   progress.close()
   distributed.wait_for_all("images")
   return len(missing)
+
+
+def _wait(writing: Sequence[concurrent.futures.Future[None]]) -> None:
+  """Waits until files are written; raises what went wrong."""
+  for future in writing:
+    future.result()
 
 
 def _missing(directory: pathlib.Path, count: int) -> np.ndarray:

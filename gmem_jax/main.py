@@ -170,6 +170,7 @@ def main(argv: list[str]) -> int:
 def _work(config: config_lib.Config) -> int:
   """Joins the other processes and does what the mode says."""
   from gmem_jax import (
+    compile_cache,
     compile_mode,
     distributed,
     jobs,
@@ -188,6 +189,11 @@ def _work(config: config_lib.Config) -> int:
     workdir = pathlib.Path()
     if _MODE.value != "prepare":
       workdir = _workdir()
+    compile_cache.keep(
+      compile_cache.directory_of(
+        config.compile_cache, None if _MODE.value == "prepare" else workdir
+      )
+    )
     job = jobs.find(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if job is not None:
       _quieten(job.index)

@@ -305,7 +305,7 @@ def make_weights(
   """
   return sample.Weights(
     params=params,
-    tokenizer=pretrained.load_tokenizer(config),
+    tokenizer=pretrained.load_decoder(config),
     stats=memory.stats,
     bank=memory.unit,
   )

@@ -225,6 +225,31 @@ def load_tokenizer(config: Config) -> protocols.Tokenizer:
   return vae.Tokenizer(name=name, network=network, params=params)
 
 
+def load_decoder(config: Config) -> protocols.Tokenizer:
+  """The tokenizer that samples are decoded with, in `sample.decode_dtype`.
+
+  Args:
+    config: The run.
+
+  Raises:
+    ValueError: See `load_tokenizer`.
+  """
+  return decoder(load_tokenizer(config), config.sample.decode_dtype)
+
+
+def decoder(tokenizer: protocols.Tokenizer, dtype: str) -> protocols.Tokenizer:
+  """A tokenizer whose products are of another type; its weights stay.
+
+  Args:
+    tokenizer: The tokenizer; one without a network is left as it is.
+    dtype: "float32" or "bfloat16".
+  """
+  if not isinstance(tokenizer, vae.Tokenizer):
+    return tokenizer
+  network = tokenizer.network.clone(dtype=dtype)
+  return dataclasses.replace(tokenizer, network=network)
+
+
 def tokenizer_info(config: Config) -> dict[str, Any]:
   """What identifies the tokenizer in a record of samples.
 

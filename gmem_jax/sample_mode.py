@@ -215,6 +215,9 @@ def record(
     plan: What is sampled.
   """
   calls = samplers.num_calls(config.sampler)
+  # Directories from before there was a choice say nothing of it.
+  dtype = config.sample.decode_dtype
+  decoding = {} if dtype == "float32" else {"decode_dtype": dtype}
   return {
     "network": source.info,
     "tokenizer": pretrained.tokenizer_info(config),
@@ -227,6 +230,7 @@ def record(
     "dtype": config.model.dtype,
     "seed": config.sample.seed,
     "device_batch": config.sample.device_batch,
+    **decoding,
     **plan.info,
   }
 

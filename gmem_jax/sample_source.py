@@ -106,7 +106,7 @@ def _from_run(
 def _from_converted(config: config_lib.Config) -> Source:
   """Converted weights."""
   network = pretrained.load_network(config)
-  tokenizer = pretrained.load_tokenizer(config)
+  tokenizer = pretrained.load_decoder(config)
   stats = pretrained.load_stats(config, tokenizer, network.latent_shape[-1])
   bank = pretrained.load_bank(config) if config.sample.bank else network.bank
   name = pathlib.Path(config.sample.network).name

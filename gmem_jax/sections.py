@@ -134,6 +134,8 @@ class SampleConfig:
     reading: How --image and --interpolate read image files: "bank" as the bank
       was made; "published" as the published manipulation does, which shows the
       encoder a washed-out image.
+    decode_dtype: Of the tokenizer's products when it decodes, in the sampler's
+      compiled call; encoding is always float32.
   """
 
   seed: int
@@ -152,6 +154,7 @@ class SampleConfig:
   interpolation: interpolate.Method
   points: int
   reading: Literal["bank", "published"]
+  decode_dtype: Literal["float32", "bfloat16"]
 
 
 # What images are scored by; `gmem_jax.evaluate.catalogue` says how.

@@ -29,6 +29,7 @@ LAYERS = (
     "convert",
     "bench",
     "evaluate",
+    "compile_cache",
   ),
   (
     "train",

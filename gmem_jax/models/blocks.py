@@ -237,6 +237,8 @@ def run_stack(
     return x if place is None else place(cast(Array, x))
 
   step = _checkpointed(apply, remat, in_scan=scan)
+  if not scan:
+    step = jax.jit(step)  # Traced once for all blocks; XLA inlines the calls.
   depth = jax.tree.leaves(stack)[0].shape[0]
   groups = depth if cross is None else jax.tree.leaves(cross)[0].shape[0]
   each = depth // groups

@@ -1,0 +1,118 @@
+"""What benchmarks of whole programs share: which config, at which size."""
+
+import argparse
+import ast
+import importlib.util
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from gmem_jax import config as config_lib
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+XL = f"{CONFIGS / 'xl_in1k.py'}:train"
+XL_SAMPLE = f"{CONFIGS / 'xl_in1k.py'}:guided"
+
+# LightningDiT as on ImageNet (256 tokens, heads of 72), small enough for two
+# cores: 9 M parameters, latents that are pixels.
+SMALL: dict[str, Any] = {
+  "encoder.tokenizer": "identity",
+  "encoder.image_size": 16,
+  "encoder.features": "random_conv",
+  "data.latents": "sample",
+  "model.width": 288,
+  "model.depth": 6,
+  "model.heads": 4,
+  "model.projector_width": 512,
+  "model.dtype": "float32",
+  "train.batch_size": 16,
+  "sample.device_batch": 4,
+}
+
+
+def add_arguments(
+  parser: argparse.ArgumentParser, default: str = XL, small: str = "see below"
+) -> None:
+  """Adds what chooses the config.
+
+  Args:
+    parser: The benchmark's.
+    default: The config file, with its options.
+    small: How the size for a CPU is described.
+  """
+  parser.add_argument(
+    "--config", default=default, help="recipe, e.g. configs/xl_in1k.py:train"
+  )
+  parser.add_argument(
+    "--change",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="a key of the config, e.g. train.batch_size=32; repeatable",
+  )
+  parser.add_argument(
+    "--size",
+    choices=("small", "config"),
+    default="small" if jax.default_backend() == "cpu" else "config",
+    help=f"small: for a CPU, {small}; config: as the config says",
+  )
+
+
+def describe(changes: Mapping[str, Any]) -> str:
+  """Changes of a config in one line."""
+  return ", ".join(f"{key}={value!r}" for key, value in changes.items())
+
+
+def changes_of(
+  args: argparse.Namespace, small: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What differs from the config file.
+
+  Args:
+    args: See `add_arguments`.
+    small: The changes for a CPU.
+
+  Returns:
+    Dotted keys -> values; those given by --change come last.
+
+  Raises:
+    ValueError: If one is not KEY=VALUE.
+  """
+  found = dict(small) if args.size == "small" else {}
+  for change in args.change:
+    key, equals, text = change.partition("=")
+    if not equals:
+      raise ValueError(f"--change={change}: KEY=VALUE is expected")
+    try:
+      found[key] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      found[key] = text  # A word.
+  return found
+
+
+def load(
+  args: argparse.Namespace, small: Mapping[str, Any]
+) -> config_lib.Config:
+  """Reads the config that the arguments name.
+
+  Args:
+    args: See `add_arguments`.
+    small: The changes for a CPU.
+
+  Raises:
+    ValueError: If the file or a key is unknown, or a value does not fit.
+  """
+  path, _, options = args.config.partition(":")
+  spec = importlib.util.spec_from_file_location("recipe", path)
+  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={args.config}: {path} is no Python file")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  tree = module.get_config(*([options] if options else []))
+  try:
+    tree.update_from_flattened_dict(changes_of(args, small))
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"--change: {str(error)[:300]}") from None
+  return config_lib.resolve(tree)

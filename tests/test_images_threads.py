@@ -1,0 +1,44 @@
+"""PNG files are written beside the device."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from gmem_jax import images
+
+
+def pictures(numbers):
+  return np.zeros((len(numbers), 2, 2, 3), np.uint8)
+
+
+def test_files_are_written_while_the_next_images_are_made(
+  tmp_path, monkeypatch
+):
+  second, save = threading.Event(), images.save_png
+  made = []
+
+  def make(numbers):
+    made.append(len(numbers))
+    if len(made) == 2:
+      second.set()
+    return pictures(numbers)
+
+  def slow(path, pixels):
+    # Ends only if the second batch is made meanwhile.
+    assert second.wait(20)
+    save(path, pixels)
+
+  monkeypatch.setattr(images, "save_png", slow)
+  assert images.write_images(tmp_path, 5, 2, make) == 5
+  assert made == [2, 2, 1]
+  assert len(list(tmp_path.glob("*.png"))) == 5
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+  def full(path, pixels):
+    raise OSError(f"{path.name}: no space left")
+
+  monkeypatch.setattr(images, "save_png", full)
+  with pytest.raises(OSError, match=r"000000\.png: no space left"):
+    images.write_images(tmp_path, 2, 2, pictures)
