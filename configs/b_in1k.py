@@ -174,6 +174,15 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     every=0,  # steps; 0: only at the end
     count=50_000,  # images
     grid=64,  # images in the sample picture
+    scores=("fid", "sfid", "inception_score", "precision_recall"),
+    reference="reference/VIRTUAL_imagenet256_labeled.npz",
+    inception_weights="weights/inception",
+    preprocessing="adm",  # or "pytorch_fid", "published"
+    device_batch=64,  # images in one call on each device
+    images="",  # a folder or .npz to score instead of samples
+    keep_images=False,
+    save_every=60.0,  # seconds
+    audit=0,  # images whose nearest training images are looked up
   )
   c.report = dict(
     unconditional=False,

@@ -136,6 +136,15 @@ def get_config() -> ml_collections.ConfigDict:
     every=50,  # steps; 0: only at the end
     count=512,  # images
     grid=64,  # images in the sample picture
+    scores=("frechet",),  # in the features of a small classifier
+    reference="",  # the training images
+    inception_weights="",  # this and the next: of other scores
+    preprocessing="adm",
+    device_batch=64,  # images in one call on each device
+    images="",  # a folder or .npz to score instead of samples
+    keep_images=False,
+    save_every=60.0,  # seconds
+    audit=0,  # images whose nearest training images are looked up
   )
   c.report = dict(
     unconditional=True,  # also train without memory, and compare

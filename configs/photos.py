@@ -143,6 +143,15 @@ def get_config() -> ml_collections.ConfigDict:
     every=0,  # steps; 0: only at the end
     count=8,  # images
     grid=8,  # images in the sample picture
+    scores=(),  # the samples are no pictures
+    reference="",
+    inception_weights="",
+    preprocessing="adm",  # or "pytorch_fid", "published"
+    device_batch=8,  # images in one call on each device
+    images="",  # a folder or .npz to score instead of samples
+    keep_images=False,
+    save_every=60.0,  # seconds
+    audit=0,  # images whose nearest training images are looked up
   )
   c.report = dict(
     unconditional=False,  # also train without memory, and compare

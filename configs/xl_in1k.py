@@ -15,6 +15,12 @@ and from the published weights, without training:
   python -m gmem_jax.main --config=configs/xl_in1k.py --workdir=runs/xl \
     --mode=sample --config.sample.format=npz
 
+--mode=evaluate scores the samples instead, against the ADM suite's
+VIRTUAL_imagenet256_labeled.npz; also convert FID's network for it
+(`python -m gmem_jax.evaluate --help` says which) to weights/inception. Training
+scores its samples, too, at its end; without these two files give it
+--config.eval.scores='()'.
+
 Data: TFDS's imagenet2012, prepared with file_format="array_record"; the
 published code's own features are read by --config.data.source=upstream
 --config.data.path=FEATURES, without --mode=prepare.
@@ -186,6 +192,15 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     every=0,  # steps; 0: only at the end
     count=50_000,  # images
     grid=64,  # images in the sample picture
+    scores=("fid", "sfid", "inception_score", "precision_recall"),
+    reference="reference/VIRTUAL_imagenet256_labeled.npz",
+    inception_weights="weights/inception",
+    preprocessing="adm",  # or "pytorch_fid", "published"
+    device_batch=64,  # images in one call on each device
+    images="",  # a folder or .npz to score instead of samples
+    keep_images=False,
+    save_every=60.0,  # seconds
+    audit=0,  # images whose nearest training images are looked up
   )
   c.report = dict(
     unconditional=False,

@@ -196,6 +196,7 @@ def _check(config: Config) -> None:
     ("encoder.image_size", config.encoder.image_size),
     ("eval.count", config.eval.count),
     ("eval.grid", config.eval.grid),
+    ("eval.device_batch", config.eval.device_batch),
   ):
     if value < 1:
       raise ValueError(f"config.{key}={value}: must be positive")
@@ -207,6 +208,7 @@ def _check(config: Config) -> None:
         " a network samples as it was trained"
       )
   _check_data(config)
+  _check_eval(config)
   _check_sample(config)
   if config.model.depth < config.model.projector_depth and (
     config.loss.projection_weight
@@ -214,6 +216,19 @@ def _check(config: Config) -> None:
     raise ValueError(
       f"config.model.projector_depth={config.model.projector_depth} exceeds"
       f" config.model.depth={config.model.depth}"
+    )
+
+
+def _check_eval(config: Config) -> None:
+  """Cross-field checks of the evaluation, one error each."""
+  for key in ("audit", "save_every"):
+    value = getattr(config.eval, key)
+    if value < 0:
+      raise ValueError(f"config.eval.{key}={value}: must not be negative")
+  if config.report.unconditional and "frechet" not in config.eval.scores:
+    raise ValueError(
+      f"config.eval.scores={config.eval.scores}: config.report.unconditional"
+      " needs 'frechet' among them"
     )
 
 

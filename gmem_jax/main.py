@@ -3,6 +3,8 @@ r"""Train, sample and compare: the command line.
   python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits
   python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits \
     --mode=sample --config.sample.count=100
+  python -m gmem_jax.main --config=configs/digits.py --workdir=runs/digits \
+    --mode=evaluate --config.sample.count=512
   python -m gmem_jax.main --config=configs/xl_in1k.py --mode=prepare \
     --config.data.source=folder --config.data.path=photos
 
@@ -14,6 +16,8 @@ Modes:
             from converted weights (config.sample.network). With --image, like
             images that the bank need not know; with --interpolate, between two
             memories.
+  evaluate  Score what --mode=sample would make, or the images of
+            config.eval.images, and write WORKDIR/evaluations/*.json.
   compile   Does the config fit a machine that is not here? Compiles the
             training step and the sampler for --topology, e.g. v5e:16x16 or
             h100:8, and prints what they need; neither data nor weights need to
@@ -50,7 +54,10 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's directory: checkpoints, metrics, pictures."
 )
 _MODE = flags.DEFINE_enum(
-  "mode", "train", ["train", "sample", "prepare", "compile"], "What to do."
+  "mode",
+  "train",
+  ["train", "sample", "evaluate", "prepare", "compile"],
+  "What to do.",
 )
 _IMAGE = flags.DEFINE_multi_string(
   "image",
@@ -162,6 +169,7 @@ def _work(config: config_lib.Config) -> int:
     sample_mode,
     train,
   )
+  from gmem_jax.evaluate import mode as evaluate_mode
 
   try:
     if _MODE.value == "compile":  # alone, also on a host of a cluster
@@ -192,6 +200,8 @@ def _work(config: config_lib.Config) -> int:
       prepare_mode.prepare_mode(config)
     elif _MODE.value == "train":
       modes.train_mode(config, workdir)
+    elif _MODE.value == "evaluate":
+      evaluate_mode.evaluate_mode(config, workdir)
     else:
       sample_mode.sample_mode(config, workdir, _IMAGE.value, _INTERPOLATE.value)
   except train.Preempted as stop:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +15,6 @@ from gmem_jax import (
   checkpoint,
   config as config_lib,
   distributed,
-  evaluate,
   images,
   pretrained,
   report,
@@ -26,6 +24,8 @@ from gmem_jax import (
   training_data,
 )
 from gmem_jax.bank import bank as bank_lib, draw, lookup
+from gmem_jax.data import sources as data_sources
+from gmem_jax.evaluate import build, catalogue, scores, sources
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +45,10 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   config_lib.claim_workdir(config, workdir)
   dataset = training_data.load(config)
   memory = assemble.make_memory(config, dataset, mesh)
-  distance = frechet_to(dataset, config.seed)
-  run = make_run(config, workdir, mesh, dataset, memory, distance)
+  evaluator = make_evaluator(
+    config, mesh, memory.latent_shape, dataset.train_images
+  )
+  run = make_run(config, workdir, mesh, dataset, memory, evaluator)
   state = train.train(run)
   if not config.report.unconditional:
     return
@@ -54,13 +56,12 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   assert dataset.train_images is not None
   assert dataset.heldout is not None
   assert dataset.heldout_images is not None
-  assert distance is not None
   other = dataclasses.replace(
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
   other_dir = workdir / "unconditional"
   config_lib.claim_workdir(other, other_dir)
-  other_run = make_run(other, other_dir, mesh, dataset, memory, distance)
+  other_run = make_run(other, other_dir, mesh, dataset, memory, evaluator)
   other_state = train.train(other_run)
   _log.info("sampling for the report")
   sample_fn = make_sample_fn(config, memory, mesh, config.seed)
@@ -75,7 +76,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     from_heldout=draw_samples(config, sample_fn, weights, heldout),
     unconditional=draw_samples(other, other_fn, other_weights, bank),
     neighbours=neighbours(heldout, dataset.train.bank),
-    distance=distance,
+    distance=lambda pixels: _score(evaluator, pixels)["frechet"],
   )
   if not distributed.is_main():
     return
@@ -100,6 +101,17 @@ def neighbours(
     k=min(NEIGHBOURS, bank.size),
   )
   return report.Neighbours(*map(np.asarray, found))
+
+
+def _score(
+  evaluator: scores.Evaluator | None, pixels: np.ndarray
+) -> dict[str, float]:
+  """Scores of images in memory."""
+  assert evaluator is not None, "config checks that the report has its score"
+  source = sources.Arrays(
+    {}, len(pixels), pixels.shape[1:], lambda numbers: pixels[numbers]
+  )
+  return evaluator(source, source.count)
 
 
 def load_params(
@@ -141,9 +153,9 @@ def make_run(
   mesh: jax.sharding.Mesh,
   dataset: training_data.Dataset,
   memory: assemble.Memory,
-  distance: Callable[[np.ndarray], float] | None,
+  evaluator: scores.Evaluator | None,
 ) -> train.Run:
-  """Puts a run together; its evaluation is the distance of fresh samples.
+  """Puts a run together; its evaluation scores fresh samples.
 
   Args:
     config: The run.
@@ -151,23 +163,75 @@ def make_run(
     mesh: Its devices.
     dataset: Its images.
     memory: What sampling needs.
-    distance: uint8 images -> Fréchet distance; None to make pictures alone.
+    evaluator: Scores images; None to make the pictures alone.
   """
   assemble.save_memory(workdir / "memory", memory)
   sample_fn = make_sample_fn(config, memory, mesh, config.seed)
 
   def evaluate_fn(step: int, params: Any):
-    del step
     weights = make_weights(config, memory, params)
-    count = config.eval.count if distance is not None else config.eval.grid
-    found = draw_samples(config, sample_fn, weights, memory.bank, count)
-    side = found.pixels.shape[1]
-    shown = found.pixels[: config.eval.grid]
-    grid = images.make_grid(shown, 16, scale=max(1, 32 // side))
-    numbers = {} if distance is None else {"frechet": distance(found.pixels)}
-    return numbers, {"bank": grid}
+    shown: list[np.ndarray] = []
+
+    def read(numbers):
+      _, features = draw_snippets(config, memory.bank, numbers)
+      pixels = sample_fn(weights, numbers, features)
+      if numbers[0] < config.eval.grid:
+        shown.append(pixels)
+      return pixels
+
+    found = {}
+    if evaluator is None:
+      read(np.arange(config.eval.grid))
+    else:
+      found = evaluator(
+        sources.Arrays(
+          {"step": step},
+          config.eval.count,
+          build.decoded_shape(weights.tokenizer, memory.latent_shape),
+          read,
+          collective=True,
+        ),
+        config.eval.count,
+      )
+    pixels = np.concatenate(shown)[: config.eval.grid]
+    scale = max(1, 32 // pixels.shape[1])
+    return found, {"bank": images.make_grid(pixels, 16, scale=scale)}
 
   return train.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
+
+
+def make_evaluator(
+  config: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  latent_shape: tuple[int, int, int],
+  own: data_sources.Images | None,
+) -> scores.Evaluator | None:
+  """What scores the samples during training.
+
+  Args:
+    config: The run.
+    mesh: The devices.
+    latent_shape: h, w, c.
+    own: The training images, where they are images; else
+      `config.eval.reference` must name what to compare with.
+
+  Returns:
+    It, or None if the config asks for no score.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
+  if not config.eval.scores:
+    return None
+  shape = build.decoded_shape(pretrained.load_tokenizer(config), latent_shape)
+  evaluator = build.make_evaluator(config, mesh, own)
+  evaluator.extractor.check(shape)
+  gaussians, _ = catalogue.compared(config.eval.scores)
+  widths = evaluator.extractor.widths
+  catalogue.check_count(
+    config.eval.count, gaussians, widths, "config.eval.count"
+  )
+  return build.with_reference(config, evaluator, shape, own)
 
 
 def draw_samples(
@@ -175,7 +239,6 @@ def draw_samples(
   sample_fn: sample.SampleFn,
   weights: sample.Weights,
   bank: bank_lib.MemoryBank,
-  count: int | None = None,
 ) -> report.Samples:
   """The samples of an evaluation: always the same rows and noise.
 
@@ -184,33 +247,30 @@ def draw_samples(
     sample_fn: Makes the images.
     weights: What it makes them with.
     bank: Where the snippets come from.
-    count: How many; by default `eval.count`.
   """
-  numbers = np.arange(count or config.eval.count, dtype=np.int32)
+  numbers = np.arange(config.eval.count)
+  rows, features = draw_snippets(config, bank, numbers)
+  return report.Samples(sample_fn(weights, numbers, features), rows)
+
+
+def draw_snippets(
+  config: config_lib.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """What the samples of an evaluation are made of.
+
+  Args:
+    config: The run.
+    bank: Where the snippets come from.
+    numbers: [n] numbers of the images.
+
+  Returns:
+    [n] rows of the bank, and their features [n d].
+  """
+  numbers = numbers.astype(np.int32)
   rows = np.asarray(
     draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
-  pixels = sample_fn(weights, numbers, bank_placement.read_rows(bank, rows))
-  return report.Samples(pixels, rows)
-
-
-def frechet_to(
-  dataset: training_data.Dataset, seed: int
-) -> Callable[[np.ndarray], float] | None:
-  """The Fréchet distance of images to the training images, if in memory.
-
-  Args:
-    dataset: The images.
-    seed: Seed of the classifier whose features are compared.
-  """
-  real = dataset.train_images
-  if real is None:
-    return None
-  features = evaluate.classifier_features(real.pixels, real.labels, seed)
-  reference = evaluate.fit_gaussian(features(real.pixels))
-  return lambda pixels: evaluate.frechet_distance(
-    evaluate.fit_gaussian(features(pixels)), reference
-  )
+  return rows, bank_placement.read_rows(bank, rows)
 
 
 def make_sample_fn(

@@ -190,7 +190,7 @@ def load_tokenizer(config: Config) -> protocols.Tokenizer:
     return identity.IdentityTokenizer()
   path, key = config.encoder.tokenizer_weights, "encoder.tokenizer_weights"
   params, metadata = read(key, path, ("vae",))
-  network = vae.AutoencoderKL(**_hashable(metadata["model"]))
+  network = vae.AutoencoderKL(**hashable(metadata["model"]))
   for field in ("ch_mult", "encoder_attention", "decoder_attention"):
     theirs = getattr(network, field)
     ours = getattr(vae.VARIANTS[name], field)
@@ -239,8 +239,12 @@ def tokenizer_info(config: Config) -> dict[str, Any]:
   return info | origin(weights.read_metadata(config.encoder.tokenizer_weights))
 
 
-def _hashable(model: dict[str, Any]) -> dict[str, Any]:
-  """JSON's lists as tuples; what no tensor tells is left at its default."""
+def hashable(model: dict[str, Any]) -> dict[str, Any]:
+  """A network's settings from JSON: lists as tuples.
+
+  Args:
+    model: The settings; what no tensor tells is None, and left at its default.
+  """
   return {
     key: tuple(value) if isinstance(value, list) else value
     for key, value in model.items()
@@ -302,7 +306,7 @@ def load_features(config: Config, channels: int) -> protocols.FeatureEncoder:
     return random_conv.RandomConvEncoder(config.seed, channels)
   path = config.encoder.features_weights
   params, metadata = read("encoder.features_weights", path, ("dinov2",))
-  network = dinov2.DINOv2(**_hashable(metadata["model"]))
+  network = dinov2.DINOv2(**hashable(metadata["model"]))
   return dinov2.Encoder(_dinov2_name(metadata), network, params)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import evaluate, files, images, metrics
+from gmem_jax import files, images, metrics
+from gmem_jax.evaluate import audit as audit_lib
 
 # Columns of samples.png.
 COLUMNS = 16
@@ -132,10 +133,11 @@ def numbers(
   memory, other = _curve(memory_run), _curve(other_run)
   goal = other["distance"][-1]
   reached = memory["seconds"][memory["distance"] <= goal]
-  audit = evaluate.memorisation(
+  train = _to_float(material.train)
+  audit = audit_lib.memorisation(
     _to_float(material.from_bank.pixels),
-    material.from_bank.rows,
-    _to_float(material.train),
+    audit_lib.in_memory(train),
+    np.arange(len(train)),
   )
   return {
     "samples": float(len(material.from_bank.pixels)),
@@ -146,9 +148,9 @@ def numbers(
     "seconds/unconditional": float(other["seconds"][-1]),
     "seconds/memory": float(memory["seconds"][-1]),
     "seconds/to_same_distance": float(reached[0] if len(reached) else np.nan),
-    "memorisation/own_memory": audit.own_memory,
-    "memorisation/sample_distance": audit.sample_distance,
-    "memorisation/real_distance": audit.real_distance,
+    "memorisation/own_memory": audit.own_memory(material.from_bank.rows),
+    "memorisation/sample_distance": float(audit.distances.mean()),
+    "memorisation/real_distance": float(audit.real_distances.mean()),
   }
 
 

@@ -65,21 +65,23 @@ def sample_mode(
   if images or ends:
     plan = _plan_manipulation(config, source, images, ends)
   else:
-    plan = _plan_rows(config, source)
-  directory = workdir / "images" / _name(config, source, plan)
-  if config.sample.output:
-    directory = pathlib.Path(config.sample.output).absolute()
-  images_lib.claim_directory(directory, _record(config, source, plan))
+    plan = plan_rows(config, source)
+  directory = directory_of(config, workdir, source, plan)
+  images_lib.claim_directory(directory, record(config, source, plan))
   made = _write(config, source, plan, mesh, directory)
   if not distributed.is_main():
     return
-  print(
-    f"{made} images made, {plan.count} in {directory}; {_calls(config.sampler)}"
-  )
+  calls = calls_in_words(config.sampler)
+  print(f"{made} images made, {plan.count} in {directory}; {calls}")
 
 
-def _plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
-  """Images from rows of the bank, given or drawn."""
+def plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
+  """Images from rows of the bank, given or drawn.
+
+  Args:
+    config: The run.
+    source: What to sample with.
+  """
   bank, chosen = source_lib.bank_of(source), config.sample
   per_row, count = chosen.per_row, chosen.count
   if chosen.rows:
@@ -158,18 +160,49 @@ def _plan_manipulation(
   )
 
 
-def _name(
+def name_of(
   config: config_lib.Config, source: source_lib.Source, plan: Plan
 ) -> str:
-  """The directory's name in WORKDIR/images."""
+  """The directory's name in WORKDIR/images.
+
+  Args:
+    config: The run.
+    source: What is sampled with.
+    plan: What is sampled.
+  """
   parts = [source.name, f"seed_{config.sample.seed}", plan.name]
   return "_".join(part for part in parts if part)
 
 
-def _record(
+def directory_of(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  source: source_lib.Source,
+  plan: Plan,
+) -> pathlib.Path:
+  """Where the images lie.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+    source: What is sampled with.
+    plan: What is sampled.
+  """
+  if config.sample.output:
+    return pathlib.Path(config.sample.output).absolute()
+  return workdir / "images" / name_of(config, source, plan)
+
+
+def record(
   config: config_lib.Config, source: source_lib.Source, plan: Plan
 ) -> dict[str, Any]:
-  """sample.json: all that the images depend on."""
+  """sample.json: all that the images depend on.
+
+  Args:
+    config: The run.
+    source: What is sampled with.
+    plan: What is sampled.
+  """
   calls = samplers.num_calls(config.sampler)
   # Directories from before there was a choice say nothing of it.
   dtype = config.sample.decode_dtype
@@ -191,8 +224,12 @@ def _record(
   }
 
 
-def _calls(sampler: samplers.SamplerConfig) -> str:
-  """What an image costs, in words."""
+def calls_in_words(sampler: samplers.SamplerConfig) -> str:
+  """What an image costs, in words.
+
+  Args:
+    sampler: The sampler.
+  """
   calls = samplers.num_calls(sampler)
   if calls is None:
     return f"{sampler.method} chooses its number of network calls"
@@ -214,22 +251,8 @@ def _write(
   packed = images_lib.adm_file(directory, count).exists()
   if chosen.format == "npz" and distributed.agree(packed):
     return 0
-  sample_fn = sample.make_sample_fn(
-    source.model,
-    config.sampler,
-    source.latent_shape,
-    mesh,
-    seed=chosen.seed,
-    device_batch=chosen.device_batch,
-    first_release=source.first_release,
-  )
-  weights = sharding.place(source.weights, sharding.replicated(mesh))
-  made = images_lib.write_images(
-    directory,
-    count,
-    chosen.batch_size,
-    lambda numbers: sample_fn(weights, numbers, plan.features(numbers)),
-  )
+  make = make_fn(config, source, plan, mesh)
+  made = images_lib.write_images(directory, count, chosen.batch_size, make)
   if not distributed.is_main():
     return made
   if chosen.grid:
@@ -239,6 +262,36 @@ def _write(
   if chosen.format == "npz":
     images_lib.remove_pngs(directory, count)
   return made
+
+
+def make_fn(
+  config: config_lib.Config,
+  source: source_lib.Source,
+  plan: Plan,
+  mesh: jax.sharding.Mesh,
+) -> Callable[[np.ndarray], np.ndarray]:
+  """The function that makes the images.
+
+  Args:
+    config: The run.
+    source: What to sample with.
+    plan: What is sampled.
+    mesh: The devices.
+
+  Returns:
+    Image numbers [n] -> uint8 [n H W channels].
+  """
+  sample_fn = sample.make_sample_fn(
+    source.model,
+    config.sampler,
+    source.latent_shape,
+    mesh,
+    seed=config.sample.seed,
+    device_batch=config.sample.device_batch,
+    first_release=source.first_release,
+  )
+  weights = sharding.place(source.weights, sharding.replicated(mesh))
+  return lambda numbers: sample_fn(weights, numbers, plan.features(numbers))
 
 
 def _write_grid(

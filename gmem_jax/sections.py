@@ -153,19 +153,60 @@ class SampleConfig:
   decode_dtype: Literal["float32", "bfloat16"]
 
 
+# What images are scored by; `gmem_jax.evaluate.catalogue` says how.
+Score = Literal[
+  "fid",
+  "sfid",
+  "inception_score",
+  "precision_recall",
+  "frechet_dinov2",
+  "frechet",
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """Evaluation during and after training.
+  """Evaluation, during training and by `--mode=evaluate`.
 
   Attributes:
     every: Steps between evaluations; 0: only at the end.
-    count: Images sampled for one evaluation.
+    count: Images sampled for one evaluation during training;
+      `--mode=evaluate` scores the images that `--mode=sample` would make.
     grid: Images in the sample picture.
+    scores: What is measured; () for nothing during training. "fid", "sfid",
+      "inception_score" and "precision_recall" as the ADM suite defines them;
+      "frechet_dinov2": the Fréchet distance in the features of
+      `encoder.features_weights`; "frechet": in those of a small classifier of
+      the run's own images, for digits.
+    reference: What images are compared with: ADM's .npz, statistics that
+      `python -m gmem_jax.evaluate stats` made, a folder or an .npz of images,
+      prepared data that hold images; "" for the run's own training images,
+      where they are in memory.
+    inception_weights: Converted weights of FID's network.
+    preprocessing: How images are resized for it: "adm" as the ADM suite,
+      "pytorch_fid" as pytorch-fid, "published" as pytorch-fid while the
+      reference is ADM's, as in the published evaluation of GMem.
+    device_batch: Images on each device in one call of these networks.
+    images: A folder or an .npz to score instead of samples; "" for samples.
+    keep_images: Keep the samples as `--mode=sample` would write them.
+    save_every: Seconds between notes of what is done, from which a killed
+      evaluation continues.
+    audit: Images whose nearest training images `--mode=evaluate` looks up; 0
+      for none.
   """
 
   every: int
   count: int
   grid: int
+  scores: tuple[Score, ...]
+  reference: str
+  inception_weights: str
+  preprocessing: Literal["adm", "pytorch_fid", "published"]
+  device_batch: int
+  images: str
+  keep_images: bool
+  save_every: float
+  audit: int
 
 
 @dataclasses.dataclass(frozen=True)

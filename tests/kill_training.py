@@ -139,10 +139,13 @@ def wait_until(condition, process: subprocess.Popen, seconds: float) -> None:
 
 def newest_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   """Path in the newest checkpoint -> array."""
-  path = workdir / "checkpoints" / str(saved_steps(workdir)[-1])
+  path = str(workdir / "checkpoints" / str(saved_steps(workdir)[-1]))
+  target = jax.tree.map(
+    lambda leaf: np.empty(leaf.shape, leaf.dtype), ocp.metadata(path).metadata
+  )
   return {
-    jax.tree_util.keystr(key): np.asarray(leaf)
-    for key, leaf in jax.tree_util.tree_leaves_with_path(ocp.load(str(path)))
+    jax.tree_util.keystr(key): leaf
+    for key, leaf in jax.tree_util.tree_leaves_with_path(ocp.load(path, target))
   }
 
 

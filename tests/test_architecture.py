@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Layers, top first. A module imports from its own layer or from a lower one.
 LAYERS = (
-  ("main", "bank.__main__"),
+  ("main", "bank.__main__", "evaluate.__main__"),
   (
     "modes",
     "photos",
@@ -44,6 +44,7 @@ LAYERS = (
     "weights",
     # The reader of PyTorch's files, which knows nothing of networks.
     "convert.torch_file",
+    "convert.torch_legacy",
     "convert.inert_pickle",
     "convert.torch_types",
   ),

@@ -62,10 +62,13 @@ def test_fsdp_sends_parameters_not_activations():
 @pytest.mark.multidevice
 def test_training_takes_shapes_of_the_config():
   config = tiny.make_config(
-    train__batch_size=32, model__width=64, loss__projection_weight=0.5
+    train__batch_size=32,
+    model__width=64,
+    loss__projection_weight=0.5,
+    data__tokens="bf16",
   )
   program = compile_mode.training(config, make_mesh(fsdp=4), bank_rows=1000)
-  state, batch, bank = program.arguments
+  state, batch, bank, _ = program.arguments
   assert program.name == "2 training steps, batch 32"
   assert batch["latent"].shape == (2, 32, 8, 8, 1)
   assert batch["tokens"].shape[:2] == (2, 32)

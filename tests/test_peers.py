@@ -59,8 +59,12 @@ class Cast:
   def cut(self, i):
     """What the others see of a process that is killed."""
     peer = self.all[i]
-    for line in list(peer._lines.values()):
-      peer._loop.call_soon_threadsafe(line.transport.abort)
+
+    def abort():  # At once: this process must not tell of the others' ends.
+      for line in peer._lines.values():
+        line.transport.abort()
+
+    peer._loop.call_soon_threadsafe(abort)
 
   def end_of(self, i):
     return self.ends[i].get(timeout=20)

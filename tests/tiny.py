@@ -24,7 +24,7 @@ CHANGES = {
   "sampler.method": "ode_euler",
   "sampler.steps": 3,
   "eval.every": 80,
-  "eval.count": 16,
+  "eval.count": 72,  # more than the classifier has features
   "eval.grid": 16,
   "report.unconditional": False,
   "sample.device_batch": 8,

@@ -1,4 +1,6 @@
-"""Reads the zip files that torch.save writes, without torch.
+"""Reads the files that torch.save writes, without torch.
+
+Since PyTorch 1.6 they are zip files; `torch_legacy` reads those of before.
 
 Opening a file reads the zip's index and the pickle that names the tensors. The
 tensors are read-only views of a memory map: their bytes are read when used.
@@ -15,11 +17,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from gmem_jax.convert import inert_pickle, torch_types
+from gmem_jax.convert import inert_pickle, torch_legacy, torch_types
 
 _ZIP_MAGIC = b"PK\x03\x04"
-# A number that PyTorch before 1.6 wrote first, as a pickle.
-_OLD_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _FIELDS = (0, 2, 3, 9, 10)  # magic, flags, method, sizes of name and extra
 _CHUNK = 1 << 20
@@ -87,7 +87,7 @@ class TorchFile:
     """Opens a file: reads its index, no tensor.
 
     Args:
-      path: a file that torch.save wrote (PyTorch 1.6 or later).
+      path: a file that torch.save wrote.
       allow_opaque: keep objects of other classes as inert records.
 
     Raises:
@@ -96,7 +96,11 @@ class TorchFile:
     self.path = os.fspath(path)
     try:
       with open(path, "rb") as file:
-        self._map = _map(file)
+        self._map, legacy = _map(file)
+        if legacy:
+          self._members, self._has_checksums = {}, False
+          self.value = torch_legacy.load(self._map, allow_opaque)
+          return
         with zipfile.ZipFile(file) as archive:
           self._members = _members(archive, file)
       # torch.serialization.set_crc32_options(False) writes zeros.
@@ -181,26 +185,27 @@ def drop_pages(data: mmap.mmap) -> None:
     data.madvise(mmap.MADV_DONTNEED)
 
 
-def _map(file: BinaryIO) -> mmap.mmap:
-  """Maps a file after looking at how it begins."""
+def _map(file: BinaryIO) -> tuple[mmap.mmap, bool]:
+  """(the file, whether it is of before PyTorch 1.6), by how it begins."""
   head = file.read(512)
   if not head:
     raise TorchFileError("the file is empty")
-  if _OLD_MAGIC in head or head[257:262] == b"ustar":
+  legacy = torch_legacy.MAGIC in head[:64]
+  if head[257:262] == b"ustar":
     raise TorchFileError(
-      "in PyTorch's format of before version 1.6. Re-save it with PyTorch: "
+      "in PyTorch's format of before version 0.1.10. Re-save it with PyTorch: "
       "torch.save(torch.load(path, weights_only=True), new_path)"
     )
-  if head[:4] != _ZIP_MAGIC:
+  if head[:4] != _ZIP_MAGIC and not legacy:
     raise TorchFileError(f"not a PyTorch file, it begins with {head[:12]!r}")
-  return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+  return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), legacy
 
 
 def load(path: str | os.PathLike, *, allow_opaque: bool = False) -> Any:
   """What torch.save saved, with tensors as read-only numpy views of the file.
 
   Args:
-    path: a file that torch.save wrote (PyTorch 1.6 or later).
+    path: a file that torch.save wrote.
     allow_opaque: keep objects of other classes as inert records.
 
   Returns:

@@ -204,8 +204,10 @@ def test_dopri5_takes_the_published_steps(golden_dir):
     assert within > 2
     assert len(times) <= len(published)
     assert max(times) <= 1
+    # A step follows from the estimated error, a difference that cancels: how
+    # the network is compiled shows in its third figure.
     np.testing.assert_allclose(
-      np.stack(times)[:within], published[:within], rtol=1e-3
+      np.stack(times)[:within], published[:within], rtol=1e-2
     )
 
 

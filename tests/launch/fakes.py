@@ -20,8 +20,10 @@ PROGRAMS = (
 # Notes the call; then gives the first answer left of the first rule whose words
 # are all among its own. The last answer of a rule stays.
 _PROGRAM = """#!{python} -SE
-import json, os, pathlib, sys
+import fcntl, json, os, pathlib, sys
 home = pathlib.Path({home!r})
+lock = open(home / "lock", "w")  # Several run at once.
+fcntl.flock(lock, fcntl.LOCK_EX)
 call = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 with open(home / "calls", "a") as file:
   file.write(json.dumps(call) + "\\n")

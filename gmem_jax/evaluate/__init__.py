@@ -1,0 +1,1 @@
+"""Images to the numbers that papers report."""

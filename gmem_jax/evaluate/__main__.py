@@ -1,0 +1,243 @@
+"""python -m gmem_jax.evaluate: scores of images, and reference statistics."""
+
+import argparse
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from gmem_jax import metrics, sharding
+from gmem_jax.encoders import inception
+from gmem_jax.evaluate import (
+  catalogue,
+  extractor as extractor_lib,
+  measure,
+  networks,
+  record,
+  reference,
+  scores as scores_lib,
+  sources,
+  statistics,
+)
+
+_EXAMPLES = f"""\
+examples:
+  The numbers of the ADM suite, of a folder of images or of an .npz (arr_0),
+  against the suite's reference batch:
+    python -m gmem_jax.evaluate score samples/ VIRTUAL_imagenet256_labeled.npz
+  Statistics of your own images, cropped as training data; then scores:
+    python -m gmem_jax.evaluate stats photos/ photos_256.npz --crop=256
+    python -m gmem_jax.evaluate score samples.npz photos_256.npz --scores=fid
+  Statistics of prepared data: of the images where it holds them, else of what
+  its latents decode to:
+    python -m gmem_jax.evaluate stats prepared/ prepared.npz
+    python -m gmem_jax.evaluate stats latents/ latents.npz --decode=weights/vae
+  With the Fréchet distance in DINOv2's features:
+    python -m gmem_jax.evaluate score samples/ photos/ \\
+      --scores=fid,frechet_dinov2 --dinov2=weights/dinov2
+
+The Inception network is {networks.INCEPTION_FILE}, converted:
+    python -m gmem_jax.convert {networks.INCEPTION_FILE} weights/inception
+An interrupted command continues when it is given again. Checkpoints are
+evaluated by python -m gmem_jax.main --mode=evaluate.
+"""
+# "frechet" is of a run's own images.
+_OFFERED = [score for score in catalogue.SCORES if score != "frechet"]
+_SCORES = ("fid", "sfid", "inception_score", "precision_recall")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="python -m gmem_jax.evaluate",
+    description="Scores images, or makes the statistics to compare them with.",
+    epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+  score = commands.add_parser(
+    "score", help="compare images with a reference", epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  score.add_argument("images", metavar="IMAGES", help="a folder, or an .npz")
+  score.add_argument(
+    "reference",
+    metavar="REFERENCE",
+    nargs="?",
+    help="ADM's .npz, statistics made by `stats`, a folder or an .npz of"
+    " images, prepared data that holds images; not needed for the Inception"
+    " Score alone",
+  )
+  score.add_argument(
+    "--count", type=int, help="score the first so many images (default: all)"
+  )
+  stats = commands.add_parser(
+    "stats", help="make reference statistics", epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  stats.add_argument(
+    "images", metavar="IMAGES", help="a folder, an .npz, or prepared data"
+  )
+  stats.add_argument("out", metavar="OUT.npz", help="the file to write")
+  stats.add_argument(
+    "--crop",
+    type=int,
+    help="scale and crop a folder's images to squares of so many pixels, as"
+    " training data",
+  )
+  stats.add_argument(
+    "--decode",
+    metavar="TOKENIZER",
+    help="take what the latents of prepared data decode to for its images: the"
+    " converted weights that made them",
+  )
+  stats.add_argument(
+    "--rows",
+    type=int,
+    default=catalogue.REFERENCE_ROWS,
+    help="images whose features are kept for precision and recall (default:"
+    " %(default)s, as in ADM's files)",
+  )
+  for command in (score, stats):
+    _add_common(command)
+  return parser
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "--scores",
+    default=",".join(_SCORES),
+    help=f"of {', '.join(_OFFERED)} (default: %(default)s)",
+  )
+  command.add_argument(
+    "--inception",
+    default="weights/inception",
+    help="converted weights (default: %(default)s)",
+  )
+  command.add_argument(
+    "--dinov2",
+    default="weights/dinov2",
+    help="converted weights (default: %(default)s)",
+  )
+  command.add_argument(
+    "--preprocessing",
+    choices=(*inception.PREPROCESSING, "published"),
+    default="adm",
+    help="how images are resized for Inception: as the ADM suite (default) or"
+    " as pytorch-fid; published: as pytorch-fid, against ADM's statistics",
+  )
+  command.add_argument(
+    "--device-batch",
+    type=int,
+    default=64,
+    help="images in one call on each device (default: %(default)s)",
+  )
+  command.add_argument(
+    "--save-every",
+    type=float,
+    default=60.0,
+    metavar="SECONDS",
+    help="how often to note what is done (default: %(default)s)",
+  )
+  command.add_argument(
+    "--workdir",
+    default="evaluation",
+    help="receives the json, TensorBoard's line and what is needed to continue"
+    " (default: %(default)s)",
+  )
+
+
+def _extractor(
+  args: argparse.Namespace, names: Sequence[str]
+) -> extractor_lib.Extractor:
+  """The networks that the scores need, on all devices."""
+  wanted = catalogue.networks_of(names)
+  if "classifier" in wanted:
+    raise ValueError(
+      "--scores=frechet is of a classifier of a run's own images: python -m"
+      " gmem_jax.main --mode=evaluate"
+    )
+  if args.device_batch < 1:
+    raise ValueError(f"--device-batch={args.device_batch}: must be positive")
+  found = []
+  if "inception" in wanted:
+    kind = catalogue.preprocessing_of(args.preprocessing)
+    found.append(networks.load_inception("--inception", args.inception, kind))
+  if "dinov2" in wanted:
+    found.append(networks.load_dinov2("--dinov2", args.dinov2))
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
+  return extractor_lib.Extractor(found, mesh, args.device_batch)
+
+
+def _score(args: argparse.Namespace) -> None:
+  names = tuple(args.scores.split(","))
+  extractor = _extractor(args, names)
+  images = sources.open_images(pathlib.Path(args.images).absolute())
+  count = images.count if args.count is None else args.count
+  workdir = pathlib.Path(args.workdir).absolute()
+  store = measure.Store(workdir / "partial", args.save_every)
+  evaluator = scores_lib.Evaluator(
+    names, extractor, catalogue.no_reference(names, args.reference)
+  )
+  evaluator.check(images, count)
+  if args.reference:
+    evaluator = evaluator.against(
+      pathlib.Path(args.reference).absolute(),
+      images.shape,
+      store,
+      published=args.preprocessing == "published",
+    )
+  found = evaluator(images, count, store)
+  path = workdir / f"{pathlib.Path(args.images).stem}_{count}.json"
+  details = record.describe(evaluator, count, images.info)
+  record.write(path, found, details, board=workdir / "tensorboard")
+  store.forget()
+  print(record.table(found, count))
+  print(f"{path}")
+
+
+def _stats(args: argparse.Namespace) -> None:
+  names = tuple(args.scores.split(","))
+  out = pathlib.Path(args.out).absolute()
+  if out.suffix != ".npz":
+    raise ValueError(f"OUT={args.out!r} must end in .npz")
+  if out.exists():
+    raise ValueError(f"{out} already exists; it is left as it is")
+  extractor = _extractor(args, names)
+  path = pathlib.Path(args.images).absolute()
+  images = sources.open_images(path, crop=args.crop, decode=args.decode)
+  gaussians, rows = catalogue.compared(names)
+  if not gaussians and not rows:
+    raise ValueError(f"--scores={args.scores}: they compare with no reference")
+  store = measure.Store(
+    pathlib.Path(args.workdir).absolute() / "partial", args.save_every
+  )
+  found = reference.measure_statistics(
+    images, extractor, gaussians, args.rows if rows else 0, store, args.images
+  )
+  statistics.save(out, found)
+  store.forget()
+  print(f"{out}: statistics of {found.count} images")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line.
+
+  Args:
+    argv: Its arguments; those of the process by default.
+
+  Returns:
+    The exit status.
+  """
+  args = _parser().parse_args(argv)
+  logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
+  logging.getLogger(metrics.__name__).setLevel(logging.INFO)
+  try:
+    {"score": _score, "stats": _stats}[args.command](args)
+  except (ValueError, OSError) as error:
+    print(f"gmem_jax.evaluate: {error}", file=sys.stderr, flush=True)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,133 @@
+"""Folders and npz files of images."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmem_jax.evaluate import sources
+from tests.data import prepared
+from tests.evaluate import fakes
+
+
+def write_folder(path, pixels, names=None):
+  path.mkdir(parents=True, exist_ok=True)
+  for i, image in enumerate(pixels):
+    name = names[i] if names else f"{i:06d}.png"
+    (path / name).parent.mkdir(exist_ok=True)
+    Image.fromarray(image).save(path / name)
+  return path
+
+
+def test_folder_in_the_order_of_names(tmp_path):
+  pixels = fakes.images(0, 3)
+  names = ["b/2.png", "a/1.png", "b/10.png"]
+  (tmp_path / "notes.txt").write_text("no image")
+  source = sources.open_images(write_folder(tmp_path, pixels, names))
+  assert (source.count, source.shape) == (3, (6, 6, 3))
+  found = source.read(np.array([0, 2]))
+  np.testing.assert_array_equal(found, pixels[[1, 0]])
+
+
+def test_folder_of_samples_counts_no_contact_sheet(tmp_path):
+  write_folder(tmp_path, fakes.images(0, 4))
+  (tmp_path / "000002.png").rename(tmp_path / "grid.png")
+  assert sources.Folder(tmp_path).count == 4
+  (tmp_path / "sample.json").write_text("{}")
+  assert sources.Folder(tmp_path).count == 3
+
+
+def test_grey_and_rgb_files(tmp_path):
+  grey = fakes.images(0, 2)[..., 0]
+  write_folder(tmp_path, grey)
+  rgb = sources.Folder(tmp_path)
+  assert rgb.shape == (6, 6, 3)
+  np.testing.assert_array_equal(rgb.read(np.array([1]))[0, ..., 2], grey[1])
+  one = sources.Folder(tmp_path, channels=1)
+  np.testing.assert_array_equal(one.read(np.array([1]))[0, ..., 0], grey[1])
+
+
+def test_crop_makes_one_size(tmp_path):
+  write_folder(tmp_path, fakes.images(0, 1, 8))
+  write_folder(tmp_path, fakes.images(0, 1, 12), ["wide.png"])
+  with pytest.raises(ValueError, match=r"wide.png is 12 x 12.* is 8 x 8"):
+    sources.Folder(tmp_path).read(np.arange(2))
+  source = sources.open_images(tmp_path, crop=4)
+  assert source.read(np.arange(2)).shape == (2, 4, 4, 3)
+
+
+def test_a_changed_folder_is_another_one(tmp_path):
+  write_folder(tmp_path, fakes.images(0, 2))
+  before = sources.Folder(tmp_path).info
+  assert sources.Folder(tmp_path).info == before
+  write_folder(tmp_path, fakes.images(1, 1, 12))
+  assert sources.Folder(tmp_path).info != before
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_of_images(tmp_path, save):
+  pixels = fakes.images(0, 9)
+  save(tmp_path / "x.npz", labels=np.arange(9), arr_0=pixels)
+  source = sources.open_images(tmp_path / "x.npz")
+  assert (source.count, source.shape) == (9, (6, 6, 3))
+  np.testing.assert_array_equal(source.read(np.array([7, 2])), pixels[[7, 2]])
+
+
+def no_image(path):
+  path.mkdir()
+
+
+def damaged(path):
+  write_folder(path, fakes.images(0, 2))
+  (path / "000000.png").write_bytes(b"\x89PNG\r\n\x1a\n damage")
+
+
+def half_prepared(path):
+  prepared.write(path)
+  (path / "report.json").unlink()
+
+
+def no_zip(path):
+  path.write_bytes(b"PK\x03\x04 damage")
+
+
+def objects(path):
+  np.savez(path, arr_0=np.array([{}], object))
+
+
+def floats(path):
+  np.savez(path, arr_0=np.zeros((2, 6, 6, 3)))
+
+
+def empty(path):
+  np.savez(path, arr_0=np.zeros((0, 6, 6, 3), np.uint8))
+
+
+def other(path):
+  np.savez(path, images=fakes.images(0, 2))
+
+
+@pytest.mark.parametrize(
+  ("name", "make", "match"),
+  [
+    ("folder", no_image, "holds no image"),
+    ("folder", damaged, "cannot read .*000000.png as an image"),
+    ("folder", half_prepared, "is not finished"),
+    ("gone", lambda path: None, "does not exist"),
+    ("x.png", lambda path: path.write_bytes(b""), "neither a folder"),
+    ("x.npz", no_zip, "is no .npz file"),
+    ("x.npz", objects, "Python objects"),
+    ("x.npz", floats, "uint8 images"),
+    ("x.npz", empty, "holds no image"),
+    ("x.npz", other, "holds no arr_0"),
+  ],
+)
+def test_what_holds_no_images_is_refused(tmp_path, name, make, match):
+  make(tmp_path / name)
+  with pytest.raises(ValueError, match=match):
+    sources.open_images(tmp_path / name)
+
+
+def test_npz_is_not_cropped(tmp_path):
+  np.savez(tmp_path / "x.npz", arr_0=fakes.images(0, 2))
+  with pytest.raises(ValueError, match="only the images of a folder"):
+    sources.open_images(tmp_path / "x.npz", crop=4)
