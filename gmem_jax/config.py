@@ -118,17 +118,26 @@ def resolve(tree: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
 def _check(config: Config) -> None:
   """Cross-field checks, one error each."""
   train, k = config.train, config.train.steps_per_dispatch
-  for key in (
-    "steps",
-    "batch_size",
-    "accumulation",
-    "steps_per_dispatch",
-    "log_every",
+  for key, value in (
+    ("train.steps", train.steps),
+    ("train.batch_size", train.batch_size),
+    ("train.accumulation", train.accumulation),
+    ("train.steps_per_dispatch", k),
+    ("train.log_every", train.log_every),
+    ("sample.count", config.sample.count),
+    ("sample.batch_size", config.sample.batch_size),
+    ("sample.device_batch", config.sample.device_batch),
+    ("sample.per_row", config.sample.per_row),
+    ("sample.points", config.sample.points),
+    ("data.shard_size", config.data.shard_size),
+    ("data.device_batch", config.data.device_batch),
+    ("encoder.image_size", config.encoder.image_size),
+    ("eval.count", config.eval.count),
+    ("eval.grid", config.eval.grid),
+    ("eval.device_batch", config.eval.device_batch),
   ):
-    if getattr(train, key) < 1:
-      raise ValueError(
-        f"config.train.{key}={getattr(train, key)}: must be positive"
-      )
+    if value < 1:
+      raise ValueError(f"config.{key}={value}: must be positive")
   if not 0 <= train.ema_decay < 1:
     raise ValueError(
       f"config.train.ema_decay={train.ema_decay}: must lie in [0, 1)"
@@ -147,21 +156,6 @@ def _check(config: Config) -> None:
         f"config.{key}={value} must be a multiple of"
         f" config.train.log_every={train.log_every}"
       )
-  for key, value in (
-    ("sample.count", config.sample.count),
-    ("sample.batch_size", config.sample.batch_size),
-    ("sample.device_batch", config.sample.device_batch),
-    ("sample.per_row", config.sample.per_row),
-    ("sample.points", config.sample.points),
-    ("data.shard_size", config.data.shard_size),
-    ("data.device_batch", config.data.device_batch),
-    ("encoder.image_size", config.encoder.image_size),
-    ("eval.count", config.eval.count),
-    ("eval.grid", config.eval.grid),
-    ("eval.device_batch", config.eval.device_batch),
-  ):
-    if value < 1:
-      raise ValueError(f"config.{key}={value}: must be positive")
   for key in ("path", "prediction"):
     ours, theirs = getattr(config.sampler, key), getattr(config.loss, key)
     if ours != theirs:
