@@ -26,7 +26,7 @@ from gmem_jax import (
   config as config_lib,
   files as files_lib,
   metrics,
-  pretrained,
+  pretrained_encoders,
 )
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import crop, decode, folder, store
@@ -65,7 +65,7 @@ class Encoder:
     self.size = config.encoder.image_size
     # The only data that is not in colour.
     self._channels = 1 if config.data.source == "digits" else 3
-    self._network = pretrained.load_features(config, self._channels)
+    self._network = pretrained_encoders.load_features(config, self._channels)
     self.name = self._network.name
     self.crop = f"center_crop({self.size})"
     self._encode = jax.jit(lambda x: self._network(protocols.to_float(x))[0])

@@ -14,7 +14,7 @@ from gmem_jax import (
   assemble,
   config as config_lib,
   optim,
-  pretrained,
+  pretrained_encoders,
   rngs,
   sample,
   sharding,
@@ -154,7 +154,7 @@ def sampling(
   weights = jax.eval_shape(
     lambda: sample.Weights(
       params=_init(config, network, memory),
-      tokenizer=pretrained.decoder(
+      tokenizer=pretrained_encoders.decoder(
         _tokenizer(config), config.sample.decode_dtype
       ),
       stats=memory.stats,

@@ -18,6 +18,7 @@ import numpy as np
 from gmem_jax import (
   checkpoint_part,
   pretrained,
+  pretrained_files,
   sharding,
   train_state,
   weights,
@@ -74,7 +75,7 @@ def start(
 
 def _converted(config: Config, where: str) -> dict[str, Any]:
   kinds = ("lightning_dit", "sit")
-  given, metadata = pretrained.read(
+  given, metadata = pretrained_files.read(
     "train.init_from", config.train.init_from, kinds
   )
   differing = pretrained.differing_keys(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from gmem_jax import images, pretrained, rngs, sections
+from gmem_jax import images, pretrained_encoders, rngs, sections
 from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import Config
 from gmem_jax.data import crop
@@ -123,7 +123,9 @@ class Reader:
 
   def _features(self) -> protocols.FeatureEncoder:
     if self._encoder is None:
-      self._encoder = pretrained.load_features(self._config, self._channels)
+      self._encoder = pretrained_encoders.load_features(
+        self._config, self._channels
+      )
     return self._encoder
 
 

@@ -230,10 +230,13 @@ class Progress:
     self._bar.update(done - self._done)
     self._done = done
 
-  def report(self, per_second: float, scalars: Mapping[str, float]) -> None:
+  def report(
+    self, done: int, per_second: float, scalars: Mapping[str, float]
+  ) -> None:
     """Shows numbers beside the progress.
 
     Args:
+      done: Steps that the numbers are of; the line may be further.
       per_second: Steps per second of the last interval.
       scalars: Name -> number.
     """
@@ -241,11 +244,11 @@ class Progress:
     if self._terminal:
       self._bar.set_postfix(shown)
       return
-    eta = (self._total - self._done) / max(per_second, 1e-9)
+    eta = (self._total - done) / max(per_second, 1e-9)
     _log.info(
       "%s %d/%d %ss  %.1f %ss/s  ETA %s  %s",
       self._name,
-      self._done,
+      done,
       self._total,
       self._unit,
       per_second,

@@ -16,7 +16,7 @@ from gmem_jax import (
   config as config_lib,
   distributed,
   images,
-  pretrained,
+  pretrained_encoders,
   report,
   sample,
   sharding,
@@ -214,7 +214,9 @@ def make_evaluator(
   """
   if not config.eval.scores:
     return None
-  shape = build.decoded_shape(pretrained.load_tokenizer(config), latent_shape)
+  shape = build.decoded_shape(
+    pretrained_encoders.load_tokenizer(config), latent_shape
+  )
   evaluator = build.make_evaluator(config, mesh, own)
   evaluator.extractor.check(shape)
   gaussians, _ = catalogue.compared(config.eval.scores)
@@ -305,7 +307,7 @@ def make_weights(
   """
   return sample.Weights(
     params=params,
-    tokenizer=pretrained.load_decoder(config),
+    tokenizer=pretrained_encoders.load_decoder(config),
     stats=memory.stats,
     bank=memory.unit,
   )

@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from gmem_jax import config as config_lib, pretrained
+from gmem_jax import config as config_lib, pretrained_encoders
 from gmem_jax.data import (
   folder,
   frozen,
@@ -64,8 +64,8 @@ def load_networks(config: config_lib.Config, channels: int) -> frozen.Frozen:
     channels: Channels of the images.
   """
   return frozen.Frozen(
-    pretrained.load_tokenizer(config),
-    pretrained.load_features(config, channels),
+    pretrained_encoders.load_tokenizer(config),
+    pretrained_encoders.load_features(config, channels),
     latents=config.data.latents,
     tokens=config.data.tokens,
     mirrored=config.data.mirror,
@@ -99,7 +99,7 @@ def make_schema(
     image_shape=image_shape,
     images=len(source),
     shard_size=config.data.shard_size,
-    tokenizer=pretrained.tokenizer_info(config),
+    tokenizer=pretrained_encoders.tokenizer_info(config),
     features={"name": networks.encoder_name},
     source=source.info(),
     seed=config.seed,

@@ -16,6 +16,7 @@ from gmem_jax import (
   images as images_lib,
   manipulate,
   pretrained,
+  pretrained_encoders,
   retrieval,
   sample,
   sample_source as source_lib,
@@ -220,7 +221,7 @@ def record(
   decoding = {} if dtype == "float32" else {"decode_dtype": dtype}
   return {
     "network": source.info,
-    "tokenizer": pretrained.tokenizer_info(config),
+    "tokenizer": pretrained_encoders.tokenizer_info(config),
     "latent_mean": np.asarray(source.weights.stats.mean).tolist(),
     "latent_std": np.asarray(source.weights.stats.std).tolist(),
     "sampler": dataclasses.asdict(config.sampler),

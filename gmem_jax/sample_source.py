@@ -12,6 +12,7 @@ from gmem_jax import (
   config as config_lib,
   modes,
   pretrained,
+  pretrained_encoders,
   sample,
 )
 from gmem_jax.bank import bank as bank_lib, storage
@@ -106,8 +107,10 @@ def _from_run(
 def _from_converted(config: config_lib.Config) -> Source:
   """Converted weights."""
   network = pretrained.load_network(config)
-  tokenizer = pretrained.load_decoder(config)
-  stats = pretrained.load_stats(config, tokenizer, network.latent_shape[-1])
+  tokenizer = pretrained_encoders.load_decoder(config)
+  stats = pretrained_encoders.load_stats(
+    config, tokenizer, network.latent_shape[-1]
+  )
   bank = pretrained.load_bank(config) if config.sample.bank else network.bank
   name = pathlib.Path(config.sample.network).name
   if network.info["weights"]:

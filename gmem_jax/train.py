@@ -211,7 +211,9 @@ def _loop(run, state, progress, checkpoints, writer, stop):
     means = closed.fetch()
     rates = clock.lap(closed.step)  # now the device has taken these steps
     writer.write_scalars(closed.step, means | rates)
-    line.report(rates["perf/steps_per_s"], {"loss": means["train/loss"]})
+    line.report(
+      closed.step, rates["perf/steps_per_s"], {"loss": means["train/loss"]}
+    )
 
   while step < config.train.steps:
     batch = next(batches)

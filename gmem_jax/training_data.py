@@ -6,7 +6,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import pretrained
+from gmem_jax import pretrained_encoders
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import Config
 from gmem_jax.data import (
@@ -97,8 +97,8 @@ def _encode_digits(config: Config) -> Dataset:
       f" config.data.source={config.data.source!r} are {side} pixels wide"
     )
   kept, held = sources.split(images, config.data.holdout, config.seed)
-  tokenizer = pretrained.load_tokenizer(config)
-  encoder = pretrained.load_features(config, images.channels)
+  tokenizer = pretrained_encoders.load_tokenizer(config)
+  encoder = pretrained_encoders.load_features(config, images.channels)
   return Dataset(
     train=prepare.prepare(kept, tokenizer, encoder),
     train_images=kept,
@@ -114,7 +114,7 @@ def _load_prepared(config: Config) -> Dataset:
   _check_schema(config, schema)
   encoder = None
   if schema.tokens == "pixels" and config.loss.projection_weight:
-    encoder = pretrained.load_features(config, schema.image_shape[-1])
+    encoder = pretrained_encoders.load_features(config, schema.image_shape[-1])
   train = prepare.Prepared(
     records=records_lib.PreparedRecords(store),
     bank=bank_lib.MemoryBank(rows=jnp.asarray(store.bank_rows())),
@@ -156,7 +156,7 @@ def _stats(mean: np.ndarray, std: np.ndarray) -> protocols.LatentStats:
 
 def _check_schema(config: Config, schema: schema_lib.Schema) -> None:
   """Checks that data were prepared as the config says."""
-  name = pretrained.features_name(config)
+  name = pretrained_encoders.features_name(config)
   pairs = [
     ("data.latents", schema.latents, config.data.latents),
     ("data.tokens", schema.tokens, config.data.tokens),
@@ -165,7 +165,7 @@ def _check_schema(config: Config, schema: schema_lib.Schema) -> None:
     (
       "encoder.tokenizer",
       dict(schema.tokenizer),
-      pretrained.tokenizer_info(config),
+      pretrained_encoders.tokenizer_info(config),
     ),
   ]
   if config.data.mirror:

@@ -36,6 +36,8 @@ LAYERS = (
     "sample",
     "assemble",
     "pretrained",
+    "pretrained_encoders",
+    "pretrained_files",
     "init_from",
     "training_data",
     "aot",

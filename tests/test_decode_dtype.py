@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import compile_mode, pretrained, rngs, sharding
+from gmem_jax import compile_mode, pretrained_encoders, rngs, sharding
 from gmem_jax.bench import sample
 from gmem_jax.encoders import identity, protocols, vae
 from tests.bench import shapes
@@ -22,7 +22,7 @@ def tokenizer():
 
 def test_bfloat16_moves_pixels_by_little(tokenizer):
   latents = jax.random.normal(rngs.key(1, "init"), (2, 4, 4, 4))
-  half = pretrained.decoder(tokenizer, "bfloat16")
+  half = pretrained_encoders.decoder(tokenizer, "bfloat16")
   whole, rough = (
     np.asarray(
       protocols.to_uint8(jax.jit(lambda t, x: t.decode(x))(t, latents), 128.0)
@@ -35,11 +35,11 @@ def test_bfloat16_moves_pixels_by_little(tokenizer):
 
 
 def test_float32_is_the_tokenizer_as_it_was(tokenizer):
-  assert pretrained.decoder(tokenizer, "float32").network == TINY.clone(
-    dtype="float32"
-  )
+  assert pretrained_encoders.decoder(
+    tokenizer, "float32"
+  ).network == TINY.clone(dtype="float32")
   without = identity.IdentityTokenizer()
-  assert pretrained.decoder(without, "bfloat16") is without
+  assert pretrained_encoders.decoder(without, "bfloat16") is without
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -17,6 +17,7 @@ from gmem_jax import (
   images as images_lib,
   modes,
   pretrained,
+  pretrained_encoders,
   rngs,
   sample_mode,
 )
@@ -88,9 +89,11 @@ def euler(config, features, *, release=False):
   """Images by an Euler loop in the words of the paper; slow and plain."""
   network = pretrained.load_network(config)
   params = jax.tree.map(jnp.asarray, network.params)
-  tokenizer = jax.tree.map(jnp.asarray, pretrained.load_tokenizer(config))
+  tokenizer = jax.tree.map(
+    jnp.asarray, pretrained_encoders.load_tokenizer(config)
+  )
   channels = network.latent_shape[-1]
-  stats = pretrained.load_stats(config, tokenizer, channels)
+  stats = pretrained_encoders.load_stats(config, tokenizer, channels)
   keys = rngs.keys(
     config.sample.seed, "sample/noise", jnp.arange(len(features))
   )
@@ -249,7 +252,7 @@ def feature(config, path, *, published_reading=False):
   if published_reading:
     floats = (floats + 1) / 2
   return np.asarray(
-    pretrained.load_features(config, 3)(jnp.asarray(floats)[None])[0]
+    pretrained_encoders.load_features(config, 3)(jnp.asarray(floats)[None])[0]
   )[0]
 
 
@@ -441,13 +444,13 @@ def test_bad_input_names_its_key(converted, tmp_path, photographs, case):
 
 def test_channels_must_agree(converted):
   config = published.make_config("b_in1k", published.changes(converted))
-  tokenizer = pretrained.load_tokenizer(config)
+  tokenizer = pretrained_encoders.load_tokenizer(config)
   channels = tokenizer.network.latent_channels
   with pytest.raises(ValueError, match=rf"tokenizer_weights.*of {channels} ch"):
-    pretrained.load_stats(config, tokenizer, channels + 1)
+    pretrained_encoders.load_stats(config, tokenizer, channels + 1)
   identity = pretrained.identity.IdentityTokenizer()
   with pytest.raises(ValueError, match=rf"latent_stats.*of {channels} ch"):
-    pretrained.load_stats(config, identity, channels + 1)
+    pretrained_encoders.load_stats(config, identity, channels + 1)
 
 
 def test_samples_of_other_settings_are_not_mixed(converted, tmp_path):

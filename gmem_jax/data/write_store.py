@@ -255,7 +255,8 @@ class _Progress:
     (done, then), now = self._lap, time.monotonic()
     if now - then > LOG_EVERY:
       rate = (self._done - done) / (now - then)
-      self._line.report(rate, {"skipped": float(self._skipped)})
+      numbers = {"skipped": float(self._skipped)}
+      self._line.report(self._done, rate, numbers)
       self._lap = self._done, now
 
   def close(self) -> None:

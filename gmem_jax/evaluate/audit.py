@@ -18,7 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
-from gmem_jax import config as config_lib, metrics, pretrained, training_data
+from gmem_jax import (
+  config as config_lib,
+  metrics,
+  pretrained_encoders,
+  training_data,
+)
 from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.data import records as records_lib
 from gmem_jax.encoders import protocols
@@ -220,7 +225,7 @@ def prepare(
       f"config.eval.audit={config.eval.audit}: there are {count} images"
     )
   train, batch = dataset.train, config.eval.device_batch
-  tokenizer = pretrained.load_tokenizer(config)
+  tokenizer = pretrained_encoders.load_tokenizer(config)
   one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   found = jax.eval_shape(tokenizer.encode, one).shape[1:]
   if found != tuple(train.latent_shape):
@@ -229,7 +234,7 @@ def prepare(
       f" to latents {found}, those of the training images are"
       f" {tuple(train.latent_shape)}"
     )
-  encoder = pretrained.load_features(config, shape[-1])
+  encoder = pretrained_encoders.load_features(config, shape[-1])
   latents = of_records(train.records)
 
   @jax.jit

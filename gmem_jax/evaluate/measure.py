@@ -103,7 +103,7 @@ def measure(
     now = time.monotonic()
     progress.update(done)
     if now - reported >= 10:
-      progress.report((done - first) / (now - reported), {})
+      progress.report(done, (done - first) / (now - reported), {})
       first, reported = done, now
     if store and directory and now - saved >= store.every:
       if distributed.is_main():

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gmem_jax import pretrained, weights
+from gmem_jax import pretrained_encoders, pretrained_files, weights
 from gmem_jax.data import records as records_lib, schema as schema_lib, store
 from gmem_jax.encoders import identity, protocols, vae
 
@@ -102,14 +102,14 @@ def _tokenizer(schema: schema_lib.Schema, path: str) -> protocols.Tokenizer:
     metadata = weights.read_metadata(path)
     if metadata["kind"] != "vae":
       raise ValueError(f"it is a {metadata['kind']}, not a vae")
-    theirs, made = pretrained.origin(metadata), dict(schema.tokenizer)
+    theirs, made = pretrained_files.origin(metadata), dict(schema.tokenizer)
     name = made.pop("name")
     if theirs != made:
       raise ValueError(f"it is {theirs}, the latents are of {made}")
     params, _ = weights.load_converted(path)
   except (ValueError, OSError) as error:
     raise ValueError(f"--decode={path!r}: {error}") from None
-  network = vae.AutoencoderKL(**pretrained.hashable(metadata["model"]))
+  network = vae.AutoencoderKL(**pretrained_encoders.hashable(metadata["model"]))
   return vae.Tokenizer(name=name, network=network, params=params)
 
 

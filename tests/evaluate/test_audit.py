@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from gmem_jax import images as images_lib, pretrained, training_data
+from gmem_jax import images as images_lib, pretrained_encoders, training_data
 from gmem_jax.data import records, store
 from gmem_jax.evaluate import audit, audit_files, build, sources
 from tests import tiny
@@ -113,5 +113,5 @@ def test_what_cannot_be_audited_is_refused():
 
 def test_decoded_shape():
   config = tiny.make_config()
-  tokenizer = pretrained.load_tokenizer(config)
+  tokenizer = pretrained_encoders.load_tokenizer(config)
   assert build.decoded_shape(tokenizer, (8, 8, 1)) == (8, 8, 1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import pretrained, rngs, weights
+from gmem_jax import pretrained_encoders, pretrained_files, rngs, weights
 from gmem_jax.encoders import protocols, vae
 from gmem_jax.evaluate import frechet, reference, sources
 from tests.data import prepared
@@ -74,7 +74,9 @@ def test_latents_are_no_images(tmp_path):
 def write_vae(path):
   """A small autoencoder of random weights, as the converter writes one."""
   model = {"latent_channels": 2, "ch": 4, "ch_mult": [1], "num_groups": 2}
-  network = vae.AutoencoderKL(num_res_blocks=1, **pretrained.hashable(model))
+  network = vae.AutoencoderKL(
+    num_res_blocks=1, **pretrained_encoders.hashable(model)
+  )
   images = jnp.zeros((1, 4, 4, 3))
   init = jax.jit(lambda: network.init(rngs.key(0, "init"), images))
   params = jax.tree.map(np.asarray, init()["params"])
@@ -92,7 +94,7 @@ def write_vae(path):
 
 def test_latents_are_decoded_when_asked_for(tmp_path):
   tokenizer, metadata = write_vae(tmp_path / "vae")
-  made = {"name": "va_vae", **pretrained.origin(metadata)}
+  made = {"name": "va_vae", **pretrained_files.origin(metadata)}
   changes = {"latent_shape": (4, 4, 2), "image_shape": (4, 4, 3)}
   written = prepared.write(tmp_path / "data", tokenizer=made, **changes)
   source = sources.open_images(tmp_path / "data", decode=str(tmp_path / "vae"))
