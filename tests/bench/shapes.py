@@ -3,7 +3,7 @@
 CHANGES = {
   "encoder.image_size": 4,
   "model.width": 24,
-  "model.depth": 2,
+  "model.depth": 1,
   "model.heads": 2,
   "model.projector_depth": 1,
   "model.projector_width": 8,

@@ -28,6 +28,12 @@ def speeds(monkeypatch):
   monkeypatch.setattr(_timing, "measure_speeds", lambda dtype: found)
 
 
+@pytest.fixture
+def made(work, monkeypatch):
+  """Spares compiling again."""
+  monkeypatch.setattr(_training, "make", lambda config: work)
+
+
 class Peer:
   """Looks like a torch step that computes something else."""
 
@@ -89,7 +95,7 @@ def test_products_in_loops_count_with_their_trips():
   assert _products.seconds(found) > 0
 
 
-def test_table_without_a_peer(capsys, tmp_path):
+def test_table_without_a_peer(made, capsys, tmp_path):
   path = tmp_path / "RESULTS.md"
   status = train.main(
     [*shapes.arguments(), "--peer=none", "--repeats=1", f"--results={path}"]
@@ -103,7 +109,7 @@ def test_table_without_a_peer(capsys, tmp_path):
   assert table[0] in capsys.readouterr().out
 
 
-def test_a_peer_that_computes_something_else_fails(monkeypatch, capsys):
+def test_a_peer_that_computes_something_else_fails(made, monkeypatch, capsys):
   monkeypatch.setattr(train, "make_peers", lambda *_: [Peer()])
   real = importlib.import_module
   monkeypatch.setattr(
