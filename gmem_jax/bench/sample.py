@@ -33,6 +33,7 @@ from gmem_jax import (
   compile_mode,
   config as config_lib,
   images as images_lib,
+  retrieval,
   rngs,
   sharding,
 )
@@ -74,6 +75,7 @@ def make(config: config_lib.Config) -> tuple[Calls, int]:
   count, width = program.arguments[2].shape
   numbers = jnp.arange(count, dtype=jnp.int32)
   features = jax.random.normal(rngs.key(5, "init"), (count, width))
+  rows = jnp.full(count, retrieval.OUTSIDE, jnp.int32)
   seed, shape = config.sample.seed, memory.latent_shape
 
   def apply(params, x, t, snippet):
@@ -98,11 +100,11 @@ def make(config: config_lib.Config) -> tuple[Calls, int]:
     latents = protocols.denormalise_latents(x1, weights.stats)
     return protocols.to_uint8(weights.tokenizer.decode(latents), 128.0)
 
-  ours = program.jitted.lower(weights, numbers, features).compile()
+  ours = program.jitted.lower(weights, numbers, features, rows).compile()
   decode = jax.jit(lambda w, latents: w.tokenizer.decode(latents))
   latents = jax.random.normal(rngs.key(6, "init"), (count, *shape))
   return {
-    OURS: lambda: ours(weights, numbers, features),
+    OURS: lambda: ours(weights, numbers, features, rows),
     REFERENCE: lambda: reference(weights, numbers, features, 0.0),
     "decode": lambda: decode(weights, latents),
   }, count
@@ -170,6 +172,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.recipe = _recipe.load(args, SMALL)
     args.changes = _recipe.changes_of(args, SMALL)
     _reference_sampler.check(args.recipe.sampler)
+    if args.recipe.model.conditioning != "adaln":
+      raise ValueError("config.model.conditioning: the reference has 'adaln'")
   except ValueError as error:
     parser.error(str(error))
   return args
