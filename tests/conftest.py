@@ -11,7 +11,15 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix="gmem_jax_cache_")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Processes that tests start find no PyTorch: they must do without, and where it
+# is installed TensorBoard's writer would spend two seconds on loading it.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+  [
+    str(pathlib.Path(__file__).parent / "without_torch"),
+    *filter(None, [os.environ.get("PYTHONPATH")]),
+  ]
+)
 
 import jax
 import pytest

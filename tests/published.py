@@ -36,7 +36,7 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
     "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "PYTHONPATH": str(tiny.ROOT),
+    "PYTHONPATH": f"{tiny.ROOT}{os.pathsep}{os.environ['PYTHONPATH']}",
   }
 
 

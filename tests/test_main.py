@@ -160,6 +160,7 @@ def test_sigterm_saves_and_says_so(uninterrupted, environment, run, tmp_path):
   )
 
 
+@pytest.mark.slow  # tests/test_sample_published.py has it, too
 def test_sampling_continues_and_does_not_depend_on_the_batch(
   uninterrupted, run
 ):

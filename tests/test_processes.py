@@ -193,6 +193,7 @@ def test_a_killed_process_ends_all_and_the_run_continues_exactly(
   assert losses(workdir) == losses(two)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_on_all_and_other_numbers_of_processes_continue(
   launch, dataset, tmp_path
 ):

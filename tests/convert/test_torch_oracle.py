@@ -69,13 +69,6 @@ def test_reads_files_without_checksums(tmp_path):
   np.testing.assert_array_equal(file.value["a"], np.arange(5))
 
 
-def test_the_old_format_is_named(tmp_path):
-  path = tmp_path / "x.pt"
-  torch.save(torch.ones(3), path, _use_new_zipfile_serialization=False)
-  with pytest.raises(torch_file.TorchFileError, match="Re-save it"):
-    torch_file.load(path)
-
-
 def test_lazy_operations_are_refused(tmp_path):
   path = tmp_path / "x.pt"
   torch.save(torch.tensor([1 + 2j]).conj(), path)

@@ -27,13 +27,13 @@ pytestmark = [
   pytest.mark.filterwarnings("ignore"),  # of the oracles' own libraries
 ]
 torch = pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
-no_torchvision.install()
-fidelity = pytest.importorskip(
-  "torch_fidelity", reason="needs torch-fidelity (extra 'oracle')"
-)
-fid_score = pytest.importorskip(
-  "pytorch_fid.fid_score", reason="needs pytorch-fid (extra 'oracle')"
-)
+with no_torchvision.installed():
+  fidelity = pytest.importorskip(
+    "torch_fidelity", reason="needs torch-fidelity (extra 'oracle')"
+  )
+  fid_score = pytest.importorskip(
+    "pytorch_fid.fid_score", reason="needs pytorch-fid (extra 'oracle')"
+  )
 
 TOLERANCE = 1e-3
 

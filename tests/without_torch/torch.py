@@ -1,0 +1,3 @@
+"""Stands before PyTorch in the processes that tests start; see conftest.py."""
+
+raise ImportError("gmem_jax does without PyTorch")
