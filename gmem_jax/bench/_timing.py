@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+_PAUSE = 0.02  # seconds
+
 
 @dataclasses.dataclass(frozen=True)
 class Speeds:
@@ -44,6 +46,9 @@ def interleaved(
 ) -> dict[str, float]:
   """Median seconds of each function, called in turns, after one warm-up.
 
+  Before each turn is a pause, as threads of OpenMP keep their cores for a while
+  after their work is done, and would slow down whoever comes next.
+
   Args:
     searches: Functions of one input.
     inputs: One for every round.
@@ -53,6 +58,7 @@ def interleaved(
     jax.block_until_ready(function(inputs[0]))
   for x in inputs:
     for name, function in searches.items():
+      time.sleep(_PAUSE)
       taken[name].append(seconds(lambda f=function, x=x: f(x)))
   return {name: float(np.median(times)) for name, times in taken.items()}
 
