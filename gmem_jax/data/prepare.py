@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import records as records_lib, sources
@@ -50,23 +51,21 @@ def prepare(
   Returns:
     Records, bank and statistics.
   """
-
-  @jax.jit
-  def encode(pixels):
-    floats = protocols.to_float(pixels)
-    return tokenizer.encode(floats), encoder(floats)[0]
-
-  parts = [
-    jax.device_get(encode(images.pixels[start : start + BATCH]))
-    for start in range(0, len(images), BATCH)
-  ]
-  latents, rows = (np.concatenate(p) for p in zip(*parts, strict=True))
+  count = len(images)
+  parts = []
+  for start in range(0, count, BATCH):
+    # The last batch is filled up, so that one shape is compiled.
+    numbers = np.minimum(np.arange(start, start + BATCH), count - 1)
+    parts.append(
+      jax.device_get(_encode(tokenizer, encoder, images.pixels[numbers]))
+    )
+  latents, rows = (np.concatenate(p)[:count] for p in zip(*parts, strict=True))
   bank = bank_lib.MemoryBank(rows=jnp.asarray(rows))
   return Prepared(
     records=records_lib.InMemoryRecords(
       {
         "latent": latents,
-        "row": np.arange(len(images), dtype=np.int32),
+        "row": np.arange(count, dtype=np.int32),
         "label": images.labels,
       }
     ),
@@ -76,3 +75,14 @@ def prepare(
     latent_shape=latents.shape[1:],
     token_shape=None,
   )
+
+
+@jax.jit
+def _encode(
+  tokenizer: protocols.Tokenizer,
+  encoder: protocols.FeatureEncoder,
+  pixels: UInt8[Array, "b H W ch"],
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b d"]]:
+  """The latents and features of images."""
+  floats = protocols.to_float(pixels)
+  return tokenizer.encode(floats), encoder(floats)[0]

@@ -5,11 +5,12 @@ DINOv2's feature, that keeps near images near. It stands in for DINOv2 where no
 published weights are at hand.
 """
 
+import functools
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
@@ -45,18 +46,7 @@ class RandomConvEncoder:
       channels: Channels of the images.
     """
     self.name = name(seed)
-    *keys, noise = jax.random.split(rngs.key(seed, "encoder"), len(LAYERS) + 1)
-    widths = [channels, *(width for width, _ in LAYERS)]
-    self.kernels = [
-      jax.random.normal(k, (3, 3, i, o)) * np.sqrt(2 / (9 * i))
-      for k, i, o in zip(keys, widths[:-1], widths[1:], strict=True)
-    ]
-    # Rectified features share a large common part; without it the unit
-    # vectors of different images would nearly coincide.
-    noise_images = jax.random.uniform(
-      noise, (256, 8, 8, channels), minval=-1, maxval=1
-    )
-    self._centre = self._pool(self._convolve(noise_images)).mean(axis=0)
+    self.kernels, self._centre = _draw(rngs.key(seed, "encoder"), channels)
 
   def __call__(
     self, images: Float[Array, "b H W ch"]
@@ -78,31 +68,51 @@ class RandomConvEncoder:
         f"random_conv takes image sides that are multiples of 8, got"
         f" {height} x {width}; change encoder.features"
       )
-    x = self._convolve(images)
-    feature = bank_lib.normalise(self._pool(x) - self._centre[None])
+    x = _convolve(self.kernels, images)
+    feature = bank_lib.normalise(_pool(x) - self._centre[None])
     return feature, x.reshape(b, -1, x.shape[-1])
 
-  def _convolve(
-    self, images: Float[Array, "b H W ch"]
-  ) -> Float[Array, "b h w z"]:
-    """Convolution and rectification, layer by layer."""
-    x = images
-    for kernel, (_, stride) in zip(self.kernels, LAYERS, strict=True):
-      x = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding="SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-      )
-      x = jax.nn.relu(x)
-    return x
 
-  def _pool(self, x: Float[Array, "b h w z"]) -> Float[Array, "b d"]:
-    """Means over a 2 x 2 grid, side by side."""
-    b, h, w, z = x.shape
-    grid = x.reshape(b, 2, h // 2, 2, w // 2, z).mean(axis=(2, 4))
-    return grid.reshape(b, 4 * z)
+@functools.partial(jax.jit, static_argnames="channels")
+def _draw(
+  key: Key[Array, ""], channels: int
+) -> tuple[list[jax.Array], Float[Array, " d"]]:
+  """Draws the kernels, and what they make of noise on average."""
+  *keys, noise = jax.random.split(key, len(LAYERS) + 1)
+  widths = [channels, *(width for width, _ in LAYERS)]
+  kernels = [
+    jax.random.normal(k, (3, 3, i, o)) * np.sqrt(2 / (9 * i))
+    for k, i, o in zip(keys, widths[:-1], widths[1:], strict=True)
+  ]
+  # Rectified features share a large common part; without it the unit vectors
+  # of different images would nearly coincide.
+  shape = (256, 8, 8, channels)
+  noise_images = jax.random.uniform(noise, shape, minval=-1, maxval=1)
+  return kernels, _pool(_convolve(kernels, noise_images)).mean(axis=0)
+
+
+def _convolve(
+  kernels: list[jax.Array], images: Float[Array, "b H W ch"]
+) -> Float[Array, "b h w z"]:
+  """Convolution and rectification, layer by layer."""
+  x = images
+  for kernel, (_, stride) in zip(kernels, LAYERS, strict=True):
+    x = jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      window_strides=(stride, stride),
+      padding="SAME",
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    x = jax.nn.relu(x)
+  return x
+
+
+def _pool(x: Float[Array, "b h w z"]) -> Float[Array, "b d"]:
+  """Means over a 2 x 2 grid, side by side."""
+  b, h, w, z = x.shape
+  grid = x.reshape(b, 2, h // 2, 2, w // 2, z).mean(axis=(2, 4))
+  return grid.reshape(b, 4 * z)
 
 
 def _flatten(encoder: RandomConvEncoder) -> tuple[tuple[Any, Any], str]:
