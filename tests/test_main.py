@@ -185,6 +185,7 @@ def test_nan_stops_and_names_the_step(run, tmp_path):
   assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow  # tests/test_train.py has it, in process
 def test_nan_keeps_the_last_good_checkpoint(uninterrupted, run, tmp_path):
   """The run goes on at a rate that blows it up."""
   workdir = tmp_path / "run"

@@ -278,7 +278,14 @@ def test_external_images(converted, tmp_path, photographs, reading):
   ]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["linear", "spherical", "concat", "mask"])
+@pytest.mark.parametrize(
+  "method",
+  [
+    "linear",
+    "mask",
+    *(pytest.param(m, marks=pytest.mark.slow) for m in ("spherical", "concat")),
+  ],
+)
 def test_between_two_memories(converted, tmp_path, photographs, method):
   values = published.changes(
     converted, sample__interpolation=method, sample__points=3
@@ -455,6 +462,7 @@ def test_channels_must_agree(converted):
     pretrained_encoders.load_stats(config, plain, channels + 1)
 
 
+@pytest.mark.slow
 def test_samples_of_other_settings_are_not_mixed(converted, tmp_path):
   values = published.changes(converted, sample__count=1)
   sample(published.make_config("b_in1k", values, "ode"), tmp_path)

@@ -86,7 +86,9 @@ def test_one_and_four_devices_agree_and_the_state_is_sharded(dataset, tmp_path):
 
 
 @pytest.mark.multidevice
-@pytest.mark.parametrize("mesh", [(1, 1, 4), (1, 2, 2)])
+@pytest.mark.parametrize(
+  "mesh", [pytest.param((1, 1, 4), marks=pytest.mark.slow), (1, 2, 2)]
+)
 def test_tensor_axis_agrees(dataset, tmp_path, mesh):
   one = make_run(tiny.make_config(), dataset, jax.devices()[:1], tmp_path)
   data, fsdp, tensor = mesh
@@ -223,7 +225,9 @@ def test_dropout_is_on_while_training(dataset, batch):
   assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(
+  "devices", [pytest.param(1, marks=pytest.mark.slow), 4]
+)
 def test_accumulated_gradients_are_those_of_the_whole_batch(
   dataset, tmp_path, devices
 ):

@@ -50,6 +50,7 @@ class Peer:
     return None
 
 
+@pytest.mark.slow
 def test_stages_compute_what_the_step_computes(work):
   drawn = _training.draws(work)
   update = train_step.make_update(

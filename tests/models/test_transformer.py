@@ -105,6 +105,14 @@ def _assert_trees_close(actual, expected, tolerance):
     assert error <= tolerance, f"{path}: {error:.1e}"
 
 
+@pytest.mark.parametrize(
+  "family",
+  [
+    "published",
+    *(pytest.param(f, marks=pytest.mark.slow) for f in ("sit", "switched")),
+  ],
+  indirect=True,
+)
 def test_scan_and_remat_change_nothing(family):
   variables = _weights(family())
   value, grad = _value_and_grad(family(), variables)
