@@ -13,6 +13,8 @@ import jax
 from gmem_jax import files
 
 PATH = pathlib.Path(__file__).with_name("RESULTS.md")
+# What in the environment makes a difference.
+_TOLD = ("XLA_FLAGS", "GLIBC_TUNABLES")
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +34,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def machine(**versions: str) -> str:
-  """The machine and what runs on it, in words.
+  """The machine, what runs on it and how it is set, in words.
 
   Args:
     **versions: Of other libraries.
@@ -43,8 +45,9 @@ def machine(**versions: str) -> str:
     device = _processor()
   named = {"Python": platform.python_version(), "jax": jax.__version__}
   named |= versions
-  text = ", ".join(f"{name} {version}" for name, version in named.items())
-  return f"{device}, {cores} cores; {text}"
+  told = [f"{name} {version}" for name, version in named.items()]
+  told += [f"{name}={os.environ[name]}" for name in _TOLD if name in os.environ]
+  return f"{device}, {cores} cores; {', '.join(told)}"
 
 
 def _processor() -> str:
