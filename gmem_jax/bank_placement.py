@@ -44,7 +44,7 @@ class BankConfig:
 def bank_sharding(
   bank: bank_lib.Bank, mesh: Mesh, placement: Placement
 ) -> NamedSharding:
-  """Decides where a bank's arrays go.
+  """Decides where a bank's arrays go on the devices of this process.
 
   Args:
     bank: The bank, anywhere.
@@ -54,10 +54,27 @@ def bank_sharding(
   Returns:
     The sharding of all of its arrays.
   """
+  return choose(bank, mesh, placement, memory_limit(mesh.local_devices[0]))
+
+
+def choose(
+  bank: bank_lib.Bank, mesh: Mesh, placement: Placement, limit: int | None
+) -> NamedSharding:
+  """Decides where a bank's arrays go.
+
+  Args:
+    bank: The bank, or its shapes.
+    mesh: The devices, which need not be here.
+    placement: As configured. A low-rank bank is small, and never split.
+    limit: Bytes that arrays may take on a device; None if that is unknown.
+
+  Returns:
+    The sharding of all of its arrays.
+  """
   split = placement == "sharded"
   if placement == "auto":
-    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(bank))
-    limit = memory_limit(mesh.local_devices[0])
+    leaves = jax.tree.leaves(bank)
+    nbytes = sum(x.size * x.dtype.itemsize for x in leaves)
     split = limit is not None and nbytes > SHARE * limit
   if isinstance(bank, bank_lib.LowRankBank) or mesh.size == 1 or not split:
     return sharding.replicated(mesh)

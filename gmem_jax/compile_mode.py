@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from gmem_jax import (
+  abstract,
   assemble,
   config as config_lib,
   optim,
@@ -23,14 +24,11 @@ from gmem_jax import (
   train_step,
 )
 from gmem_jax.aot import examine, topology
-from gmem_jax.bank import bank as bank_lib
 from gmem_jax.encoders import identity, protocols, vae
 from gmem_jax.models import conditioning, transformer
 
 # Rows of the published bank: the training images of ImageNet.
 PUBLISHED_ROWS = 1_281_167
-# Width of a feature and of a token, of both feature encoders.
-FEATURE_WIDTH = 768
 # Bytes from which an array should not be whole on every device.
 LARGE = 8 * 2**20
 
@@ -61,7 +59,7 @@ def compile_mode(
   )
   found = []
   for make in (training, sampling):
-    program = make(config, mesh, bank_rows)
+    program = make(config, mesh, bank_rows, machine.chip.memory)
     try:
       needs = examine.examine(program, machine)
     except examine.TooBigError as error:
@@ -75,7 +73,10 @@ def compile_mode(
 
 
 def training(
-  config: config_lib.Config, mesh: jax.sharding.Mesh, bank_rows: int
+  config: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  bank_rows: int,
+  device_memory: int | None = None,
 ) -> examine.Program:
   """The training step.
 
@@ -83,6 +84,8 @@ def training(
     config: The run.
     mesh: The devices.
     bank_rows: Rows of the bank.
+    device_memory: Bytes of a device, which decide where the bank goes if
+      `bank.placement` is "auto"; None if unknown.
 
   Raises:
     ValueError: If the batch does not divide.
@@ -94,7 +97,7 @@ def training(
       f"config.train.batch_size={size} is not a multiple of the mesh's data x"
       f" fsdp = {ways}"
     )
-  memory = abstract_memory(config, bank_rows, mesh)
+  memory = abstract.memory(config, bank_rows, mesh, device_memory)
   network = assemble.network(config, memory)
   shapes = jax.eval_shape(
     train_state.make_init(
@@ -140,7 +143,10 @@ def training(
 
 
 def sampling(
-  config: config_lib.Config, mesh: jax.sharding.Mesh, bank_rows: int
+  config: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  bank_rows: int,
+  device_memory: int | None = None,
 ) -> examine.Program:
   """The sampler, from noise to bytes.
 
@@ -148,8 +154,9 @@ def sampling(
     config: The run.
     mesh: The devices.
     bank_rows: Rows of the bank.
+    device_memory: See `training`.
   """
-  memory = abstract_memory(config, bank_rows, mesh)
+  memory = abstract.memory(config, bank_rows, mesh, device_memory)
   network = assemble.network(config, memory).clone(token_dim=0)
   weights = jax.eval_shape(
     lambda: sample.Weights(
@@ -182,7 +189,9 @@ def sampling(
     (
       weights,
       jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch),
-      jax.ShapeDtypeStruct((count, FEATURE_WIDTH), jnp.float32, sharding=batch),
+      jax.ShapeDtypeStruct(
+        (count, abstract.FEATURE_WIDTH), jnp.float32, sharding=batch
+      ),
       jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch),
     ),
     {"parameters": weights.params, "tokenizer": weights.tokenizer}
@@ -213,6 +222,11 @@ def advice(
     hints.append(
       "--config.mesh.fsdp=16 (with mesh.data=-1): parameters, average and"
       " optimizer are whole on every chip now"
+    )
+  if config.bank.placement == "replicated":
+    hints.append(
+      "--config.bank.placement=auto: splits the rows of a bank that takes more"
+      " than an eighth of a chip's memory"
     )
   if config.model.dtype != "bfloat16":
     hints.append("--config.model.dtype=bfloat16: halves the activations")
@@ -255,39 +269,3 @@ def _tokenizer(config: config_lib.Config) -> protocols.Tokenizer:
   images = jnp.zeros((1, side, side, 3))
   variables = network.init(rngs.key(config.seed, "init"), images)
   return vae.Tokenizer(name=name, network=network, params=variables["params"])
-
-
-def abstract_memory(
-  config: config_lib.Config, bank_rows: int, mesh: jax.sharding.Mesh
-) -> assemble.Memory:
-  """A memory whose bank is shapes alone.
-
-  Args:
-    config: The run.
-    bank_rows: Rows of the bank.
-    mesh: The devices.
-  """
-  side = config.encoder.image_size
-  if config.encoder.tokenizer == "identity":
-    shape = (side, side, 1 if config.data.source == "digits" else 3)
-  else:
-    network = vae.VARIANTS[config.encoder.tokenizer]
-    side //= network.downsampling
-    shape = (side, side, network.latent_channels)
-  padding = 0
-  if conditioning.uses_cross(config.model.conditioning):
-    padding = -bank_rows % 8  # as of `assemble.lookup_bank`
-  rows = jax.ShapeDtypeStruct(
-    (bank_rows + padding, FEATURE_WIDTH),
-    jnp.float32,
-    sharding=sharding.replicated(mesh),
-  )
-  bank = bank_lib.MemoryBank(jnp.zeros((1, 1)), padding=padding)
-  bank = jax.tree.map(lambda _: rows, bank)
-  return assemble.Memory(
-    bank=bank,
-    info=bank_lib.BankInfo(bank_rows, FEATURE_WIDTH, "", "", "", ""),
-    stats=protocols.LatentStats(jnp.zeros(shape[2]), jnp.ones(shape[2])),
-    latent_shape=shape,
-    token_dim=FEATURE_WIDTH if config.loss.projection_weight else 0,
-  )

@@ -32,6 +32,7 @@ LAYERS = (
     "compile_cache",
   ),
   (
+    "abstract",
     "train",
     "sample",
     "assemble",

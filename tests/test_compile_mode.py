@@ -85,6 +85,30 @@ def test_training_takes_shapes_of_the_config():
   assert parts["moving average"] == parts["parameters"]
 
 
+@pytest.mark.multidevice
+@pytest.mark.parametrize(
+  ("storage", "placement", "memory", "parts", "bytes_a_row"),
+  [
+    ("float32", "auto", None, 1, 4 * 768),
+    ("float32", "auto", 10_000_000, 4, 4 * 768),
+    ("float32", "replicated", 10_000_000, 1, 4 * 768),
+    ("bfloat16", "sharded", None, 4, 2 * 768),
+    ("int8", "sharded", None, 4, 768 + 8),
+    ("int8", "auto", 10_000_000, 1, 768 + 8),
+  ],
+)
+def test_the_bank_is_stored_and_placed_as_configured(
+  storage, placement, memory, parts, bytes_a_row
+):
+  """As in a run: beyond an eighth of a device's memory it is split."""
+  config = tiny.make_config(bank__storage=storage, bank__placement=placement)
+  mesh = make_mesh(data=2, fsdp=2)
+  program = compile_mode.training(config, mesh, 1001, memory)
+  found = examine.bytes_per_device(program.parts["bank"])
+  assert found == -(-1001 // parts) * bytes_a_row
+  assert program.arguments[2].size == 1001
+
+
 @pytest.mark.parametrize(
   ("tokenizer", "size", "shape"),
   [("va_vae", 256, (16, 16, 32)), ("sd_vae", 512, (64, 64, 4))],

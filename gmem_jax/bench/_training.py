@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from gmem_jax import (
+  abstract,
   assemble,
   bank_placement,
   compile_mode,
@@ -75,7 +76,7 @@ def make(config: config_lib.Config) -> Work:
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   program = compile_mode.training(config, mesh, _BANK_ROWS)
-  memory = compile_mode.abstract_memory(config, _BANK_ROWS, mesh)
+  memory = abstract.memory(config, _BANK_ROWS, mesh)
   network = assemble.network(config, memory)
   _, shapes, bank_shapes, _ = program.arguments
   rows = jax.random.normal(rngs.key(1, "init"), bank_shapes.rows.shape)

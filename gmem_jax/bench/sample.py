@@ -29,6 +29,7 @@ import numpy as np
 import tqdm
 
 from gmem_jax import (
+  abstract,
   assemble,
   compile_mode,
   config as config_lib,
@@ -69,7 +70,7 @@ def make(config: config_lib.Config) -> tuple[Calls, int]:
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   program = compile_mode.sampling(config, mesh, 1)
-  memory = compile_mode.abstract_memory(config, 1, mesh)
+  memory = abstract.memory(config, 1, mesh)
   network = assemble.network(config, memory).clone(token_dim=0)
   weights = jax.tree.map(_random, program.arguments[0])
   count, width = program.arguments[2].shape
