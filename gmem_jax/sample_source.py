@@ -93,8 +93,11 @@ def _from_run(
     None,
     {"digest": memory.info.digest},
   )
+  name = f"step_{step:07d}_{config.sample.weights}"
+  if config.sample.bank:
+    name += f"_bank_{pathlib.Path(config.sample.bank).name}"
   return Source(
-    name=f"step_{step:07d}_{config.sample.weights}",
+    name=name,
     model=assemble.network(config, memory),
     weights=weights,
     latent_shape=memory.latent_shape,

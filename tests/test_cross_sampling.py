@@ -18,6 +18,7 @@ from gmem_jax import (
   retrieval,
   sample,
   sample_mode,
+  sample_source,
   sharding,
   train_state,
   training_data,
@@ -164,6 +165,18 @@ def test_banks_that_do_not_fit_are_refused(run, tmp_path, shape, message):
   bank = save_bank(tmp_path / "bank", rows)
   with pytest.raises(ValueError, match=message):
     make(run[0], str(tmp_path / "out"), sample__bank=bank)
+
+
+def test_samples_from_another_bank_go_elsewhere(run, tmp_path):
+  other = save_bank(tmp_path / "other", np.asarray(run[2].bank.rows))
+  mesh = sharding.make_mesh(tiny.make_config(**CROSS).mesh)
+  own, swapped = (
+    sample_source.load(
+      tiny.make_config(**CROSS, sample__bank=bank), run[0], mesh
+    ).name
+    for bank in ("", other)
+  )
+  assert swapped == f"{own}_bank_other"
 
 
 def test_guidance_drops_the_whole_memory(run):
