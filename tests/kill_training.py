@@ -94,20 +94,30 @@ def kill_often(
       workdir = directory / f"run{len(done.workdirs)}"
       done.workdirs.append(workdir)
     moment = min(MOMENTS, key=done.counts.__getitem__)
-    began, first = time.time(), max(saved_steps(workdir), default=0)
+    started = began = time.time()
+    first = max(saved_steps(workdir), default=0)
     log = workdir.with_suffix(".txt")
     with log.open("w") as output:
       process = subprocess.Popen(
         command(workdir), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
       )
     hit = {"training": training, "saving": saving}.get(moment)
+    if hit and rng.integers(2):  # half of them get on by a checkpoint first
+      wait_until(
+        lambda first=first, workdir=workdir: (
+          max(saved_steps(workdir), default=0) > first
+        ),
+        process,
+        600,
+      )
+      began = time.time()
     wait_until(
       functools.partial(hit, workdir, began) if hit else lambda: False,
       process,
       600 if hit else rng.uniform(0, startup),
     )
     if moment == "training":
-      startup = time.time() - began
+      startup = time.time() - started
       time.sleep(rng.uniform(0, 0.4))
     alive = process.poll() is None
     if alive and (moment != "saving" or saving(workdir, began)):
