@@ -161,9 +161,10 @@ class Peers:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
       task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    # First the lines: a server ends (from Python 3.12 on) when the last is shut.
     for line in self._lines.values():
       line.close()
+    await asyncio.gather(*others, return_exceptions=True)
 
   async def _send_all(self, message: dict[str, Any]) -> None:
     for line in list(self._lines.values()):

@@ -4,6 +4,7 @@ import contextlib
 import queue
 import socket
 import threading
+import time
 
 import pytest
 
@@ -158,6 +159,15 @@ def test_who_leaves_is_not_missed():
     cast.all[1]._lines[0].transport.abort()
     cast.all[2].tell("the end", 1)  # later than any news of process 1
     assert cast.end_of(0) == ("the end", 1)
+
+
+def test_process_0_may_leave_first_and_at_once():
+  """Its server ends although the others are still connected."""
+  with joined(3) as cast:
+    began = time.monotonic()
+    cast.all[0].leave()
+    assert time.monotonic() - began < 1
+    assert not cast.all[0]._thread.is_alive()
 
 
 def test_strangers_are_ignored():
