@@ -161,7 +161,7 @@ class Peers:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
       task.cancel()
-    # First the lines: a server ends (from Python 3.12 on) when the last is shut.
+    # Lines first: from Python 3.12 on a server ends when the last is shut.
     for line in self._lines.values():
       line.close()
     await asyncio.gather(*others, return_exceptions=True)

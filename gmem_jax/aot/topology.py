@@ -147,8 +147,12 @@ def _gpu(name: str, kind: str, hosts: int, each: int) -> Topology:
     platform="cuda",
     devices=devices,
     compiler=compiler,
-    # Autotuning would have to run kernels.
-    options={"xla_gpu_autotune_level": "0"},
+    # Autotuning would have to run kernels, and untuned Triton products do not
+    # compile for every shape: cuBLAS takes them.
+    options={
+      "xla_gpu_autotune_level": "0",
+      "xla_gpu_enable_triton_gemm": "False",
+    },
   )
 
 
