@@ -67,7 +67,7 @@ def load(buffer: mmap.mmap, allow_opaque: bool) -> Any:
   storages: dict[Any, torch_types.Storage] = {}
 
   def note(key, kind, numel):
-    # At the file's beginning for now: the sizes are what is wanted.
+    # At the file's beginning: only the sizes are wanted here.
     found = torch_types.Storage(kind.dtype, numel, 0)
     found.check(len(buffer), key)
     if storages.setdefault(key, found) != found:
