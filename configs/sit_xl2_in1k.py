@@ -105,6 +105,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     shift=True,
     learn_sigma=False,
     dtype="float32",  # as published for sampling; option "train": bfloat16
+    float8=False,  # True: 8-bit products; NVIDIA GPUs from Hopper on
     scan_layers=False,
     remat="none",
     attention="auto",

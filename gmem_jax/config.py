@@ -89,6 +89,7 @@ FREE = (
 BEFORE = {
   "bank.storage": "float32",
   "model.cross_every": 1,
+  "model.float8": False,
   "retrieval.neighbours": 8,
   "retrieval.exclude_own": True,
   "retrieval.dropout": 0.1,

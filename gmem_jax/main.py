@@ -40,12 +40,16 @@ import logging
 import pathlib
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging as absl_logging
 from ml_collections import config_flags
 
 import gmem_jax
-from gmem_jax import config as config_lib
+from gmem_jax import huge_pages
+
+if TYPE_CHECKING:
+  from gmem_jax import config as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
@@ -127,6 +131,8 @@ def main(argv: list[str]) -> int:
   Returns:
     The exit status.
   """
+  from gmem_jax import config as config_lib, distributed
+
   _set_up_logging()
   if len(argv) > 1:
     return _fail(f"unknown argument(s) {argv[1:]}; see --help")
@@ -154,8 +160,6 @@ def main(argv: list[str]) -> int:
     return _fail(f"--config: {' '.join(str(error).split())}")
   except ValueError as error:
     return _fail(str(error))
-  from gmem_jax import distributed
-
   try:
     status = _work(config)
   except BaseException as error:
@@ -167,11 +171,12 @@ def main(argv: list[str]) -> int:
   return status
 
 
-def _work(config: config_lib.Config) -> int:
+def _work(config: "config_lib.Config") -> int:
   """Joins the other processes and does what the mode says."""
   from gmem_jax import (
     compile_cache,
     compile_mode,
+    config as config_lib,
     distributed,
     jobs,
     metrics,
@@ -280,7 +285,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def run() -> None:
-  """Entry point: absl parses the flags."""
+  """Entry point: absl parses the flags; nothing slow was imported yet."""
+  huge_pages.restart()
   app.run(main, flags_parser=_parse_flags)
 
 

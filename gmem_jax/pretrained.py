@@ -14,7 +14,7 @@ from gmem_jax.models import build, transformer
 # What converted weights know of a network besides what they are: these say how
 # it is run or trained.
 UNCHECKED = (
-  "snippet_dropout", "dtype", "scan_layers", "remat", "attention",
+  "snippet_dropout", "dtype", "float8", "scan_layers", "remat", "attention",
 )  # fmt: skip
 
 

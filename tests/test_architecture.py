@@ -72,7 +72,7 @@ LAYERS = (
     "optim",
   ),
   ("diffusion", "bank", "models", "encoders"),
-  ("kernels", "rngs"),
+  ("kernels", "rngs", "huge_pages"),
 )
 PURE = {
   "rngs", "bank_placement", "sharding", "train_state", "train_step", "batch",

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.util
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 from gmem_jax import config as config_lib
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+DIGITS = str(CONFIGS / "digits.py")
 XL = f"{CONFIGS / 'xl_in1k.py'}:train"
 XL_SAMPLE = f"{CONFIGS / 'xl_in1k.py'}:guided"
 
@@ -90,6 +92,21 @@ def changes_of(
     except (ValueError, SyntaxError):
       found[key] = text  # A word.
   return found
+
+
+def train_command(
+  config: str, workdir: pathlib.Path, changes: Mapping[str, Any]
+) -> list[str]:
+  """The real command that trains.
+
+  Args:
+    config: The recipe.
+    workdir: The run's directory.
+    changes: Dotted keys -> values.
+  """
+  flags = [f"--config.{key}={value}" for key, value in changes.items()]
+  command = [sys.executable, "-m", "gmem_jax.main", f"--config={config}"]
+  return [*command, f"--workdir={workdir}", *flags]
 
 
 def load(

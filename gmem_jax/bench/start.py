@@ -16,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gmem_jax.bench import _recipe, _results, _timing
 
-DIGITS = str(_recipe.CONFIGS / "digits.py")
 SMALL = {
   "model.family": "lightning_dit",
   "model.width": 192,
@@ -60,12 +60,14 @@ def imports() -> float:
   return time.monotonic() - start
 
 
-def first_step(config: str, flags: Sequence[str], cache: pathlib.Path) -> float:
+def first_step(
+  config: str, changes: Mapping[str, Any], cache: pathlib.Path
+) -> float:
   """Seconds from the command to the first step; the run ends there.
 
   Args:
     config: The recipe.
-    flags: Other flags.
+    changes: Dotted keys -> values.
     cache: Directory of compiled programs.
 
   Raises:
@@ -74,15 +76,8 @@ def first_step(config: str, flags: Sequence[str], cache: pathlib.Path) -> float:
   with tempfile.TemporaryDirectory(prefix="gmem_jax_start_") as name:
     directory = pathlib.Path(name)
     metrics, log = directory / "run" / "metrics.jsonl", directory / "log"
-    command = [
-      sys.executable,
-      "-m",
-      "gmem_jax.main",
-      f"--config={config}",
-      f"--workdir={directory / 'run'}",
-      *flags,
-      f"--config.compile_cache={cache}",
-    ]
+    changes = {**changes, "compile_cache": cache}
+    command = _recipe.train_command(config, directory / "run", changes)
     start = time.monotonic()
     with log.open("w") as said:
       process = subprocess.Popen(
@@ -115,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     epilog="example: python -m gmem_jax.bench start --repeats=3 --results",
   )
   small = _recipe.describe(SMALL)
-  _recipe.add_arguments(parser, DIGITS, small)
+  _recipe.add_arguments(parser, _recipe.DIGITS, small)
   parser.add_argument(
     "--repeats", type=int, default=1, help="medians of so many"
   )
@@ -127,14 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   except ValueError as error:
     parser.error(str(error))
   del config  # It is good.
-  flags = [f"--config.{key}={value}" for key, value in changes.items()]
   seconds: dict[str, list[float]] = {"imports": [], "cold": [], "again": []}
   for _ in range(args.repeats):
     with tempfile.TemporaryDirectory(prefix="gmem_jax_cache_") as cache:
       seconds["imports"].append(imports())
       for name in ("cold", "again"):
         seconds[name].append(
-          first_step(args.config, flags, pathlib.Path(cache))
+          first_step(args.config, changes, pathlib.Path(cache))
         )
   found = {name: statistics.median(values) for name, values in seconds.items()}
   share = found["again"] / found["cold"]

@@ -22,7 +22,8 @@ _FAMILIES = {
 }
 # Fields that say how to run a network, not what it is.
 _RUNTIME = (
-  "parent", "name", "dtype", "scan_layers", "remat", "attention", "cross_every",
+  "parent", "name", "dtype", "float8", "scan_layers", "remat", "attention",
+  "cross_every",
 )  # fmt: skip
 # The trainer's flags: ours, and whether it is the opposite.
 _FLAGS = {

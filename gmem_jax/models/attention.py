@@ -91,6 +91,7 @@ class Attention(nn.Module):
     rms_norm: the kind of that norm (RMSNorm, or LayerNorm with scale and bias).
     implementation: see `attend`.
     dtype: of the matrix products.
+    float8: of the two with weights; see `layers.dense`.
   """
 
   heads: int
@@ -98,6 +99,7 @@ class Attention(nn.Module):
   rms_norm: bool
   implementation: str
   dtype: DTypeLike
+  float8: bool = False
 
   @nn.compact
   def __call__(
@@ -113,7 +115,10 @@ class Attention(nn.Module):
       Tokens in `dtype`.
     """
     b, n, d = x.shape
-    qkv = layers.dense(3 * d, self.dtype, name="qkv")(x)
+    linear = functools.partial(
+      layers.dense, dtype=self.dtype, float8=self.float8
+    )
+    qkv = linear(3 * d, name="qkv")(x)
     shape = (b, n, self.heads, d // self.heads)
     q, k, v = (y.reshape(shape) for y in jnp.split(qkv, 3, axis=-1))
     if self.qk_norm:
@@ -125,4 +130,4 @@ class Attention(nn.Module):
     if rope is not None:
       q, k = (embeddings.rotate(y.astype(jnp.float32), *rope) for y in (q, k))
     y = attend(q.astype(v.dtype), k.astype(v.dtype), v, self.implementation)
-    return layers.dense(d, self.dtype, name="proj")(y.reshape(b, n, d))
+    return linear(d, name="proj")(y.reshape(b, n, d))

@@ -59,6 +59,8 @@ class Block(nn.Module):
     style: the family's switches.
     attention: see `attention.attend`.
     dtype: of the matrix products and of the residual stream.
+    float8: of the products of attention and perceptron with weights; see
+      `layers.dense`.
 
   Source: Peebles and Xie (2023), arXiv 2212.09748 (adaLN); Yao et al. (2025),
   arXiv 2501.01423 (LightningDiT).
@@ -68,6 +70,7 @@ class Block(nn.Module):
   style: Style
   attention: str
   dtype: DTypeLike
+  float8: bool = False
 
   @nn.compact
   def __call__(
@@ -99,9 +102,16 @@ class Block(nn.Module):
 
     norm = functools.partial(layers.Norm, s.rms_norm, affine=s.rms_norm)
     attend = attention.Attention(
-      self.heads, s.qk_norm, s.rms_norm, self.attention, dtype, name="attn"
+      self.heads,
+      s.qk_norm,
+      s.rms_norm,
+      self.attention,
+      dtype,
+      self.float8,
+      name="attn",
     )
-    mlp = (layers.SwiGlu if s.swiglu else layers.GeluMlp)(dtype, name="mlp")
+    mlp_cls = layers.SwiGlu if s.swiglu else layers.GeluMlp
+    mlp = mlp_cls(dtype, self.float8, name="mlp")
     y = layers.modulate(norm(name="norm1")(x), shift1, scale1).astype(dtype)
     x = x + gate1 * attend(y, rope)
     if memory is not None:

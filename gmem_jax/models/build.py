@@ -31,6 +31,8 @@ class ModelConfig:
     shift: lightning_dit: whether the blocks' modulations also shift.
     learn_sigma: Twice the output channels, the second half unused.
     dtype: Of the matrix products; parameters stay float32.
+    float8: Operands of 8 bits in the blocks' large products: faster on NVIDIA
+      GPUs from Hopper on, where they have dtype bfloat16; nowhere else.
     scan_layers: One compiled block for all layers: compiles faster; unrolled
       runs faster and needs less memory.
     remat: What the backward pass computes again: "none", all but the matrix
@@ -55,6 +57,7 @@ class ModelConfig:
   shift: bool
   learn_sigma: bool
   dtype: Literal["float32", "bfloat16"]
+  float8: bool
   scan_layers: bool
   remat: Literal["none", "dots", "full"]
   attention: Literal["auto", "xla", "cudnn"]

@@ -6,6 +6,8 @@ modulation and the embedding of time and snippet are float32 whatever it is.
 Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `p` patch.
 """
 
+import functools
+
 import einops
 import flax.linen as nn
 import jax
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
-from gmem_jax.models import embeddings
+from gmem_jax.models import embeddings, float8 as float8_lib
 
 # Bound sqrt(6 / (in + out)) on each kernel as stored. The published code draws
 # qkv, w12 and the modulations as one matrix each, so their kernels are fused
@@ -23,11 +25,23 @@ zeros = nn.initializers.zeros
 
 
 def dense(
-  width: int, dtype: DTypeLike, name: str, zero_init: bool = False
+  width: int,
+  dtype: DTypeLike,
+  name: str,
+  zero_init: bool = False,
+  float8: bool = False,
 ) -> nn.Dense:
-  """A linear layer with bias, Xavier-uniform or zero at the start."""
-  init = zeros if zero_init else xavier
-  return nn.Dense(width, dtype=dtype, kernel_init=init, name=name)
+  """A linear layer with bias, Xavier-uniform or zero at the start.
+
+  With `float8` its product's operands are rounded; see that module.
+  """
+  return nn.Dense(
+    width,
+    dtype=dtype,
+    kernel_init=zeros if zero_init else xavier,
+    dot_general=float8_lib.dot_general if float8 else None,
+    name=name,
+  )
 
 
 class Norm(nn.Module):
@@ -135,16 +149,19 @@ class GeluMlp(nn.Module):
 
   Attributes:
     dtype: of the matrix products.
+    float8: see `dense`.
   """
 
   dtype: DTypeLike
+  float8: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     """Applies the perceptron to each token."""
-    y = dense(4 * x.shape[-1], self.dtype, name="fc1")(x)
+    linear = functools.partial(dense, dtype=self.dtype, float8=self.float8)
+    y = linear(4 * x.shape[-1], name="fc1")(x)
     y = nn.gelu(y, approximate=True)
-    return dense(x.shape[-1], self.dtype, name="fc2")(y)
+    return linear(x.shape[-1], name="fc2")(y)
 
 
 class SwiGlu(nn.Module):
@@ -152,19 +169,22 @@ class SwiGlu(nn.Module):
 
   Attributes:
     dtype: of the matrix products.
+    float8: see `dense`.
 
   Source: Shazeer (2020), arXiv 2002.05202.
   """
 
   dtype: DTypeLike
+  float8: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     """Applies the perceptron to each token."""
+    linear = functools.partial(dense, dtype=self.dtype, float8=self.float8)
     width = x.shape[-1]
-    y = dense(2 * (8 * width // 3), self.dtype, name="w12")(x)
+    y = linear(2 * (8 * width // 3), name="w12")(x)
     a, b = jnp.split(y, 2, axis=-1)
-    return dense(width, self.dtype, name="w3")(nn.silu(a) * b)
+    return linear(width, name="w3")(nn.silu(a) * b)
 
 
 class Projector(nn.Module):

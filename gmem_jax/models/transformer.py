@@ -49,6 +49,7 @@ class FlowTransformer(nn.Module):
       ignored (a layout inherited from diffusion models).
     dtype: of the matrix products and of the tokens between blocks. Parameters,
       norms, softmax, embeddings and the output are float32.
+    float8: round the operands of the blocks' large products; see `float8`.
     scan_layers: see `blocks.run_stack`.
     remat: see `blocks.run_stack`.
     attention: "xla", "cudnn" or "auto"; see `attention.attend`.
@@ -70,6 +71,7 @@ class FlowTransformer(nn.Module):
   token_dim: int = 768
   learn_sigma: bool = False
   dtype: DTypeLike = "float32"
+  float8: bool = False
   scan_layers: bool = False
   remat: str = "none"
   attention: str = "auto"
@@ -201,7 +203,12 @@ class FlowTransformer(nn.Module):
   def block(self) -> blocks.Block:
     """One block, without parameters: they are slices of params['blocks']."""
     return blocks.Block(
-      self.heads, self.style, self.attention, self.dtype, parent=None
+      self.heads,
+      self.style,
+      self.attention,
+      self.dtype,
+      self.float8,
+      parent=None,
     )
 
   def rope_tables(self, grid: int) -> embeddings.Rope | None:

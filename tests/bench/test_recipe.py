@@ -74,7 +74,7 @@ def test_a_second_start_compiles_nothing_again(capsys):
 
 def test_a_run_that_ends_early_is_an_error(tmp_path):
   with pytest.raises(RuntimeError, match=r"no first step: (.|\n)*nowhere"):
-    start.first_step("nowhere.py", [], tmp_path)
+    start.first_step("nowhere.py", {}, tmp_path)
 
 
 def test_shapes_are_small():

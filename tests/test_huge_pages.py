@@ -1,0 +1,93 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from gmem_jax import huge_pages
+
+SCRIPT = """
+import os, sys
+from gmem_jax import huge_pages
+print("begins", flush=True)
+{before}
+huge_pages.restart()
+print(os.environ.get("GLIBC_TUNABLES"), os.getpid(), sys.argv[1:])
+print(sys._xoptions)
+"""
+ROOT = pathlib.Path(__file__).parents[1]
+
+available = pytest.mark.skipif(
+  not huge_pages.SWITCH.exists()
+  or "[madvise]" not in huge_pages.SWITCH.read_text(),
+  reason="this system gives no large pages to who asks",
+)
+
+
+def start(tmp_path, tunables=None, before=""):
+  script = tmp_path / "script.py"
+  script.write_text(SCRIPT.format(before=before))
+  env = {k: v for k, v in os.environ.items() if k != huge_pages.NAME}
+  env |= {"PYTHONPATH": str(ROOT)}
+  if tunables is not None:
+    env[huge_pages.NAME] = tunables
+  command = [sys.executable, "-X", "dev", str(script), "--a b", "c"]
+  with subprocess.Popen(
+    command, env=env, stdout=subprocess.PIPE, text=True
+  ) as process:
+    lines = process.communicate(timeout=60)[0].splitlines()
+  assert process.returncode == 0
+  return process.pid, lines
+
+
+@available
+def test_the_same_command_starts_again_once_in_the_same_process(tmp_path):
+  pid, lines = start(tmp_path)
+  assert lines == [
+    "begins",
+    "begins",
+    f"{huge_pages.SETTING} {pid} ['--a b', 'c']",
+    "{'dev': True}",
+  ]
+
+
+@pytest.mark.parametrize("own", ["", "glibc.malloc.arena_max=1"])
+def test_an_own_setting_is_left_alone(tmp_path, own):
+  pid, lines = start(tmp_path, own)
+  assert lines[:2] == ["begins", f"{own} {pid} ['--a b', 'c']"]
+
+
+def test_a_debugger_keeps_its_process(tmp_path):
+  pid, lines = start(tmp_path, before="sys.settrace(lambda *a: None)")
+  assert lines[:2] == ["begins", f"None {pid} ['--a b', 'c']"]
+
+
+@pytest.mark.parametrize("text", ["[always] madvise never", None])
+def test_nothing_is_done_where_it_would_not_help(tmp_path, monkeypatch, text):
+  switch = tmp_path / "enabled"
+  if text is not None:
+    switch.write_text(text)
+  monkeypatch.setattr(huge_pages, "SWITCH", switch)
+  monkeypatch.delenv(huge_pages.NAME, raising=False)
+  assert not huge_pages.may_help()
+  switch.write_text("always [madvise] never")
+  assert huge_pages.may_help()
+
+
+@available
+def test_the_command_line_starts_so():
+  env = {k: v for k, v in os.environ.items() if k != huge_pages.NAME}
+  env |= {"PYTHONPATH": str(ROOT), "PYTHONPROFILEIMPORTTIME": "1"}
+  run = subprocess.run(
+    [sys.executable, "-m", "gmem_jax.main", "--help"],
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert "Train, sample and compare" in run.stdout
+  # Imported twice, by two programs; JAX not at all for --help.
+  assert run.stderr.count("gmem_jax.huge_pages") == 2
+  assert "jax._src" not in run.stderr
