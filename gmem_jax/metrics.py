@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorboardX
 from clu import metrics as clu_metrics
 from tqdm import auto as tqdm
 
@@ -105,6 +104,23 @@ class Interval:
     return closed
 
 
+def open_tensorboard(
+  directory: pathlib.Path, purge_step: int | None = None
+) -> Any:
+  """A writer of TensorBoard's event files, tensorboardX's SummaryWriter.
+
+  Imported only here: it imports PyTorch where that is installed, for which no
+  first step should wait.
+
+  Args:
+    directory: Made if need be.
+    purge_step: What is there of this step and later ones is void.
+  """
+  import tensorboardX
+
+  return tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
+
+
 class Writer:
   """Writes to metrics.jsonl and to TensorBoard; silent but on process 0."""
 
@@ -123,10 +139,14 @@ class Writer:
     kept = [r for r in read_jsonl(path) if r["step"] <= first_step]
     files.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
     self._jsonl = path.open("a")
-    self._tensorboard = tensorboardX.SummaryWriter(
-      str(workdir / "tensorboard"),
-      purge_step=first_step + 1 if first_step else None,
-    )
+    self._directory = workdir / "tensorboard"
+    self._purge_step = first_step + 1 if first_step else None
+
+  def _board(self) -> Any:
+    """TensorBoard's writer; opened when there is something to write."""
+    if self._tensorboard is None:
+      self._tensorboard = open_tensorboard(self._directory, self._purge_step)
+    return self._tensorboard
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """Writes numbers.
@@ -135,12 +155,12 @@ class Writer:
       step: The step they describe.
       scalars: Name -> number.
     """
-    if self._jsonl is None or self._tensorboard is None:
+    if self._jsonl is None:
       return
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
     self._jsonl.flush()
     for name, value in scalars.items():
-      self._tensorboard.add_scalar(name, value, step)
+      self._board().add_scalar(name, value, step)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes pictures to TensorBoard.
@@ -149,9 +169,9 @@ class Writer:
       step: The step they describe.
       images: Name -> uint8 [H, W, channels].
     """
-    if self._tensorboard is not None:
+    if self._jsonl is not None:
       for name, image in images.items():
-        self._tensorboard.add_image(name, image, step, dataformats="HWC")
+        self._board().add_image(name, image, step, dataformats="HWC")
 
   def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
     """Writes texts to TensorBoard.
@@ -160,9 +180,9 @@ class Writer:
       step: The step they describe.
       texts: Name -> Markdown.
     """
-    if self._tensorboard is not None:
+    if self._jsonl is not None:
       for name, text in texts.items():
-        self._tensorboard.add_text(name, text, step)
+        self._board().add_text(name, text, step)
 
   def flush(self) -> None:
     """Puts everything on disk."""

@@ -96,6 +96,9 @@ def compile_sampler(
     uint8 images [b H W ch], jitted; b is a multiple of the devices along the
     batch.
   """
+  # The scales of 8-bit products are those of a batch: with them, an image would
+  # depend on those beside it.
+  network = network.clone(float8=False)
 
   def some(weights, images, features, neighbours):
     snippet = None

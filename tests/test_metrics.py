@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,3 +93,25 @@ def test_jsonl_is_valid_json(tmp_path):
   writer.close()
   text = (tmp_path / "metrics.jsonl").read_text()
   assert json.loads(text) == {"step": 1, "a": 1.5}
+
+
+def test_the_first_row_waits_for_no_tensorboard(tmp_path):
+  code = """
+import pathlib, sys
+import gmem_jax.metrics, gmem_jax.modes, gmem_jax.evaluate.mode
+heavy = lambda: {"tensorboardX", "torch", "tensorflow"} & sys.modules.keys()
+print(heavy())
+writer = gmem_jax.metrics.Writer(pathlib.Path(sys.argv[1]), 0)
+writer.flush()
+print(heavy())
+writer.write_scalars(1, {"a": 1.0})
+print("tensorboardX" in heavy())
+writer.close()
+"""
+  run = subprocess.run(
+    [sys.executable, "-c", code, str(tmp_path)],
+    stdout=subprocess.PIPE,
+    text=True,
+    check=True,
+  )
+  assert run.stdout.splitlines() == ["set()", "set()", "True"]

@@ -17,7 +17,11 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def sampling():
   """(sample function, parameters, bank) of an untrained network."""
-  config = tiny.make_config(model__family="lightning_dit")
+  return make_sampling()
+
+
+def make_sampling(**changes):
+  config = tiny.make_config(model__family="lightning_dit", **changes)
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
   memory = assemble.make_memory(config, training_data.load(config), mesh)
   with jax.numpy_dtype_promotion("standard"):
@@ -46,6 +50,14 @@ def test_an_image_does_not_depend_on_its_batch(sampling):
   assert len({image.tobytes() for image in whole}) == 20
   np.testing.assert_array_equal(images_of(sampling, range(20), 6), whole)
   np.testing.assert_array_equal(images_of(sampling, [17, 3], 8), whole[[17, 3]])
+
+
+def test_samples_are_made_without_8_bit_products(sampling):
+  # Whose scales are a batch's.
+  other = make_sampling(model__float8=True)
+  np.testing.assert_array_equal(
+    images_of(other, range(4), 4), images_of(sampling, range(4), 4)
+  )
 
 
 def test_the_row_matters(sampling):

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import tensorboardX
 
 import gmem_jax
-from gmem_jax import distributed, files
+from gmem_jax import distributed, files, metrics
 from gmem_jax.evaluate import scores as scores_lib
 
 
@@ -67,7 +66,7 @@ def write(
   files.write_json(path, {"scores": numbers, **details})
   if board:
     size = short(details["images"]["count"])
-    with tensorboardX.SummaryWriter(str(board)) as writer:
+    with metrics.open_tensorboard(board) as writer:
       for name, value in found.items():
         writer.add_scalar(f"eval/{name}_{size}", value, step)
 
