@@ -151,7 +151,8 @@ def restore_or_init(
   Returns:
     (state, progress).
   """
-  init = assemble.make_init(run.config, run.memory)
+  # Jitted, so that it is traced once for both its shapes and its values.
+  init = jax.jit(assemble.make_init(run.config, run.memory))
   shapes = jax.eval_shape(init)
   shardings = sharding.state_shardings(shapes, run.mesh)
   restored = checkpoints.restore(sharding.abstract(shapes, shardings))
