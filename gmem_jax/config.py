@@ -164,6 +164,11 @@ def _check(config: Config) -> None:
         f"config.sampler.{key}={ours!r} must be config.loss.{key}={theirs!r}:"
         " a network samples as it was trained"
       )
+  if config.model.float8 and config.model.dtype != "bfloat16":
+    raise ValueError(
+      f"config.model.dtype={config.model.dtype!r}: must be 'bfloat16' with"
+      " config.model.float8=True"
+    )
   _check_data(config)
   _check_eval(config)
   _check_sample(config)

@@ -285,10 +285,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def run() -> None:
-  """Entry point: absl parses the flags; nothing slow was imported yet."""
-  huge_pages.restart()
+  """Entry point: absl parses the flags."""
   app.run(main, flags_parser=_parse_flags)
 
 
 if __name__ == "__main__":
+  huge_pages.restart()  # Nothing slow was imported yet.
   run()

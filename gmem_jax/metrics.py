@@ -125,14 +125,14 @@ class Writer:
   """Writes to metrics.jsonl and to TensorBoard; silent but on process 0."""
 
   def __init__(self, workdir: pathlib.Path, first_step: int):
-    """Opens the files.
+    """Opens metrics.jsonl.
 
     Args:
       workdir: The run's directory.
       first_step: Steps already taken: what an interrupted run wrote about
         later ones is dropped, it will be written again.
     """
-    self._jsonl = self._tensorboard = None
+    self._jsonl = self._tensorboard = self._purge_step = None
     if jax.process_index() != 0:
       return
     path = workdir / "metrics.jsonl"
@@ -142,10 +142,18 @@ class Writer:
     self._directory = workdir / "tensorboard"
     self._purge_step = first_step + 1 if first_step else None
 
-  def _board(self) -> Any:
-    """TensorBoard's writer; opened when there is something to write."""
-    if self._tensorboard is None:
+  def open(self) -> None:
+    """Opens TensorBoard's file, if that was not done.
+
+    To be called while the device has its first step to do, as `write_…` would
+    do it otherwise, and somebody wait.
+    """
+    if self._jsonl is not None and self._tensorboard is None:
       self._tensorboard = open_tensorboard(self._directory, self._purge_step)
+
+  def _board(self) -> Any:
+    """TensorBoard's writer, opened."""
+    self.open()
     return self._tensorboard
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -191,6 +199,8 @@ class Writer:
 
   def close(self) -> None:
     """Flushes and closes the files."""
+    if self._purge_step is not None:
+      self.open()  # What is void is marked so, even if nothing follows.
     if self._jsonl is not None:
       self._jsonl.close()
     if self._tensorboard is not None:

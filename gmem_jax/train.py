@@ -219,6 +219,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   while step < config.train.steps:
     batch = next(batches)
     state, values = step_fn(state, batch, run.memory.step_bank)
+    writer.open()  # The first time, beside the device's first step.
     interval.add(step, values)
     step += k
     line.update(step)

@@ -55,21 +55,27 @@ def test_writer_drops_what_a_killed_run_wrote_too_much(tmp_path):
   assert records[-1] == {"step": 30, "train/loss": 0.5}
 
 
-def test_tensorboard_file_holds_the_scalars(tmp_path):
+def events(directory):
+  """What the files of a TensorBoard directory hold."""
   from tensorboardX.proto import event_pb2
 
+  for path in sorted(directory.iterdir()):
+    data = path.read_bytes()
+    while data:  # TFRecord: length, checksum, record, checksum
+      length = int.from_bytes(data[:8], "little")
+      yield event_pb2.Event.FromString(data[12 : 12 + length])
+      data = data[16 + length :]
+
+
+def test_tensorboard_file_holds_the_scalars(tmp_path):
   writer = metrics.Writer(tmp_path, 0)
   writer.write_scalars(7, {"train/loss": 0.25})
   writer.write_images(7, {"grid": np.zeros((4, 4, 1), np.uint8)})
   writer.write_texts(7, {"table": "text"})
   writer.close()
-  (path,) = (tmp_path / "tensorboard").iterdir()
-  data, found = path.read_bytes(), {}
-  while data:  # TFRecord: length, checksum, record, checksum
-    length = int.from_bytes(data[:8], "little")
-    event = event_pb2.Event.FromString(data[12 : 12 + length])
+  found = {}
+  for event in events(tmp_path / "tensorboard"):
     found |= {v.tag: v for v in event.summary.value}
-    data = data[16 + length :]
   assert found["train/loss"].simple_value == 0.25
   assert {"grid", "table/text_summary"} <= set(found)
 
@@ -104,7 +110,13 @@ print(heavy())
 writer = gmem_jax.metrics.Writer(pathlib.Path(sys.argv[1]), 0)
 writer.flush()
 print(heavy())
-writer.write_scalars(1, {"a": 1.0})
+sys.modules["tensorboardX"] = None  # Its import fails.
+try:
+  writer.write_scalars(1, {"a": 1.0})
+except ImportError:
+  print((pathlib.Path(sys.argv[1]) / "metrics.jsonl").read_text(), end="")
+del sys.modules["tensorboardX"]
+writer.open()
 print("tensorboardX" in heavy())
 writer.close()
 """
@@ -114,4 +126,19 @@ writer.close()
     text=True,
     check=True,
   )
-  assert run.stdout.splitlines() == ["set()", "set()", "True"]
+  row = '{"step": 1, "a": 1.0}'
+  assert run.stdout.splitlines() == ["set()", "set()", row, "True"]
+
+
+def test_what_a_killed_run_wrote_too_much_is_void_on_the_board(tmp_path):
+  def voids():
+    found = events(tmp_path / "tensorboard")
+    return [event.step for event in found if event.HasField("session_log")]
+
+  first = metrics.Writer(tmp_path, 0)
+  for step in (10, 20, 30):
+    first.write_scalars(step, {"a": 1.0})
+  first.close()
+  assert voids() == []
+  metrics.Writer(tmp_path, 20).close()  # Nothing is left to do.
+  assert voids() == [21]

@@ -52,11 +52,14 @@ def test_an_image_does_not_depend_on_its_batch(sampling):
   np.testing.assert_array_equal(images_of(sampling, [17, 3], 8), whole[[17, 3]])
 
 
-def test_samples_are_made_without_8_bit_products(sampling):
+def test_samples_are_made_without_8_bit_products():
   # Whose scales are a batch's.
-  other = make_sampling(model__float8=True)
+  plain, other = (
+    make_sampling(model__dtype="bfloat16", model__float8=float8)
+    for float8 in (False, True)
+  )
   np.testing.assert_array_equal(
-    images_of(other, range(4), 4), images_of(sampling, range(4), 4)
+    images_of(other, range(4), 4), images_of(plain, range(4), 4)
   )
 
 

@@ -7,7 +7,7 @@ import sys
 from gmem_jax import bench, huge_pages
 
 # These time what the command line runs, so have their memory as it has.
-_AS_MAIN = ("float8", "sample", "train")
+_AS_MAIN = ("sample", "train")
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.util
 import pathlib
+import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +36,11 @@ SMALL: dict[str, Any] = {
 
 
 def add_arguments(
-  parser: argparse.ArgumentParser, default: str = XL, small: str = "see below"
+  parser: argparse.ArgumentParser,
+  default: str = XL,
+  small: str = "see below",
+  *,
+  apart: bool = False,
 ) -> None:
   """Adds what chooses the config.
 
@@ -43,7 +48,10 @@ def add_arguments(
     parser: The benchmark's.
     default: The config file, with its options.
     small: How the size for a CPU is described.
+    apart: Whether processes of their own do the work: this one then must not
+      hold the device that they need.
   """
+  parser.set_defaults(apart=apart)
   parser.add_argument(
     "--config", default=default, help="recipe, e.g. configs/xl_in1k.py:train"
   )
@@ -57,9 +65,24 @@ def add_arguments(
   parser.add_argument(
     "--size",
     choices=("small", "config"),
-    default="small" if jax.default_backend() == "cpu" else "config",
-    help=f"small: for a CPU, {small}; config: as the config says",
+    help=f"small: for a CPU, {small}; config: as the config says; by default"
+    " what fits the device",
   )
+
+
+def _is_small(args: argparse.Namespace) -> bool:
+  """Whether the size for a CPU is wanted; looks at the device if unsaid."""
+  if args.size is None:
+    if args.apart:
+      code = "import jax; print(jax.default_backend())"
+      found = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True
+      )
+      backend = found.stdout.decode().strip()
+    else:
+      backend = jax.default_backend()
+    args.size = "small" if backend == "cpu" else "config"
+  return args.size == "small"
 
 
 def describe(changes: Mapping[str, Any]) -> str:
@@ -82,7 +105,7 @@ def changes_of(
   Raises:
     ValueError: If one is not KEY=VALUE.
   """
-  found = dict(small) if args.size == "small" else {}
+  found = dict(small) if _is_small(args) else {}
   for change in args.change:
     key, equals, text = change.partition("=")
     if not equals:

@@ -71,7 +71,8 @@ def make(config: config_lib.Config) -> tuple[Calls, int]:
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   program = compile_mode.sampling(config, mesh, 1)
   memory = abstract.memory(config, 1, mesh)
-  network = assemble.network(config, memory).clone(token_dim=0)
+  network = assemble.network(config, memory)
+  network = network.clone(token_dim=0, float8=False)  # As samples are made.
   weights = jax.tree.map(_random, program.arguments[0])
   count, width = program.arguments[2].shape
   numbers = jnp.arange(count, dtype=jnp.int32)

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     epilog="example: python -m gmem_jax.bench start --repeats=3 --results",
   )
   small = _recipe.describe(SMALL)
-  _recipe.add_arguments(parser, _recipe.DIGITS, small)
+  _recipe.add_arguments(parser, _recipe.DIGITS, small, apart=True)
   parser.add_argument(
     "--repeats", type=int, default=1, help="medians of so many"
   )

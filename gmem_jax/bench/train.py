@@ -10,7 +10,8 @@ gradients' norms of given draws are compared. Times are medians. The columns:
   images/s   trained on
   x torch    how many times faster than the fastest of torch's
   peak       model FLOPs a second over those of a large matrix product
-  products   the time of the step's own matrix products alone, over the step's
+  products   the time of the step's own matrix products alone, over the step's;
+             like "peak" in config.model.dtype, also with config.model.float8
   memory     most bytes on the device; ours by the compiler's analysis
 
 and below, our stages, each compiled alone, and their share of the step.
@@ -72,6 +73,11 @@ def make_peers(work: _training.Work, wanted: Sequence[str]) -> list[Any]:
     wanted: Of `PEERS`.
   """
   if "torch" not in wanted:
+    return []
+  if work.config.model.float8:
+    print(
+      "the network in torch has no 8-bit products: no peer", file=sys.stderr
+    )
     return []
   if importlib.util.find_spec("torch") is None:
     print("torch is not installed: no peer", file=sys.stderr)

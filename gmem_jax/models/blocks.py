@@ -59,7 +59,7 @@ class Block(nn.Module):
     style: the family's switches.
     attention: see `attention.attend`.
     dtype: of the matrix products and of the residual stream.
-    float8: of the products of attention and perceptron with weights; see
+    float8: of the products of self-attention and perceptron with weights; see
       `layers.dense`.
 
   Source: Peebles and Xie (2023), arXiv 2212.09748 (adaLN); Yao et al. (2025),

@@ -31,9 +31,10 @@ class ModelConfig:
     shift: lightning_dit: whether the blocks' modulations also shift.
     learn_sigma: Twice the output channels, the second half unused.
     dtype: Of the matrix products; parameters stay float32.
-    float8: Train with operands of 8 bits in the blocks' large products: for
-      NVIDIA GPUs from Hopper on, with dtype bfloat16; faster nowhere else.
-      Samples are made without, so that none depends on those beside it.
+    float8: Train with operands of 8 bits in the products of self-attention
+      and perceptron with their weights: for NVIDIA GPUs from Hopper on, with
+      dtype bfloat16. Samples are made without, so that none depends on those
+      beside it.
     scan_layers: One compiled block for all layers: compiles faster; unrolled
       runs faster and needs less memory.
     remat: What the backward pass computes again: "none", all but the matrix

@@ -9,12 +9,12 @@ the dtype they had, so that a CPU can check what a GPU will learn.
 
 Operands of the forward pass are e4m3 (3 bits of mantissa), the gradients that
 meet them in the backward pass e5m2 (wider range). Scales are those of the
-tensor at hand, not of earlier steps: no state, and nothing overflows.
+tensor at hand, not of earlier steps: no state, and no surprise.
 
 Source: Micikevicius et al. (2022), arXiv 2209.05433.
 """
 
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,9 @@ def round_to(x: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
     dtype: the format.
 
   Returns:
-    Values in x's dtype; zeros, infinities and NaN pass, the largest magnitude
-    is kept to the format's precision.
+    Values in x's dtype. Zeros stay zeros, and the largest magnitude is kept to
+    the format's precision. What is not finite stays so, though an infinity may
+    become NaN, and then other values may, too.
   """
   wide = x.astype(jnp.float32)
   largest = jnp.max(jnp.abs(wide))
@@ -65,9 +66,23 @@ def _result(y: Float[Array, "..."]) -> Float[Array, "..."]:
 _result.defvjp(lambda y: (y, None), lambda _, g: (round_to(g, BACKWARD),))
 
 
-@functools.wraps(jax.lax.dot_general)
-def dot_general(lhs, rhs, dimension_numbers, **kwargs):
-  """`jax.lax.dot_general` with 8-bit operands, in the backward pass too."""
+def dot_general(
+  lhs: Float[Array, "..."],
+  rhs: Float[Array, "..."],
+  dimension_numbers: jax.lax.DotDimensionNumbers,
+  **kwargs: Any,
+) -> Float[Array, "..."]:
+  """`jax.lax.dot_general` with 8-bit operands, in the backward pass too.
+
+  Args:
+    lhs: as there.
+    rhs: as there.
+    dimension_numbers: as there.
+    **kwargs: as there.
+
+  Returns:
+    The product of the rounded operands.
+  """
   product = jax.lax.dot_general(
     _operand(lhs), _operand(rhs), dimension_numbers, **kwargs
   )

@@ -49,7 +49,7 @@ class FlowTransformer(nn.Module):
       ignored (a layout inherited from diffusion models).
     dtype: of the matrix products and of the tokens between blocks. Parameters,
       norms, softmax, embeddings and the output are float32.
-    float8: round the operands of the blocks' large products; see `float8`.
+    float8: see `blocks.Block`.
     scan_layers: see `blocks.run_stack`.
     remat: see `blocks.run_stack`.
     attention: "xla", "cudnn" or "auto"; see `attention.attend`.

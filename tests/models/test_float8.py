@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from gmem_jax.aot import topology
-from gmem_jax.bench import float8 as gate
 from gmem_jax.models import float8, lightning_dit, sit
 
 FORMATS = [float8.FORWARD, float8.BACKWARD]
@@ -57,9 +56,9 @@ def test_rounding_keeps_what_the_format_holds(dtype, size):
 def test_rounding_hides_no_fault(dtype):
   zeros = float8.round_to(jnp.zeros((3, 4)), dtype)
   np.testing.assert_array_equal(zeros, np.zeros((3, 4)))
-  assert np.isnan(float8.round_to(jnp.array([1.0, jnp.nan]), dtype)).any()
-  found = float8.round_to(jnp.array([1.0, jnp.inf]), dtype)
-  assert not np.isfinite(found).all()
+  for bad in (jnp.nan, jnp.inf, -jnp.inf):
+    found = float8.round_to(jnp.array([1.0, bad, 1000.0]), dtype)
+    assert not np.isfinite(found[1])
   tiny = float8.round_to(jnp.full(3, 1e-42), dtype)
   assert np.isfinite(tiny).all()
 
@@ -127,26 +126,3 @@ def test_all_three_products_are_of_8_bits_on_an_h100():
   text = lowered.compile(compiler_options=machine.options).as_text()
   assert text.count('custom_call_target="__cublas$lt$matmul$f8"') == 3
   assert '"__cublas$lt$matmul"' not in text
-
-
-def test_the_gate_closes_above_two_percent():
-  assert gate.passes([3.0, 1.019], [2.0, 1.0])
-  assert gate.passes([3.0, 0.5], [2.0, 1.0])
-  assert not gate.passes([0.1, 1.021], [2.0, 1.0])
-  assert not gate.passes([0.1, float("nan")], [2.0, 1.0])
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_training_passes_the_gate(capsys):
-  assert gate.main([]) == 0
-  rows = capsys.readouterr().out.splitlines()[-3:]
-  plain, eight, other = ([float(x) for x in r.split("|")[2:6]] for r in rows)
-  assert plain != eight != other
-  for curve in (plain, eight, other):
-    assert curve[-1] < curve[0] / 2
-
-
-def test_a_run_that_fails_is_an_error():
-  with pytest.raises(RuntimeError, match=r"training failed: (.|\n)*nowhere"):
-    gate.loss_curve("nowhere.py", {})
