@@ -56,6 +56,7 @@ def test_json_round_trip():
     ("sampler.path", "gvp", r"config\.sampler\.path='gvp'"),
     ("sampler.guidance.scale", -1.0, r"sampler\.guidance\.scale"),
     ("data", 3, r"config\.data=3: a section"),
+    ("model.float8", True, r"config\.model\.dtype='float32': must be 'bf"),
   ],
 )
 def test_wrong_value_names_the_key(key, value, match):

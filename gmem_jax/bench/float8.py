@@ -105,8 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     changes = ONLY_LOSS | _recipe.changes_of(args, SMALL)
   except ValueError as error:
     parser.error(str(error))
+  if config.model.dtype != "bfloat16":  # Before anything is trained.
+    parser.error("config.model.dtype must be 'bfloat16', see --change")
   runs = {
-    f"{config.model.dtype} products": {},
+    "bfloat16 products": {},
     "8-bit operands": {"model.float8": True},
     "another seed": {"seed": config.seed + 1},
   }

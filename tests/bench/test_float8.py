@@ -17,6 +17,12 @@ def test_a_run_that_fails_is_an_error(capsys):
   assert capsys.readouterr().out == ""
 
 
+def test_a_dtype_that_does_not_fit_is_refused_before_training(capsys):
+  with pytest.raises(SystemExit):
+    float8.main(["--size=small", "--change=model.dtype=float32"])
+  assert "config.model.dtype must be 'bfloat16'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.process
 def test_all_three_runs_learn(capsys):
