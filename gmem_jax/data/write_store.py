@@ -134,8 +134,8 @@ def _write_shards(
 ) -> None:
   """Writes those shards of this process that are not there yet."""
   mine = range(jax.process_index(), schema.shards, jax.process_count())
-  todo = [i for i in mine if not shards.is_whole(directory, schema, i)]
-  done = sum(len(_images(schema, i)) for i in mine if i not in set(todo))
+  missing = [i for i in mine if not shards.is_whole(directory, schema, i)]
+  done = sum(len(_images(schema, i)) for i in mine if i not in set(missing))
   total = sum(len(_images(schema, i)) for i in mine)
   if done:
     _log.info("continuing: %d of %d images are there", done, total)
@@ -147,10 +147,10 @@ def _write_shards(
   ):
     decode.silence_pillow()
     # One stream of pictures over all shards: the pool never runs dry.
-    numbers = [n for shard in todo for n in _images(schema, shard)]
+    numbers = [n for shard in missing for n in _images(schema, shard)]
     ahead = 2 * networks.batch_size
     pictures = _read_ahead(pool, source, schema.image_shape[0], numbers, ahead)
-    for shard in todo:
+    for shard in missing:
       with shards.writing(directory, schema, shard) as writer:
         images = _images(schema, shard)
         _fill(writer, networks, pictures, images, progress)
