@@ -1,4 +1,4 @@
-"""Training, as `main` starts it, and what sampling shares with it."""
+"""Training, as `main` starts it."""
 
 import dataclasses
 import logging
@@ -11,19 +11,19 @@ import numpy as np
 
 from gmem_jax import (
   assemble,
-  bank_placement,
-  checkpoint,
   config as config_lib,
   distributed,
   images,
   pretrained_encoders,
   report,
+  run_directory,
+  run_sampling,
   sample,
   sharding,
   train,
   training_data,
 )
-from gmem_jax.bank import bank as bank_lib, draw, lookup
+from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.data import sources as data_sources
 from gmem_jax.evaluate import build, catalogue, scores, sources
 
@@ -42,7 +42,7 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """
   training_data.require(config)
   mesh = make_mesh(config)
-  config_lib.claim_workdir(config, workdir)
+  run_directory.claim(config, workdir)
   dataset = training_data.load(config)
   memory = assemble.make_memory(config, dataset, mesh)
   evaluator = make_evaluator(
@@ -60,14 +60,14 @@ def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
   other_dir = workdir / "unconditional"
-  config_lib.claim_workdir(other, other_dir)
+  run_directory.claim(other, other_dir)
   other_run = make_run(other, other_dir, mesh, dataset, memory, evaluator)
   other_state = train.train(other_run)
   _log.info("sampling for the report")
-  sample_fn = make_sample_fn(config, memory, mesh, config.seed)
-  weights = make_weights(config, memory, state.ema)
-  other_weights = make_weights(other, memory, other_state.ema)
-  other_fn = make_sample_fn(other, memory, mesh, config.seed)
+  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
+  weights = run_sampling.make_weights(config, memory, state.ema)
+  other_weights = run_sampling.make_weights(other, memory, other_state.ema)
+  other_fn = run_sampling.make_sample_fn(other, memory, mesh, config.seed)
   bank, heldout = memory.bank, dataset.heldout.bank
   material = report.Material(
     train=dataset.train_images.pixels,
@@ -105,39 +105,6 @@ def neighbours(
   return report.Neighbours(*map(np.asarray, found))
 
 
-def load_params(
-  config: config_lib.Config,
-  workdir: pathlib.Path,
-  memory: assemble.Memory,
-  mesh: jax.sharding.Mesh,
-) -> tuple[int, Any]:
-  """Loads the parameters to sample with, and nothing else.
-
-  Args:
-    config: The run.
-    workdir: Its directory.
-    memory: Its memory.
-    mesh: The devices.
-
-  Returns:
-    (step, parameters).
-
-  Raises:
-    ValueError: If the run has no checkpoint yet.
-  """
-  shapes = jax.eval_shape(assemble.make_init(config, memory))
-  target = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
-  with checkpoint.opened(
-    workdir / "checkpoints", config.checkpoint
-  ) as checkpoints:
-    restored = checkpoints.restore_part(
-      target, lambda state: getattr(state, config.sample.weights)
-    )
-  if restored is None:
-    raise ValueError(f"--workdir={workdir}: the run has no checkpoint yet")
-  return restored
-
-
 def make_run(
   config: config_lib.Config,
   workdir: pathlib.Path,
@@ -157,14 +124,14 @@ def make_run(
     evaluator: Scores images; None to make the pictures alone.
   """
   assemble.save_memory(workdir / "memory", memory)
-  sample_fn = make_sample_fn(config, memory, mesh, config.seed)
+  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
 
   def evaluate_fn(step: int, params: Any):
-    weights = make_weights(config, memory, params)
+    weights = run_sampling.make_weights(config, memory, params)
     shown: list[np.ndarray] = []
 
     def read(numbers):
-      rows, features = draw_snippets(config, memory.bank, numbers)
+      rows, features = run_sampling.draw_snippets(config, memory.bank, numbers)
       pixels = sample_fn(weights, numbers, features, rows)
       if numbers[0] < config.eval.grid:
         shown.append(pixels)
@@ -245,72 +212,9 @@ def draw_samples(
     outside: Whether that is another bank than the one neighbours come from.
   """
   numbers = np.arange(config.eval.count)
-  rows, features = draw_snippets(config, bank, numbers)
+  rows, features = run_sampling.draw_snippets(config, bank, numbers)
   own = None if outside else rows
   return report.Samples(sample_fn(weights, numbers, features, own), rows)
-
-
-def draw_snippets(
-  config: config_lib.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """What the samples of an evaluation are made of.
-
-  Args:
-    config: The run.
-    bank: Where the snippets come from.
-    numbers: [n] numbers of the images.
-
-  Returns:
-    [n] rows of the bank, and their features [n d].
-  """
-  numbers = numbers.astype(np.int32)
-  rows = np.asarray(
-    draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
-  )
-  return rows, bank_placement.read_rows(bank, rows)
-
-
-def make_sample_fn(
-  config: config_lib.Config,
-  memory: assemble.Memory,
-  mesh: jax.sharding.Mesh,
-  seed: int,
-) -> sample.SampleFn:
-  """The sampling function of a run.
-
-  Args:
-    config: The run.
-    memory: Its memory.
-    mesh: The devices.
-    seed: Image i's noise depends on (seed, i) alone.
-  """
-  return sample.make_sample_fn(
-    assemble.network(config, memory),
-    config.sampler,
-    memory.latent_shape,
-    mesh,
-    seed=seed,
-    device_batch=config.sample.device_batch,
-    recall=assemble.make_recall(config, memory.unit),
-  )
-
-
-def make_weights(
-  config: config_lib.Config, memory: assemble.Memory, params: Any
-) -> sample.Weights:
-  """All that a run samples with.
-
-  Args:
-    config: The run.
-    memory: Its memory.
-    params: Its network's parameters.
-  """
-  return sample.Weights(
-    params=params,
-    tokenizer=pretrained_encoders.load_decoder(config),
-    stats=memory.stats,
-    bank=memory.unit,
-  )
 
 
 def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:

@@ -10,9 +10,10 @@ from gmem_jax import (
   assemble,
   bank_placement,
   config as config_lib,
-  modes,
   pretrained,
   pretrained_encoders,
+  run_directory,
+  run_sampling,
   sample,
 )
 from gmem_jax.bank import bank as bank_lib, storage
@@ -81,13 +82,13 @@ def _from_run(
       f"--workdir={workdir}: no run was trained there, and"
       " config.sample.network names no converted weights"
     )
-  config_lib.claim_workdir(config, workdir)
+  run_directory.claim(config, workdir)
   memory = assemble.load_memory(workdir / "memory", mesh, config.bank.placement)
-  step, params = modes.load_params(config, workdir, memory, mesh)
+  step, params = run_sampling.load_params(config, workdir, memory, mesh)
   if not config.sample.bank:
     unit = assemble.lookup_bank(config, memory.bank)
     memory = dataclasses.replace(memory, unit=unit)
-  weights = modes.make_weights(config, memory, params)
+  weights = run_sampling.make_weights(config, memory, params)
   bank = pretrained.Bank(
     storage.decode(bank_placement.to_save(memory.bank)),
     None,

@@ -9,11 +9,9 @@ The loop's contract, which tests depend on:
 4. The data iterator advances after the save.
 """
 
-import contextlib
 import dataclasses
 import logging
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +24,7 @@ from gmem_jax import (
   bank_placement,
   batch as batch_lib,
   checkpoint,
+  clock as clock_lib,
   config as config_lib,
   distributed,
   images,
@@ -203,7 +202,8 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
   step = int(state.step)
   batches = pipeline.batches(_dataset(run), step // k, to_devices)
-  clock = Clock(step, progress["train_seconds"], config.train.batch_size)
+  trained = progress["train_seconds"]
+  clock = clock_lib.Clock(step, trained, config.train.batch_size)
   line = metrics.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
 
@@ -288,46 +288,3 @@ def _evaluate(run, step, state, train_seconds, writer) -> None:
       images.save_png(directory / f"{name}_{step:07d}.png", picture)
   shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
   _log.info("step %d  %s", step, shown)
-
-
-class Clock:
-  """Seconds of training, over all restarts, evaluation left out."""
-
-  def __init__(self, step: int, seconds: float, batch_size: int):
-    """Starts to count.
-
-    Args:
-      step: Steps already taken.
-      seconds: Seconds that took.
-      batch_size: Images a step.
-    """
-    self._start = time.monotonic() - seconds
-    self._batch_size = batch_size
-    self._lap = step, seconds
-
-  @property
-  def seconds(self) -> float:
-    """Seconds of training so far."""
-    return time.monotonic() - self._start
-
-  def lap(self, step: int) -> dict[str, float]:
-    """Rates since the last lap.
-
-    Args:
-      step: Steps taken so far.
-    """
-    (first, then), now = self._lap, self.seconds
-    self._lap = step, now
-    per_second = (step - first) / max(now - then, 1e-9)
-    return {
-      "perf/steps_per_s": per_second,
-      "perf/images_per_s": per_second * self._batch_size,
-      "perf/train_seconds": now,
-    }
-
-  @contextlib.contextmanager
-  def paused(self):
-    """Leaves out the time spent inside."""
-    began = time.monotonic()
-    yield
-    self._start += time.monotonic() - began

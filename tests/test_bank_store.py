@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gmem_jax import assemble, bank_store, checkpoint, config, sharding, weights
+from gmem_jax import (
+  assemble,
+  bank_store,
+  checkpoint,
+  config,
+  run_directory,
+  sharding,
+  weights,
+)
 from gmem_jax.bank import bank as bank_lib, edit, storage
 from gmem_jax.convert import torch_file
 from gmem_jax.encoders import protocols
@@ -211,7 +219,7 @@ def test_runs_made_before_banks_had_a_storage_are_read(rows, mesh, tmp_path):
   then = config.to_json(now)
   del then["bank"]
   (tmp_path / "config.json").write_text(json.dumps(then))
-  config.claim_workdir(now, tmp_path)
+  run_directory.claim(now, tmp_path)
   (tmp_path / "config.json").write_text(json.dumps(then))
   with pytest.raises(ValueError, match=r"bank\.storage: 'float32' there"):
-    config.claim_workdir(tiny.make_config(bank__storage="int8"), tmp_path)
+    run_directory.claim(tiny.make_config(bank__storage="int8"), tmp_path)

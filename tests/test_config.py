@@ -87,36 +87,3 @@ def test_whole_numbers_serve_as_floats():
   value = config.resolve(tree).optim.weight_decay
   assert value == 0.0
   assert isinstance(value, float)
-
-
-def test_workdir_of_another_config_is_refused_with_the_keys(tmp_path):
-  ours = config.resolve(digits())
-  config.claim_workdir(ours, tmp_path / "run")
-  config.claim_workdir(ours, tmp_path / "run")
-  tree = digits().to_dict()
-  tree["model"]["depth"] = 3
-  tree["seed"] = 1
-  with pytest.raises(ValueError, match="another config") as error:
-    config.claim_workdir(config.resolve(tree), tmp_path / "run")
-  message = str(error.value)
-  assert "config.model.depth: 4 there, 3 now" in message
-  assert "config.seed: 0 there, 1 now" in message
-  assert "width" not in message
-  assert json.loads((tmp_path / "run/config.json").read_text())["seed"] == 0
-
-
-def test_free_keys_may_change(tmp_path):
-  config.claim_workdir(config.resolve(digits()), tmp_path)
-  tree = digits().to_dict()
-  tree["train"]["steps"] = 1600
-  tree["mesh"]["fsdp"] = 2
-  tree["model"]["scan_layers"] = True
-  config.claim_workdir(config.resolve(tree), tmp_path)
-  stored = json.loads((tmp_path / "config.json").read_text())
-  assert stored["train"]["steps"] == 1600
-
-
-def test_free_keys_exist():
-  flat = config.flatten(digits().to_dict())
-  for key in config.FREE:
-    assert any(k.startswith(key) for k in flat), key

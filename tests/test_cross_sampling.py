@@ -12,10 +12,10 @@ import pytest
 from gmem_jax import (
   assemble,
   checkpoint,
-  config as config_lib,
   images as images_lib,
-  modes,
   retrieval,
+  run_directory,
+  run_sampling,
   sample,
   sample_mode,
   sample_source,
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
   mesh = sharding.make_mesh(config.mesh)
   dataset = training_data.load(config)
   memory = assemble.make_memory(config, dataset, mesh)
-  config_lib.claim_workdir(config, workdir)
+  run_directory.claim(config, workdir)
   assemble.save_memory(workdir / "memory", memory)
   state = loud(jax.jit(assemble.make_init(config, memory))())
   with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
@@ -184,7 +184,7 @@ def test_guidance_drops_the_whole_memory(run):
   workdir, _, memory = run
   config = tiny.make_config(**CROSS)
   mesh = sharding.make_mesh(config.mesh)
-  _, params = modes.load_params(config, workdir, memory, mesh)
+  _, params = run_sampling.load_params(config, workdir, memory, mesh)
   made = {}
   for scale in (0.0, 1.0):
     guided = guidance.GuidanceConfig(scale, 0.0, 1.0, "conditional")
@@ -200,7 +200,7 @@ def test_guidance_drops_the_whole_memory(run):
       device_batch=1,
       recall=assemble.make_recall(config, memory.unit),
     )
-    loaded = modes.make_weights(config, memory, params)
+    loaded = run_sampling.make_weights(config, memory, params)
     features = np.asarray(memory.bank.rows)
     made[scale] = [
       sample_fn(loaded, np.arange(4), features[rows], rows)
@@ -215,9 +215,9 @@ def test_own_rows_are_left_out_only_where_they_are_known(run):
   workdir, _, memory = run
   config = tiny.make_config(**CROSS)
   mesh = sharding.make_mesh(config.mesh)
-  _, params = modes.load_params(config, workdir, memory, mesh)
-  sample_fn = modes.make_sample_fn(config, memory, mesh, 0)
-  loaded = modes.make_weights(config, memory, params)
+  _, params = run_sampling.load_params(config, workdir, memory, mesh)
+  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, 0)
+  loaded = run_sampling.make_weights(config, memory, params)
   rows = np.arange(4)
   features = np.asarray(memory.bank.rows)[rows]
   known = sample_fn(loaded, rows, features, rows)

@@ -11,9 +11,9 @@ import pytest
 from gmem_jax import (
   assemble,
   checkpoint,
-  config as config_lib,
   init_from,
   pretrained,
+  run_directory,
   sharding,
   train,
   training_data,
@@ -173,7 +173,7 @@ def test_a_path_without_parameters_is_named(parts, fresh, tmp_path, made):
 
 
 def test_a_workdir_of_another_conditioning_tells_how_to_continue(tmp_path):
-  config_lib.claim_workdir(tiny.make_config(), tmp_path)
+  run_directory.claim(tiny.make_config(), tmp_path)
   message = rf"model\.conditioning.*(.|\n)*train\.init_from={tmp_path}"
   with pytest.raises(ValueError, match=message):
-    config_lib.claim_workdir(tiny.make_config(**CROSS), tmp_path)
+    run_directory.claim(tiny.make_config(**CROSS), tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from gmem_jax import (
   assemble,
   images as images_lib,
-  modes,
+  run_sampling,
   sharding,
   training_data,
 )
@@ -26,8 +26,8 @@ def make_sampling(**changes):
   memory = assemble.make_memory(config, training_data.load(config), mesh)
   with jax.numpy_dtype_promotion("standard"):
     params = jax.jit(assemble.make_init(config, memory))().params
-  weights = modes.make_weights(config, memory, params)
-  sample_fn = modes.make_sample_fn(config, memory, mesh, 0)
+  weights = run_sampling.make_weights(config, memory, params)
+  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, 0)
   return sample_fn, weights, np.asarray(memory.bank.rows)
 
 

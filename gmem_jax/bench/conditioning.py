@@ -25,6 +25,8 @@ from gmem_jax import (
   config as config_lib,
   metrics,
   modes,
+  run_directory,
+  run_sampling,
   train,
   training_data,
 )
@@ -115,7 +117,7 @@ def measure(
     workdir: Its directory; a finished run there is not trained again.
   """
   print(f"{name}: training {config.train.steps} steps", flush=True)
-  config_lib.claim_workdir(config, workdir)
+  run_directory.claim(config, workdir)
   mesh = modes.make_mesh(config)
   dataset = training_data.load(config)
   images, heldout = dataset.train_images, dataset.heldout
@@ -128,8 +130,8 @@ def measure(
   evaluator = modes.make_evaluator(config, mesh, memory.latent_shape, images)
   run = modes.make_run(config, workdir, mesh, dataset, memory, evaluator)
   state = train.train(run)
-  sample_fn = modes.make_sample_fn(config, memory, mesh, config.seed)
-  weights = modes.make_weights(config, memory, state.ema)
+  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
+  weights = run_sampling.make_weights(config, memory, state.ema)
   placed = bank_placement.place(heldout.bank, mesh, config.bank.placement)
   other = dataclasses.replace(
     weights, bank=assemble.lookup_bank(config, placed)

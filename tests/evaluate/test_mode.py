@@ -10,9 +10,9 @@ import pytest
 from gmem_jax import (
   assemble,
   checkpoint,
-  config as config_lib,
   images as images_lib,
   modes,
+  run_directory,
   sample_mode,
   sections,
   sharding,
@@ -31,7 +31,7 @@ def workdir(tmp_path_factory):
   """A run at step 8 whose network is untrained."""
   directory = tmp_path_factory.mktemp("run")
   config = tiny.make_config()
-  config_lib.claim_workdir(config, directory)
+  run_directory.claim(config, directory)
   mesh = sharding.make_mesh(config.mesh)
   memory = assemble.make_memory(config, training_data.load(config), mesh)
   assemble.save_memory(directory / "memory", memory)
