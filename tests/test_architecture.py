@@ -19,6 +19,7 @@ LAYERS = (
     "prepare_mode",
     "compile_mode",
     "sample_mode",
+    "sample_plan",
     "bank_cli",
     "bank_commands",
     "bank_features",

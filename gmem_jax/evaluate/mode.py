@@ -11,7 +11,7 @@ from gmem_jax import (
   config as config_lib,
   distributed,
   images as images_lib,
-  sample_mode,
+  sample_plan,
   sample_source,
   sharding,
   training_data,
@@ -108,12 +108,12 @@ def _sampled(
 ) -> Subject:
   """The images that `--mode=sample` would make, made as they are needed."""
   source = sample_source.load(config, workdir, mesh)
-  plan = sample_mode.plan_rows(config, source)
-  make = sample_mode.make_fn(config, source, plan, mesh)
-  info = sample_mode.record(config, source, plan)
-  name = sample_mode.name_of(config, source, plan)
+  plan = sample_plan.plan_rows(config, source)
+  make = sample_plan.make_fn(config, source, plan, mesh)
+  info = sample_plan.record(config, source, plan)
+  name = sample_plan.name_of(config, source, plan)
   if config.eval.keep_images:
-    directory = sample_mode.directory_of(config, workdir, source, plan)
+    directory = sample_plan.directory_of(config, workdir, source, plan)
     images_lib.claim_directory(directory, info)
     make = _keeping(make, directory)
   tokenizer = source.weights.tokenizer
