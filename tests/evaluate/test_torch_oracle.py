@@ -29,10 +29,10 @@ pytestmark = [
 torch = pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
 with no_torchvision.installed():
   fidelity = pytest.importorskip(
-    "torch_fidelity", reason="needs torch-fidelity (extra 'oracle')"
+    "torch_fidelity", reason="needs torch-fidelity, without dependencies"
   )
   fid_score = pytest.importorskip(
-    "pytorch_fid.fid_score", reason="needs pytorch-fid (extra 'oracle')"
+    "pytorch_fid.fid_score", reason="needs pytorch-fid, without dependencies"
   )
 
 TOLERANCE = 1e-3
