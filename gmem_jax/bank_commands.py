@@ -64,8 +64,7 @@ def build(args: argparse.Namespace) -> None:
   """
   out = _new(args.out)
   config = bank_features.load_config(args.config, args.weights)
-  size = config.encoder.image_size
-  root, files = bank_features.list_images([args.folder], size)
+  root, files = bank_features.list_images([args.folder])
   encoder = bank_features.Encoder(config)
   partial = out.with_name(f".{out.name}.partial")
   found = bank_features.encode_all(encoder, files, partial)
@@ -245,7 +244,7 @@ def _encode(
   if args.config is None:
     raise ValueError("--image needs --config: it names the feature encoder")
   config = bank_features.load_config(args.config, args.weights)
-  root, files = bank_features.list_images(args.image, config.encoder.image_size)
+  root, files = bank_features.list_images(args.image)
   encoder = bank_features.Encoder(config)
   key = f"--config={args.config}: config.encoder.features"
   bank_lib.check_encoder(stored.info, encoder.name, key)

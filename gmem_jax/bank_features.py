@@ -143,14 +143,11 @@ def load_config(text: str, weights: str | None) -> config_lib.Config:
   return config_lib.resolve(tree)
 
 
-def list_images(
-  paths: Sequence[str], size: int
-) -> tuple[str, list[pathlib.Path]]:
+def list_images(paths: Sequence[str]) -> tuple[str, list[pathlib.Path]]:
   """Image files by name, and all of folders.
 
   Args:
     paths: Files and folders.
-    size: Side of the crop.
 
   Returns:
     (the folder that they have in common, files); a folder's are in the order of
@@ -164,10 +161,9 @@ def list_images(
     path = pathlib.Path(text).absolute()
     if path.is_dir():
       try:
-        names = folder.Folder(path, size).names
+        names, _ = folder.list_images(path)
       except ValueError as error:
-        prefix = f"config.data.path={str(path)!r}: "
-        raise ValueError(f"{text}: {str(error).removeprefix(prefix)}") from None
+        raise ValueError(f"{text}: {error}") from None
       files += [path / name for name in names]
     elif path.is_file():
       files.append(path)

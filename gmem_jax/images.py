@@ -251,26 +251,3 @@ def remove_pngs(directory: pathlib.Path, count: int) -> None:
   """
   for i in range(count):
     (directory / f"{i:06d}.png").unlink(missing_ok=True)
-
-
-def read_rgb(path: pathlib.Path, key: str) -> np.ndarray:
-  """Reads a picture of any format that Pillow knows.
-
-  Args:
-    path: The file.
-    key: What names the file in an error.
-
-  Returns:
-    uint8 [H, W, 3].
-
-  Raises:
-    ValueError: If it cannot be read.
-  """
-  try:
-    with Image.open(path) as image:
-      return np.asarray(image.convert("RGB"))
-  # Damage shows as anything from OSError to SyntaxError.
-  except Exception as error:
-    raise ValueError(
-      f"{key}: cannot read {path} as an image: {error}"
-    ) from None

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from gmem_jax import images, pretrained_encoders, rngs, sections
+from gmem_jax import pretrained_encoders, rngs, sections
 from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import Config
-from gmem_jax.data import crop
+from gmem_jax.data import crop, decode
 from gmem_jax.encoders import protocols
 
 
@@ -96,9 +96,14 @@ class Reader:
       ValueError: If it cannot be read, or its feature does not fit.
     """
     path = pathlib.Path(file)
-    pixels = images.read_rgb(path, key)
     published = self._config.sample.reading == "published"
     size = self._config.encoder.image_size
+    try:
+      pixels, _ = decode.read(path, size)
+    except decode.BadImageError as error:
+      raise ValueError(
+        f"{key}: cannot read {path} as an image: {error}"
+      ) from None
     cut = crop.bilinear_crop if published else crop.center_crop
     pixels = cut(pixels, size)
     if self._channels == 1:

@@ -28,12 +28,15 @@ class BadImageError(Exception):
   """An image cannot be used; the message says why."""
 
 
-def read(file: pathlib.Path | io.BytesIO, size: int) -> tuple[np.ndarray, str]:
+def read(
+  file: pathlib.Path | io.BytesIO, size: int | None = None
+) -> tuple[np.ndarray, str]:
   """Reads an image.
 
   Args:
     file: Its file, or its bytes.
-    size: Side of the square that will be cut from it.
+    size: Side in pixels of the square that will be cut from it; None to keep
+      its size.
 
   Returns:
     (uint8 [H, W, 3], what is odd about it, "" for nothing).
@@ -66,16 +69,16 @@ def silence_pillow() -> None:
   warnings.filterwarnings("ignore", "Palette images with Transparency")
 
 
-def _check_size(sides: tuple[int, int], size: int) -> None:
+def _check_size(sides: tuple[int, int], size: int | None) -> None:
   short, long = min(sides), max(sides)
-  if short < MIN_SIDE:
+  if size is not None and short < MIN_SIDE:
     raise BadImageError(f"{sides[0]} x {sides[1]} pixels: nothing to see")
   if short * long > MAX_PIXELS:
     raise BadImageError(
       f"{sides[0]} x {sides[1]} pixels: more than {MAX_PIXELS:,}, taken for a"
       " decompression bomb"
     )
-  if long * size * size // short > MAX_PIXELS:
+  if size is not None and long * size * size // short > MAX_PIXELS:
     raise BadImageError(
       f"{sides[0]} x {sides[1]} pixels: too narrow to enlarge to {size}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from gmem_jax.data import decode, sources
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class Folder:
@@ -37,24 +37,11 @@ class Folder:
       ValueError: If it is no folder, cannot be listed, or holds no image.
     """
     self.root, self._size = root, size
-    self.ignored: collections.Counter[str] = collections.Counter()
-    found = []
-    for path in _walk(root):
-      extension = os.path.splitext(path)[1].lower() or "no extension"
-      if os.path.basename(path).startswith("."):
-        self.ignored["hidden"] += 1
-      elif extension in EXTENSIONS:
-        found.append(path)
-      else:
-        self.ignored[extension] += 1
-    if not found:
-      raise ValueError(
-        f"config.data.path={str(root)!r}: no image there, nor in its folders;"
-        f" extensions taken are {', '.join(EXTENSIONS)}"
-        + (f", found were {dict(self.ignored)}" if self.ignored else "")
-      )
-    self.names = sorted(found, key=os.path.split)
-    self.classes = sorted({_class(name) for name in found} - {""})
+    try:
+      self.names, self.ignored = list_images(root)
+    except ValueError as error:
+      raise ValueError(f"config.data.path={str(root)!r}: {error}") from None
+    self.classes = sorted({_class(name) for name in self.names} - {""})
     self._labels = {name: i for i, name in enumerate(self.classes)} | {"": -1}
 
   def __len__(self) -> int:
@@ -84,14 +71,45 @@ class Folder:
     }
 
 
+def list_images(
+  root: pathlib.Path,
+) -> tuple[list[str], collections.Counter[str]]:
+  """Lists the image files below a folder; the only lister of folders.
+
+  Args:
+    root: The folder; links are followed, hidden files are left out.
+
+  Returns:
+    Paths relative to the folder, by class and then by name; and extension, or
+    "hidden" -> number of files that were left out.
+
+  Raises:
+    ValueError: If it is not a folder, cannot be listed, or holds no image.
+  """
+  ignored: collections.Counter[str] = collections.Counter()
+  names = []
+  for path in _walk(root):
+    extension = os.path.splitext(path)[1].lower() or "no extension"
+    if os.path.basename(path).startswith("."):
+      ignored["hidden"] += 1
+    elif extension in EXTENSIONS:
+      names.append(path)
+    else:
+      ignored[extension] += 1
+  if not names:
+    raise ValueError(
+      "no image there, nor in its folders; extensions taken are"
+      f" {', '.join(EXTENSIONS)}"
+      + (f", found were {dict(ignored)}" if ignored else "")
+    )
+  return sorted(names, key=os.path.split), ignored
+
+
 def _walk(root: pathlib.Path) -> list[str]:
   """All files below a folder, relative to it; a loop of links ends."""
 
   def fail(error: OSError) -> None:
-    raise ValueError(
-      f"config.data.path={str(root)!r}: cannot list {error.filename}:"
-      f" {error.strerror}"
-    )
+    raise ValueError(f"cannot list {error.filename}: {error.strerror}")
 
   found, seen = [], set()
   for folder, below, files in os.walk(root, onerror=fail, followlinks=True):

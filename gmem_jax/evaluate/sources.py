@@ -14,10 +14,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from gmem_jax.data import crop as crop_lib, schema as schema_lib
+from gmem_jax.data import (
+  crop as crop_lib,
+  decode as decode_lib,
+  folder,
+  schema as schema_lib,
+)
 from gmem_jax.evaluate import prepared
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _READERS = 8
 
 
@@ -90,12 +94,14 @@ class Folder:
       ValueError: If there is no image.
     """
     self._channels, self._crop, self._root = channels, crop, path
-    files = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
-    files = [f for f in files if f.suffix.lower() in _SUFFIXES]
+    try:
+      files, _ = folder.list_images(path)
+    except ValueError as error:
+      raise ValueError(f"{path}: {error}") from None
     if (path / "sample.json").exists():
-      files = [f for f in files if re.fullmatch(r"\d{6,}\.png", str(f))]
-    if not files:
-      raise ValueError(f"{path} holds no image ({', '.join(_SUFFIXES)})")
+      files = [f for f in files if re.fullmatch(r"\d{6,}\.png", f)]
+      if not files:
+        raise ValueError(f"{path}: none of its samples is there")
     self._files = files
     self.count = len(files)
     self.shape = self._read_one(0).shape
@@ -134,15 +140,13 @@ class Folder:
   def _read_one(self, number: int) -> np.ndarray:
     path = self._root / self._files[number]
     try:
-      with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-        if self._crop:
-          pixels = crop_lib.center_crop(pixels, self._crop)
-        if self._channels == 1:
-          pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    # Damage shows as anything from OSError to SyntaxError.
-    except Exception as error:
+      pixels, _ = decode_lib.read(path, self._crop)
+    except decode_lib.BadImageError as error:
       raise ValueError(f"cannot read {path} as an image: {error}") from None
+    if self._crop:
+      pixels = crop_lib.center_crop(pixels, self._crop)
+    if self._channels == 1:
+      pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
     return pixels
 
 

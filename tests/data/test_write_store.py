@@ -121,7 +121,7 @@ def zoo(root) -> dict[str, str]:
     "b/narrow.png": (png(Image.new("L", (2, 6_000_000))), "too narrow"),
     "one.png": (png(rgb.resize((1, 1))), "nothing to see"),
   }
-  others = {"a/notes.txt": b"x", "b/old.bmp": b"x", "b/._rgb.jpg": b"x"}
+  others = {"a/notes.txt": b"x", "b/old.tif": b"x", "b/._rgb.jpg": b"x"}
   files = good | {n: data for n, (data, _) in bad.items()} | others
   for name, data in files.items():
     path = root / name
@@ -156,7 +156,7 @@ def test_bad_images_are_named_and_counted(prepared):
     "b/animated.png",
     "b/animated.webp",
   ]
-  assert report["ignored"] == {".bmp": 1, ".txt": 1, "hidden": 1}
+  assert report["ignored"] == {".tif": 1, ".txt": 1, "hidden": 1}
   text = join_store.describe(directory, report)
   assert "a/cut.jpg" in text
   assert report["bank"] in text

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gmem_jax.data import folder
 from gmem_jax.evaluate import sources
 from tests.data import prepared
 from tests.evaluate import fakes
@@ -109,7 +110,7 @@ def other(path):
 @pytest.mark.parametrize(
   ("name", "make", "match"),
   [
-    ("folder", no_image, "holds no image"),
+    ("folder", no_image, "no image there"),
     ("folder", damaged, "cannot read .*000000.png as an image"),
     ("folder", half_prepared, "is not finished"),
     ("gone", lambda path: None, "does not exist"),
@@ -131,3 +132,31 @@ def test_npz_is_not_cropped(tmp_path):
   np.savez(tmp_path / "x.npz", arr_0=fakes.images(0, 2))
   with pytest.raises(ValueError, match="only the images of a folder"):
     sources.open_images(tmp_path / "x.npz", crop=4)
+
+
+def test_a_folder_is_listed_as_prepare_lists_it(tmp_path):
+  write_folder(tmp_path / "ref" / "a", fakes.images(0, 2))
+  write_folder(tmp_path / "elsewhere", fakes.images(1, 3))
+  (tmp_path / "ref" / "b").symlink_to(tmp_path / "elsewhere")
+  # A companion file of another system, which is no image.
+  (tmp_path / "ref" / "a" / "._000000.png").write_bytes(b"no image")
+  names, ignored = folder.list_images(tmp_path / "ref")
+  assert sources.Folder(tmp_path / "ref").count == len(names) == 5
+  assert ignored == {"hidden": 1}
+
+
+def test_16_bit_grey_is_scaled_as_prepare_scales_it(tmp_path):
+  grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+  Image.fromarray(grey).save(tmp_path / "0.png")
+  pixels = sources.Folder(tmp_path).read(np.array([0]))[0]
+  np.testing.assert_array_equal(pixels[..., 0], (grey // 257).astype(np.uint8))
+
+
+def test_no_file_starts_another_program(tmp_path):
+  # Pillow hands PostScript to Ghostscript, whatever the file is called.
+  (tmp_path / "dog.png").write_bytes(
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+    b"showpage\n%%EOF\n"
+  )
+  with pytest.raises(ValueError, match=r"dog.png as an image: no image: none"):
+    sources.Folder(tmp_path)
