@@ -1,6 +1,6 @@
 r"""From a folder of photographs to samples, in minutes on a laptop.
 
-  python -m gmem_jax.photos data/photos weights/random
+  python -m gmem_jax.data.photos data/photos weights/random
   python -m gmem_jax.main --config=configs/photos.py --mode=prepare
   python -m gmem_jax.main --config=configs/photos.py --workdir=runs/photos
   python -m gmem_jax.main --config=configs/photos.py --workdir=runs/photos \

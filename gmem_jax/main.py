@@ -46,10 +46,10 @@ from absl import app, flags, logging as absl_logging
 from ml_collections import config_flags
 
 import gmem_jax
-from gmem_jax import huge_pages
+from gmem_jax.commands import huge_pages
 
 if TYPE_CHECKING:
-  from gmem_jax import config as config_lib
+  from gmem_jax.config import resolve as config_lib
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
@@ -131,7 +131,8 @@ def main(argv: list[str]) -> int:
   Returns:
     The exit status.
   """
-  from gmem_jax import config as config_lib, distributed
+  from gmem_jax.config import resolve as config_lib
+  from gmem_jax.parallel import processes
 
   _set_up_logging()
   if len(argv) > 1:
@@ -163,46 +164,46 @@ def main(argv: list[str]) -> int:
   try:
     status = _work(config)
   except BaseException as error:
-    if not distributed.is_joined() or isinstance(error, SystemExit):
+    if not processes.is_joined() or isinstance(error, SystemExit):
       raise
     traceback.print_exc()
-    return distributed.fail(f"{type(error).__name__}: {error}", 1)
-  distributed.finish()
+    return processes.fail(f"{type(error).__name__}: {error}", 1)
+  processes.finish()
   return status
 
 
 def _work(config: "config_lib.Config") -> int:
   """Joins the other processes and does what the mode says."""
-  from gmem_jax import (
-    compile_cache,
-    compile_mode,
-    config as config_lib,
-    distributed,
-    jobs,
-    metrics,
-    modes,
-    prepare_mode,
-    sample_mode,
-    train,
+  from gmem_jax.commands import (
+    compile as compile_command,
+    evaluate as evaluate_mode,
+    prepare as prepare_command,
+    sample as sample_command,
+    startup,
+    train as train_command,
   )
-  from gmem_jax.evaluate import mode as evaluate_mode
+  from gmem_jax.config import resolve as config_lib
+  from gmem_jax.parallel import jobs, processes
+  from gmem_jax.train import loop, metrics
 
   try:
     if _MODE.value == "compile":  # alone, also on a host of a cluster
-      compile_mode.compile_mode(config, str(_TOPOLOGY.value), _BANK_ROWS.value)
+      compile_command.compile_mode(
+        config, str(_TOPOLOGY.value), _BANK_ROWS.value
+      )
       return 0
     workdir = pathlib.Path()
     if _MODE.value != "prepare":
       workdir = _workdir()
-    compile_cache.keep(
-      compile_cache.directory_of(
+    startup.keep(
+      startup.directory_of(
         config.compile_cache, None if _MODE.value == "prepare" else workdir
       )
     )
     job = jobs.find(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     if job is not None:
       _quieten(job.index)
-      distributed.start(
+      processes.start(
         job,
         seconds=_JOIN_SECONDS.value,
         silence=_SILENCE_SECONDS.value,
@@ -213,14 +214,16 @@ def _work(config: "config_lib.Config") -> int:
         },
       )
     if _MODE.value == "prepare":
-      prepare_mode.prepare_mode(config)
+      prepare_command.prepare_mode(config)
     elif _MODE.value == "train":
-      modes.train_mode(config, workdir)
+      train_command.train_mode(config, workdir)
     elif _MODE.value == "evaluate":
       evaluate_mode.evaluate_mode(config, workdir)
     else:
-      sample_mode.sample_mode(config, workdir, _IMAGE.value, _INTERPOLATE.value)
-  except train.Preempted as stop:
+      sample_command.sample_mode(
+        config, workdir, _IMAGE.value, _INTERPOLATE.value
+      )
+  except loop.Preempted as stop:
     logging.getLogger("gmem_jax").warning("%s", stop)
     return _STOPPED_STATUS.value
   except (
@@ -229,7 +232,7 @@ def _work(config: "config_lib.Config") -> int:
     ModuleNotFoundError,
     metrics.NonFiniteError,
   ) as error:
-    return distributed.fail(str(error), 2)
+    return processes.fail(str(error), 2)
   return 0
 
 

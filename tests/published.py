@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import config as config_lib, weights
-from gmem_jax.convert import torch_export, torch_file
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.convert import torch_export
+from gmem_jax.files import weights
+from gmem_jax.files.torch_reader import torch_file
 from tests import recipe, tiny
 from tests.convert import helpers
 

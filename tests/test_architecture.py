@@ -168,7 +168,7 @@ def test_files_are_small():
 def test_configs_are_complete_and_resolve():
   import importlib.util
 
-  from gmem_jax import config
+  from gmem_jax.config import resolve as config_lib
 
   files = sorted((ROOT / "configs").glob("*.py"))
   assert files
@@ -179,8 +179,8 @@ def test_configs_are_complete_and_resolve():
     options = getattr(module, "OPTIONS", None)
     for arguments in [(o,) for o in options] if options else [()]:
       tree = module.get_config(*arguments)
-      resolved = config.resolve(tree)
-      assert config.flatten(config.to_json(resolved)).keys() == (
-        config.flatten(tree.to_dict()).keys()
+      resolved = config_lib.resolve(tree)
+      assert config_lib.flatten(config_lib.to_json(resolved)).keys() == (
+        config_lib.flatten(tree.to_dict()).keys()
       )
     assert "python -m gmem_jax.main" in module.__doc__

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmem_jax import bank_cli, bank_features, bank_store, images, weights
-from gmem_jax.bank import bank as bank_lib, storage
+from gmem_jax.bank import bank as bank_lib, files as bank_files, storage
+from gmem_jax.commands import bank as bank_command
+from gmem_jax.data import encode_files, images
+from gmem_jax.files import weights
 from tests import tiny
 
 CONFIG = f"--config={tiny.ROOT}/configs/digits.py"
@@ -15,7 +17,7 @@ COUNT = 12
 @pytest.fixture
 def run(capsys):
   def run(*arguments, code=0):
-    found = bank_cli.main([str(a) for a in arguments])
+    found = bank_command.main([str(a) for a in arguments])
     out, err = capsys.readouterr()
     assert found == code, err
     return out if code == 0 else err
@@ -38,12 +40,14 @@ def work(tmp_path_factory):
   for i in range(COUNT):
     _save(folder / f"{i % 3}" / f"{i:02d}.png", i)
   (folder / "1" / "broken.png").write_bytes(b"no image")
-  assert bank_cli.main(["build", str(folder), str(work / "bank"), CONFIG]) == 0
+  assert (
+    bank_command.main(["build", str(folder), str(work / "bank"), CONFIG]) == 0
+  )
   return work
 
 
 def test_build_names_rows_and_skips_what_is_broken(work, run):
-  stored = bank_store.read(work / "bank")
+  stored = bank_files.read(work / "bank")
   assert stored.bank.size == COUNT
   assert stored.images.names[:5] == (
     "0/00.png", "0/03.png", "0/06.png", "0/09.png", "1/01.png",
@@ -57,8 +61,8 @@ def test_build_names_rows_and_skips_what_is_broken(work, run):
 
 
 def test_a_killed_build_continues(work, run, monkeypatch, capsys):
-  monkeypatch.setattr(bank_features, "BLOCK", 5)
-  seen, call = [], bank_features.Encoder.__call__
+  monkeypatch.setattr(encode_files, "BLOCK", 5)
+  seen, call = [], encode_files.Encoder.__call__
 
   def spy(self, files, progress=None):
     seen.append(len(files))
@@ -66,25 +70,25 @@ def test_a_killed_build_continues(work, run, monkeypatch, capsys):
       raise KeyboardInterrupt
     return call(self, files, progress)
 
-  monkeypatch.setattr(bank_features.Encoder, "__call__", spy)
+  monkeypatch.setattr(encode_files.Encoder, "__call__", spy)
   arguments = ["build", str(work / "photos"), str(work / "again"), CONFIG]
   with pytest.raises(KeyboardInterrupt):
-    bank_cli.main(arguments)
+    bank_command.main(arguments)
   capsys.readouterr()
-  assert bank_cli.main(arguments) == 0
+  assert bank_command.main(arguments) == 0
   err = capsys.readouterr().err
   # The block that was whole is not encoded again.
   assert seen == [5, 5, 5, 3]
   assert "broken.png: no image" in err
   assert "skipped 1 of 13 files" in err
-  ours, theirs = (bank_store.read(work / n) for n in ("again", "bank"))
+  ours, theirs = (bank_files.read(work / n) for n in ("again", "bank"))
   np.testing.assert_array_equal(ours.bank.rows, theirs.bank.rows)
   assert (ours.info, ours.images) == (theirs.info, theirs.images)
   assert not list(work.glob(".*partial"))
 
 
 def test_search_finds_rows_images_and_features(work, run):
-  rows = bank_store.read(work / "bank").bank.rows
+  rows = bank_files.read(work / "bank").bank.rows
   cosine = rows @ rows.T
   order = np.argsort(-cosine[7])[:3]
   text = run("search", work / "bank", "--row", 7, "-k", 3)
@@ -127,33 +131,33 @@ def test_append_images_and_features(work, run, tmp_path):
   run(
     "append", work / "bank", tmp_path / "a", "--image", tmp_path / "new", CONFIG
   )
-  stored = bank_store.read(tmp_path / "a")
+  stored = bank_files.read(tmp_path / "a")
   assert stored.images.path(COUNT) == tmp_path / "new" / "a.png"
-  assert stored.info.parent == bank_store.read(work / "bank").info.digest
+  assert stored.info.parent == bank_files.read(work / "bank").info.digest
   np.save(tmp_path / "f.npy", stored.bank.rows[COUNT])
   run("append", work / "bank", tmp_path / "b", "--features", tmp_path / "f.npy")
-  again = bank_store.read(tmp_path / "b")
+  again = bank_files.read(tmp_path / "b")
   np.testing.assert_array_equal(again.bank.rows, stored.bank.rows)
 
 
 def test_edits_from_the_command_line(work, run, tmp_path):
-  old = bank_store.read(work / "bank")
+  old = bank_files.read(work / "bank")
   text = run(
     "interpolate", work / "bank", tmp_path / "i", 3, 8,
     "--points", 3, "--method", "linear",
   )  # fmt: skip
   assert "rows 12 to 14 are new" in text
-  rows = bank_store.read(tmp_path / "i").bank.rows
+  rows = bank_files.read(tmp_path / "i").bank.rows
   np.testing.assert_allclose(
     rows[12], 0.75 * rows[3] + 0.25 * rows[8], atol=1e-6
   )
   run("interpolate", work / "bank", tmp_path / "m", 3, 8, "--method", "mask")
   run("remove", work / "bank", tmp_path / "r", "--row", 0, 5)
-  assert bank_store.read(tmp_path / "r").images.names[0] == old.images.names[1]
+  assert bank_files.read(tmp_path / "r").images.names[0] == old.images.names[1]
   double = tmp_path / "double"
   run("append", work / "bank", double, "--features", _rows_file(old, tmp_path))
   assert "12 repetitions" in run("dedup", double, tmp_path / "once")
-  once = bank_store.read(tmp_path / "once")
+  once = bank_files.read(tmp_path / "once")
   np.testing.assert_array_equal(once.bank.rows, old.bank.rows)
   assert "12 repetitions" in run(
     "dedup", double, tmp_path / "apart", "--threshold", 0.9999
@@ -168,7 +172,7 @@ def _rows_file(stored, tmp_path):
 @pytest.mark.parametrize("how", ["--storage=int8", "--rank=4"])
 def test_compress_measures_what_is_lost(work, run, tmp_path, how):
   text = run("compress", work / "bank", tmp_path / "small", how)
-  old, new = (bank_store.read(p) for p in (work / "bank", tmp_path / "small"))
+  old, new = (bank_files.read(p) for p in (work / "bank", tmp_path / "small"))
   a, b = storage.decode(old.bank), storage.decode(new.bank)
   lost = np.linalg.norm(a - b) / np.linalg.norm(a)
   assert f"lost {lost:.3%}" in text
@@ -245,7 +249,7 @@ def test_help_has_examples(capsys):
     "dedup",
   ):  # fmt: skip
     with pytest.raises(SystemExit) as stop:
-      bank_cli.main([command, "--help"])
+      bank_command.main([command, "--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert f"  python -m gmem_jax.bank {command} " in out
@@ -253,14 +257,14 @@ def test_help_has_examples(capsys):
 
 def test_edited_banks_are_what_sampling_reads(work, run, tmp_path):
   """The converter's format: `--config.sample.bank` takes them."""
-  from gmem_jax import pretrained
+  from gmem_jax.sample import pretrained
 
   run("compress", work / "bank", tmp_path / "int8", "--storage=int8")
   config = tiny.make_config(sample__bank=str(tmp_path / "int8"))
   found = pretrained.load_bank(config)
-  old = bank_store.read(work / "bank")
+  old = bank_files.read(work / "bank")
   assert storage.error(old.bank.rows, found.rows).worst_cosine > 0.999
-  stored = bank_store.read(tmp_path / "int8")
+  stored = bank_files.read(tmp_path / "int8")
   assert found.info["sha256"] == bank_lib.digest(stored.bank)
   assert weights.read_metadata(tmp_path / "int8")["kind"] == "int8_bank"
   other = tiny.make_config(sample__bank=str(tmp_path / "int8"), seed=1)

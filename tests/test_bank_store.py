@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gmem_jax import (
-  assemble,
-  bank_store,
-  checkpoint,
-  config,
-  run_directory,
-  sharding,
-  weights,
-)
-from gmem_jax.bank import bank as bank_lib, edit, storage
-from gmem_jax.convert import torch_file
-from gmem_jax.encoders import protocols
+from gmem_jax.bank import bank as bank_lib, edit, files as bank_files, storage
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.files import weights
+from gmem_jax.files.torch_reader import torch_file
+from gmem_jax.models.encoders import protocols
+from gmem_jax.parallel import sharding
+from gmem_jax.train import checkpoint, run_directory, setup
 from tests import tiny
 from tests.convert import helpers
 
@@ -39,7 +34,7 @@ def _stored(rows, form="float32", images=None):
   else:
     bank = storage.encode(rows, form)
   info = bank_lib.make_info(bank, encoder="e(1)", source="s", crop="c")
-  return bank_store.Stored(bank, info, images)
+  return bank_files.Stored(bank, info, images)
 
 
 def _same(a, b):
@@ -51,33 +46,33 @@ def _same(a, b):
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "int8", "rank"])
 def test_a_bank_comes_back(rows, form, tmp_path):
-  names = bank_store.Images("/photos", tuple(f"{i}.png" for i in range(SIZE)))
+  names = bank_files.Images("/photos", tuple(f"{i}.png" for i in range(SIZE)))
   stored = _stored(rows, form, names)
-  bank_store.write(tmp_path / "bank", stored)
-  found = bank_store.read(tmp_path / "bank")
+  bank_files.write(tmp_path / "bank", stored)
+  found = bank_files.read(tmp_path / "bank")
   _same(found.bank, stored.bank)
-  assert found.info == stored.info == bank_store.read_info(tmp_path / "bank")
+  assert found.info == stored.info == bank_files.read_info(tmp_path / "bank")
   assert found.images == names
   assert found.info.digest == bank_lib.digest(found.bank)
   with pytest.raises(FileExistsError):
-    bank_store.write(tmp_path / "bank", stored)
+    bank_files.write(tmp_path / "bank", stored)
 
 
 def test_a_bank_goes_back_to_pytorch(rows, tmp_path):
   for form in ("float32", "rank"):
     stored = _stored(rows, form)
-    bank_store.write(tmp_path / form, stored)
+    bank_files.write(tmp_path / form, stored)
     out = tmp_path / f"{form}.pth"
     code, _, err = helpers.run(tmp_path / form, out, "--to-torch")
     assert code == 0, err
     code, _, err = helpers.run(out, tmp_path / f"{form}_again")
     assert code == 0, err
-    found = bank_store.read(tmp_path / f"{form}_again")
+    found = bank_files.read(tmp_path / f"{form}_again")
     _same(found.bank, stored.bank)
     # A published file tells no encoder.
     assert found.info.encoder == ""
   assert torch_file.load(tmp_path / "float32.pth").shape == rows.shape
-  bank_store.write(tmp_path / "int8", _stored(rows, "int8"))
+  bank_files.write(tmp_path / "int8", _stored(rows, "int8"))
   code, _, err = helpers.run(tmp_path / "int8", tmp_path / "x", "--to-torch")
   assert (code, "int8" in err) == (1, True)
 
@@ -89,14 +84,14 @@ def test_a_network_that_came_with_its_bank(rows, tmp_path):
     {"params": {"x": rows}, "bank": {"rows": rows, "counts": counts}},
     {"kind": "sit", "title": "SiT", "source": {"file": "f"}},
   )
-  found = bank_store.read(tmp_path / "sit")
+  found = bank_files.read(tmp_path / "sit")
   np.testing.assert_array_equal(found.counts, counts)
   new = edit.remove(found.bank, found.info, np.array([0, 5]))
-  edited = bank_store.edited(found, new, None)
-  bank_store.write(tmp_path / "edited", edited)
+  edited = bank_files.edited(found, new, None)
+  bank_files.write(tmp_path / "edited", edited)
   kept = np.delete(counts, [0, 5])
   np.testing.assert_array_equal(
-    bank_store.read(tmp_path / "edited").counts, kept
+    bank_files.read(tmp_path / "edited").counts, kept
   )
 
 
@@ -107,57 +102,57 @@ def test_prepared_data(rows, tmp_path):
   info = _stored(rows).info
   (directory / "info.json").write_text(json.dumps(dataclasses.asdict(info)))
   for path in (directory, tmp_path):
-    found = bank_store.read(path)
+    found = bank_files.read(path)
     np.testing.assert_array_equal(found.bank.rows, rows)
     assert found.info == info
   np.save(directory / "rows.npy", rows[1:])
   with pytest.raises(ValueError, match=r"\(19, 8\), described as \(20, 8\)"):
-    bank_store.read(directory)
+    bank_files.read(directory)
 
 
 def test_names_follow_their_rows(rows):
   names = tuple(f"{i}.png" for i in range(SIZE))
-  stored = _stored(rows, images=bank_store.Images("/a", names))
+  stored = _stored(rows, images=bank_files.Images("/a", names))
   new = edit.append(stored.bank, stored.info, rows[:2])
-  added = bank_store.Images("/b", ("x.png", "/a/y.png"))
-  found = bank_store.edited(stored, new, added)
+  added = bank_files.Images("/b", ("x.png", "/a/y.png"))
+  found = bank_files.edited(stored, new, added)
   assert found.images.names == (*names, "/b/x.png", "y.png")
   assert str(found.images.path(SIZE)) == "/b/x.png"
   assert str(found.images.path(3, "/moved")) == "/moved/3.png"
   new = edit.remove(found.bank, found.info, np.arange(19))
-  assert bank_store.edited(found, new, None).images.names == (
+  assert bank_files.edited(found, new, None).images.names == (
     "19.png", "/b/x.png", "y.png",
   )  # fmt: skip
   unnamed = _stored(rows)
   new = edit.append(unnamed.bank, unnamed.info, rows[:1])
-  found = bank_store.edited(unnamed, new, bank_store.Images("/b", ("x",)))
+  found = bank_files.edited(unnamed, new, bank_files.Images("/b", ("x",)))
   assert found.images.path(0) is None
   assert str(found.images.path(SIZE)) == "/b/x"
 
 
 def test_what_is_no_bank_is_named(rows, tmp_path):
   with pytest.raises(ValueError, match="absent: there is no such bank"):
-    bank_store.read(tmp_path / "absent")
+    bank_files.read(tmp_path / "absent")
   (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match="empty holds no bank"):
-    bank_store.read(tmp_path / "empty")
+    bank_files.read(tmp_path / "empty")
   safetensors.numpy.save_file({"rows": rows}, tmp_path / "x.safetensors")
   with pytest.raises(ValueError, match=r"x\.safetensors holds no bank"):
-    bank_store.read(tmp_path / "x.safetensors")
+    bank_files.read(tmp_path / "x.safetensors")
   weights.save_converted(
     tmp_path / "net", {"params": {"x": rows}}, {"kind": "sit"}
   )
   with pytest.raises(ValueError, match=r"net: cannot be read.*no 'bank'"):
-    bank_store.read(tmp_path / "net")
+    bank_files.read(tmp_path / "net")
   bad = rows.copy()
   bad[3] = np.inf
   stored = _stored(rows)
-  bank_store.write(
+  bank_files.write(
     tmp_path / "bad",
     dataclasses.replace(stored, bank=bank_lib.MemoryBank(bad)),
   )
   with pytest.raises(ValueError, match=r"rows \[3\] are not finite"):
-    bank_store.read(tmp_path / "bad")
+    bank_files.read(tmp_path / "bad")
 
 
 @pytest.fixture(scope="module")
@@ -166,21 +161,19 @@ def mesh():
 
 
 def _memory(rows, mesh, form, placement):
-  from gmem_jax import bank_placement
+  from gmem_jax.bank import sharding as bank_sharding
 
   stored = _stored(rows, form)
   stats = protocols.LatentStats(jnp.zeros(4), jnp.ones(4))
   fields = {
-    "bank": bank_placement.place(stored.bank, mesh, placement),
+    "bank": bank_sharding.place(stored.bank, mesh, placement),
     "info": stored.info,
     "stats": stats,
     "latent_shape": (2, 2, 4),
     "token_dim": 0,
   }
-  known = {field.name for field in dataclasses.fields(assemble.Memory)}
-  return stored, assemble.Memory(
-    **{k: v for k, v in fields.items() if k in known}
-  )
+  known = {field.name for field in dataclasses.fields(setup.Memory)}
+  return stored, setup.Memory(**{k: v for k, v in fields.items() if k in known})
 
 
 @pytest.mark.multidevice
@@ -189,17 +182,17 @@ def test_a_runs_memory_comes_back_on_any_placement(rows, mesh, form, tmp_path):
   """19 rows do not divide by 4: on disk there is no padding."""
   stored, memory = _memory(rows[:19], mesh, form, "sharded")
   assert memory.bank.padding == 1
-  assemble.save_memory(tmp_path / "memory", memory)
-  _same(bank_store.read(tmp_path / "memory").bank, stored.bank)
+  setup.save_memory(tmp_path / "memory", memory)
+  _same(bank_files.read(tmp_path / "memory").bank, stored.bank)
   for placement in ("replicated", "sharded"):
-    found = assemble.load_memory(tmp_path / "memory", mesh, placement)
+    found = setup.load_memory(tmp_path / "memory", mesh, placement)
     _same(bank_lib.on_host(found.bank), stored.bank)
     assert found.bank.padding == (placement == "sharded")
     assert found.info == stored.info
-  assemble.save_memory(tmp_path / "memory", memory)
+  setup.save_memory(tmp_path / "memory", memory)
   _, other = _memory(rows[:18], mesh, form, "replicated")
   with pytest.raises(ValueError, match="keeps the bank of other images"):
-    assemble.save_memory(tmp_path / "memory", other)
+    setup.save_memory(tmp_path / "memory", other)
 
 
 def test_runs_made_before_banks_had_a_storage_are_read(rows, mesh, tmp_path):
@@ -211,15 +204,15 @@ def test_runs_made_before_banks_had_a_storage_are_read(rows, mesh, tmp_path):
     {"rows": rows, "mean": ones, "std": ones},
     {"info": info, "latent_shape": [2, 2, 4], "token_dim": 0},
   )
-  found = assemble.load_memory(tmp_path / "memory", mesh)
+  found = setup.load_memory(tmp_path / "memory", mesh)
   np.testing.assert_array_equal(found.bank.rows, rows)
-  assert bank_store.read(tmp_path).info.crop == ""
+  assert bank_files.read(tmp_path).info.crop == ""
 
   now = tiny.make_config()
-  then = config.to_json(now)
+  then = config_lib.to_json(now)
   del then["bank"]
-  (tmp_path / "config.json").write_text(json.dumps(then))
+  (tmp_path / "config_lib.json").write_text(json.dumps(then))
   run_directory.claim(now, tmp_path)
-  (tmp_path / "config.json").write_text(json.dumps(then))
+  (tmp_path / "config_lib.json").write_text(json.dumps(then))
   with pytest.raises(ValueError, match=r"bank\.storage: 'float32' there"):
     run_directory.claim(tiny.make_config(bank__storage="int8"), tmp_path)

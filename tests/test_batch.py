@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gmem_jax import batch as batch_lib, rngs
+from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.encoders import random_conv
+from gmem_jax.models.encoders import random_conv
+from gmem_jax.train import batch as batch_lib
 
 B, SHAPE = 64, (4, 4, 2)
 

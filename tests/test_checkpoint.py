@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import checkpoint, files, sharding, train_state
+from gmem_jax.files import atomic as files
+from gmem_jax.parallel import sharding
+from gmem_jax.train import checkpoint, state as train_state
 
 CONFIG = checkpoint.CheckpointConfig(every=10, keep_latest=2, keep_every=30)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from gmem_jax import clock
+from gmem_jax.train import clock
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gmem_jax import compile_cache
+from gmem_jax.commands import startup
 
 RUN = pathlib.Path("/runs/a")
 
@@ -22,14 +22,14 @@ RUN = pathlib.Path("/runs/a")
   ],
 )
 def test_where_programs_are_kept(key, workdir, directory):
-  assert compile_cache.directory_of(key, workdir) == directory
+  assert startup.directory_of(key, workdir) == directory
 
 
 def compile_something(directory, **variables):
   """A process that keeps what it compiles; what it prints on stderr."""
   code = (
     "import pathlib, jax\n"
-    "from gmem_jax import compile_cache\n"
+    "from gmem_jax.commands import startup as compile_cache\n"
     f"compile_cache.keep(pathlib.Path({str(directory)!r}))\n"
     "assert jax.jit(lambda x: x * 2)(1.0) == 2\n"
   )

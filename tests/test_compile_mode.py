@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gmem_jax import compile_mode, sharding
 from gmem_jax.aot import chips, examine, hlo, topology
+from gmem_jax.commands import compile as compile_command
+from gmem_jax.parallel import sharding
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -45,7 +46,7 @@ def test_fsdp_sends_parameters_not_activations():
       model__projector_depth=1,
       model__scan_layers=True,
     )
-    program = compile_mode.training(config, mesh, bank_rows=100)
+    program = compile_command.training(config, mesh, bank_rows=100)
     compiled = program.jitted.lower(*program.arguments).compile()
     found = hlo.collectives(compiled.as_text(), 4)
     return program, {c.kind: c.sent for c in found}
@@ -68,7 +69,7 @@ def test_training_takes_shapes_of_the_config():
     loss__projection_weight=0.5,
     data__tokens="bf16",
   )
-  program = compile_mode.training(config, make_mesh(fsdp=4), bank_rows=1000)
+  program = compile_command.training(config, make_mesh(fsdp=4), bank_rows=1000)
   state, batch, bank, _ = program.arguments
   assert program.name == "2 training steps, batch 32"
   assert batch["latent"].shape == (2, 32, 8, 8, 1)
@@ -104,7 +105,7 @@ def test_the_bank_is_stored_and_placed_as_configured(
   """As in a run: beyond an eighth of a device's memory it is split."""
   config = tiny.make_config(bank__storage=storage, bank__placement=placement)
   mesh = make_mesh(data=2, fsdp=2)
-  program = compile_mode.training(config, mesh, 1001, memory)
+  program = compile_command.training(config, mesh, 1001, memory)
   found = examine.bytes_per_device(program.parts["bank"])
   assert found == -(-1001 // parts) * bytes_a_row
   assert program.arguments[2].size == 1001
@@ -120,15 +121,15 @@ def test_latents_follow_from_tokenizer_and_size(tokenizer, size, shape):
     encoder__image_size=size,
     train__steps_per_dispatch=1,
   )
-  program = compile_mode.training(
-    config, make_mesh(data=4), bank_rows=compile_mode.PUBLISHED_ROWS
+  program = compile_command.training(
+    config, make_mesh(data=4), bank_rows=compile_command.PUBLISHED_ROWS
   )
   assert program.arguments[1]["latent"].shape == (1, 16, *shape)
 
 
 def test_batch_that_does_not_divide():
   with pytest.raises(ValueError, match=r"config\.train\.batch_size=18"):
-    compile_mode.training(
+    compile_command.training(
       tiny.make_config(train__batch_size=18), make_mesh(data=4), 10
     )
 
@@ -137,7 +138,7 @@ def test_batch_that_does_not_divide():
 @pytest.mark.multidevice
 def test_a_gpu_node_without_a_compiler_is_lowered(capsys):
   config = tiny.make_config(mesh__data=-1, train__steps_per_dispatch=1)
-  step, sampler = compile_mode.compile_mode(config, "h100:4", bank_rows=100)
+  step, sampler = compile_command.compile_mode(config, "h100:4", bank_rows=100)
   out = capsys.readouterr().out
   assert "h100:4: 4 chips, mesh data 4, fsdp 1, tensor 1; no compiler" in out
   assert "lowered, not compiled, in" in out
@@ -190,7 +191,7 @@ def test_too_big_without_a_compiler(monkeypatch):
   monkeypatch.setitem(chips.CHIPS, "h100", small)
   config = tiny.make_config(mesh__data=-1)
   with pytest.raises(ValueError, match=r"(?s)does not fit.*\n.*batch_size=16"):
-    compile_mode.compile_mode(config, "h100:4", bank_rows=10_000)
+    compile_command.compile_mode(config, "h100:4", bank_rows=10_000)
 
 
 def fake_program(**parameters):
@@ -208,7 +209,7 @@ def test_advice_follows_the_config():
   config = tiny.make_config(model__remat="none")
   mesh = make_mesh(data=4)
   program = fake_program(kernel=array(mesh, P()))
-  hints = compile_mode.advice(config, mesh, program)
+  hints = compile_command.advice(config, mesh, program)
   assert hints[0].startswith("--config.mesh.fsdp=16")
   assert "--config.model.dtype=bfloat16" in hints[1]
   assert "--config.model.remat=dots" in hints[2]
@@ -217,7 +218,7 @@ def test_advice_follows_the_config():
   mesh = make_mesh(fsdp=4)
   config = tiny.make_config(model__remat="dots", model__dtype="bfloat16")
   program = fake_program(a=array(mesh, P("fsdp")), small=array(mesh, P(), 4))
-  hints = compile_mode.advice(config, mesh, program)
+  hints = compile_command.advice(config, mesh, program)
   assert hints[0].startswith("--config.model.remat=full")
   assert hints[1].startswith("--config.train.accumulation=2")
 

@@ -9,22 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import (
-  assemble,
-  checkpoint,
-  images as images_lib,
-  retrieval,
-  run_directory,
-  run_sampling,
-  sample,
-  sample_mode,
-  sample_source,
-  sharding,
-  train_state,
-  training_data,
-  weights,
-)
+from gmem_jax.commands import sample as sample_command
+from gmem_jax.data import images as images_lib
 from gmem_jax.diffusion import guidance
+from gmem_jax.files import weights
+from gmem_jax.models import retrieval
+from gmem_jax.parallel import sharding
+from gmem_jax.sample import (
+  run_sampling,
+  sampler as sampler_lib,
+  source as source_lib,
+)
+from gmem_jax.train import (
+  checkpoint,
+  dataset as dataset_lib,
+  run_directory,
+  setup,
+  state as train_state,
+)
 from tests import tiny
 
 CROSS = {
@@ -54,11 +56,11 @@ def run(tmp_path_factory):
   config = tiny.make_config(**CROSS)
   workdir = tmp_path_factory.mktemp("cross") / "run"
   mesh = sharding.make_mesh(config.mesh)
-  dataset = training_data.load(config)
-  memory = assemble.make_memory(config, dataset, mesh)
+  dataset = dataset_lib.load(config)
+  memory = setup.make_memory(config, dataset, mesh)
   run_directory.claim(config, workdir)
-  assemble.save_memory(workdir / "memory", memory)
-  state = loud(jax.jit(assemble.make_init(config, memory))())
+  setup.save_memory(workdir / "memory", memory)
+  state = loud(jax.jit(setup.make_init(config, memory))())
   with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
     kept.save(8, jax.tree.map(jnp.asarray, state), {"train_seconds": 1.0})
   return workdir, dataset, memory
@@ -84,9 +86,9 @@ def save_bank(path: pathlib.Path, rows: np.ndarray) -> str:
 def make(workdir, output, images=(), ends=(), **changes):
   """Samples into a new directory; returns pixels and the record."""
   config = tiny.make_config(**{**CROSS, **changes, "sample__output": output})
-  sample_mode.sample_mode(config, workdir, images, ends)
+  sample_command.sample_mode(config, workdir, images, ends)
   files = sorted(pathlib.Path(output).glob("[0-9]*.png"))
-  record = json.loads((pathlib.Path(output) / "sample.json").read_text())
+  record = json.loads((pathlib.Path(output) / "sampler_lib.json").read_text())
   return np.stack([images_lib.read_png(f) for f in files]), record
 
 
@@ -171,7 +173,7 @@ def test_samples_from_another_bank_go_elsewhere(run, tmp_path):
   other = save_bank(tmp_path / "other", np.asarray(run[2].bank.rows))
   mesh = sharding.make_mesh(tiny.make_config(**CROSS).mesh)
   own, swapped = (
-    sample_source.load(
+    source_lib.load(
       tiny.make_config(**CROSS, sample__bank=bank), run[0], mesh
     ).name
     for bank in ("", other)
@@ -191,14 +193,14 @@ def test_guidance_drops_the_whole_memory(run):
     sampler = type(config.sampler)(
       **{**vars(config.sampler), "guidance": guided}
     )
-    sample_fn = sample.make_sample_fn(
-      assemble.network(config, memory),
+    sample_fn = sampler_lib.make_sample_fn(
+      setup.network(config, memory),
       sampler,
       memory.latent_shape,
       mesh,
       seed=0,
       device_batch=1,
-      recall=assemble.make_recall(config, memory.unit),
+      recall=setup.make_recall(config, memory.unit),
     )
     loaded = run_sampling.make_weights(config, memory, params)
     features = np.asarray(memory.bank.rows)

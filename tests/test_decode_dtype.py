@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import compile_mode, pretrained_encoders, rngs, sharding
+from gmem_jax import rngs
 from gmem_jax.bench import sample
-from gmem_jax.encoders import identity, protocols, vae
+from gmem_jax.commands import compile as compile_command
+from gmem_jax.data import load_encoders
+from gmem_jax.models.encoders import identity, protocols, vae
+from gmem_jax.parallel import sharding
 from tests.bench import shapes
 
 TINY = vae.AutoencoderKL(ch=32, ch_mult=(1, 2), latent_channels=4)
@@ -22,7 +25,7 @@ def tokenizer():
 
 def test_bfloat16_moves_pixels_by_little(tokenizer):
   latents = jax.random.normal(rngs.key(1, "init"), (2, 4, 4, 4))
-  half = pretrained_encoders.decoder(tokenizer, "bfloat16")
+  half = load_encoders.decoder(tokenizer, "bfloat16")
   whole, rough = (
     np.asarray(
       protocols.to_uint8(jax.jit(lambda t, x: t.decode(x))(t, latents), 128.0)
@@ -35,11 +38,11 @@ def test_bfloat16_moves_pixels_by_little(tokenizer):
 
 
 def test_float32_is_the_tokenizer_as_it_was(tokenizer):
-  assert pretrained_encoders.decoder(
-    tokenizer, "float32"
-  ).network == TINY.clone(dtype="float32")
+  assert load_encoders.decoder(tokenizer, "float32").network == TINY.clone(
+    dtype="float32"
+  )
   without = identity.IdentityTokenizer()
-  assert pretrained_encoders.decoder(without, "bfloat16") is without
+  assert load_encoders.decoder(without, "bfloat16") is without
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -53,7 +56,7 @@ def test_the_sampler_decodes_as_the_config_says(dtype):
     )
   ).recipe
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
-  program = compile_mode.sampling(config, mesh, 1)
+  program = compile_command.sampling(config, mesh, 1)
   text = str(program.jitted.trace(*program.arguments).jaxpr)
   convolutions = [
     line for line in text.splitlines() if "conv_general_dilated" in line

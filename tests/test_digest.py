@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gmem_jax import digest, sharding
+from gmem_jax.parallel import sharding
+from gmem_jax.train import digest
 
 DTYPES = ["float32", "bfloat16", "int32", "int8", "uint8", "bool"]
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gmem_jax import huge_pages
+from gmem_jax.commands import huge_pages
 
 SCRIPT = """
 import os, sys
@@ -121,5 +121,5 @@ def test_the_command_line_starts_so():
   )
   assert "Train, sample and compare" in run.stdout
   # Imported twice, by two programs; JAX not at all for --help.
-  assert run.stderr.count("gmem_jax.huge_pages") == 2
+  assert run.stderr.count("gmem_jax.commands.huge_pages") == 2
   assert "jax._src" not in run.stderr

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from gmem_jax import images
+from gmem_jax.data import images
 
 
 def pictures(numbers):

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import (
-  assemble,
-  checkpoint,
-  init_from,
-  pretrained,
-  run_directory,
-  sharding,
-  train,
-  training_data,
-  weights,
-)
 from gmem_jax.diffusion import sit_release
+from gmem_jax.files import weights
+from gmem_jax.parallel import sharding
+from gmem_jax.sample import pretrained
+from gmem_jax.train import (
+  checkpoint,
+  dataset as dataset_lib,
+  init_from,
+  loop,
+  run_directory,
+  setup,
+)
 from tests import tiny
 
 CROSS = {"model__conditioning": "adaln+cross", "retrieval__neighbours": 3}
@@ -29,8 +29,8 @@ CROSS = {"model__conditioning": "adaln+cross", "retrieval__neighbours": 3}
 def parts():
   config = tiny.make_config()
   mesh = sharding.make_mesh(config.mesh)
-  dataset = training_data.load(config)
-  return mesh, dataset, assemble.make_memory(config, dataset, mesh)
+  dataset = dataset_lib.load(config)
+  return mesh, dataset, setup.make_memory(config, dataset, mesh)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def fresh(parts):
   @functools.cache
   def of_model(model):
     config = dataclasses.replace(tiny.make_config(), model=model)
-    init = assemble.make_init(config, memory)
+    init = setup.make_init(config, memory)
     shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
     return jax.jit(init, out_shardings=shardings)()
 
@@ -53,7 +53,7 @@ def equal(a, b):
 
 
 def make_converted(path, config, memory, params, kind="lightning_dit"):
-  network = assemble.network(config, memory)
+  network = setup.network(config, memory)
   model = {
     "family": kind,
     **{
@@ -88,9 +88,9 @@ def test_a_run_gains_cross_attention(parts, fresh, tmp_path):
   with checkpoint.opened(tmp_path / "checkpoints", old.checkpoint) as kept:
     kept.save(8, state, {"train_seconds": 1.0})
   config = tiny.make_config(**CROSS, train__init_from=str(tmp_path))
-  run = train.Run(config, tmp_path / "new", mesh, dataset, memory, None)
+  run = loop.Run(config, tmp_path / "new", mesh, dataset, memory, None)
   with checkpoint.opened(tmp_path / "empty", config.checkpoint) as kept:
-    started, _ = train.restore_or_init(run, kept)
+    started, _ = loop.restore_or_init(run, kept)
   assert int(started.step) == 0
   for name, part in jax.device_get(average).items():
     equal(started.params[name], part)
@@ -125,7 +125,7 @@ def test_converted_weights_gain_cross_attention(parts, fresh, tmp_path):
 def test_the_first_release_is_turned(parts, fresh, tmp_path):
   mesh, _, memory = parts
   config = tiny.make_config()
-  network = assemble.network(config, memory)
+  network = setup.network(config, memory)
   random = np.random.default_rng(0)
   params = jax.tree.map(
     lambda a: jnp.asarray(0.3 * random.standard_normal(a.shape), jnp.float32),

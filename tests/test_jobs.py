@@ -1,6 +1,6 @@
 import pytest
 
-from gmem_jax import jobs
+from gmem_jax.parallel import jobs
 
 VARIABLES = (
   "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID",

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import assemble, checkpoint, metrics, sharding
+from gmem_jax.parallel import sharding
+from gmem_jax.train import checkpoint, metrics, setup
 from tests import kill_training, tiny
 
 pytestmark = [
@@ -69,9 +70,9 @@ def uninterrupted(run, tmp_path_factory):
 def final_state(workdir: pathlib.Path):
   config = tiny.make_config()
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.load_memory(workdir / "memory", mesh)
+  memory = setup.load_memory(workdir / "memory", mesh)
   with jax.numpy_dtype_promotion("standard"):
-    shapes = jax.eval_shape(assemble.make_init(config, memory))
+    shapes = jax.eval_shape(setup.make_init(config, memory))
   target = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
   checkpoints = checkpoint.Checkpoints(
     workdir / "checkpoints", config.checkpoint

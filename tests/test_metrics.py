@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import metrics
+from gmem_jax.train import metrics
 
 
 def test_interval_averages_over_steps_and_dispatches():
@@ -107,7 +107,7 @@ import pathlib, sys
 import gmem_jax.metrics, gmem_jax.modes, gmem_jax.evaluate.mode
 heavy = lambda: {"tensorboardX", "torch", "tensorflow"} & sys.modules.keys()
 print(heavy())
-writer = gmem_jax.metrics.Writer(pathlib.Path(sys.argv[1]), 0)
+writer = gmem_jax.train.metrics.Writer(pathlib.Path(sys.argv[1]), 0)
 writer.flush()
 print(heavy())
 sys.modules["tensorboardX"] = None  # Its import fails.

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from gmem_jax import optim
+from gmem_jax.train import optimizer as optimizer_lib
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-CONFIG = optim.OptimConfig(
+CONFIG = optimizer_lib.OptimConfig(
   learning_rate=2e-4,
   schedule="constant",
   warmup_steps=0,
@@ -31,7 +31,7 @@ def test_step_is_clipped_adamw():
   rng = np.random.default_rng(0)
   w = rng.normal(size=(3, 4)).astype(np.float32)
   params = {"kernel": jnp.asarray(w)}
-  tx = optim.make_optimizer(replace(weight_decay=0.1))
+  tx = optimizer_lib.make_optimizer(replace(weight_decay=0.1))
   state = tx.init(params)
   m = v = np.zeros_like(w)
   for i in range(1, 4):
@@ -46,7 +46,7 @@ def test_step_is_clipped_adamw():
 
 
 def test_small_gradients_are_not_clipped():
-  tx = optim.make_optimizer(CONFIG)
+  tx = optimizer_lib.make_optimizer(CONFIG)
   params = {"kernel": jnp.zeros((2,))}
   small = {"kernel": jnp.array([0.3, -0.4])}
   chained, _ = tx.update(small, tx.init(params), params)
@@ -57,7 +57,7 @@ def test_small_gradients_are_not_clipped():
 
 def test_frozen_parameters_do_not_decay():
   params = {"pos_embed": jnp.ones((2,)), "kernel": jnp.ones((2,))}
-  tx = optim.make_optimizer(replace(weight_decay=0.5))
+  tx = optimizer_lib.make_optimizer(replace(weight_decay=0.5))
   zero = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(zero, tx.init(params), params)
   np.testing.assert_array_equal(updates["pos_embed"], np.zeros(2))
@@ -76,7 +76,7 @@ def test_frozen_parameters_do_not_decay():
   ],
 )
 def test_schedule(changes, expected):
-  schedule = optim.learning_rate(replace(**changes))
+  schedule = optimizer_lib.learning_rate(replace(**changes))
   for step, value in expected.items():
     assert float(schedule(step)) == pytest.approx(value, abs=1e-9)
 
@@ -84,11 +84,11 @@ def test_schedule(changes, expected):
 @pytest.mark.parametrize(
   ("changes", "key"),
   [
-    ({"learning_rate": 0.0}, "optim.learning_rate"),
-    ({"clip_norm": -1.0}, "optim.clip_norm"),
-    ({"b2": 1.0}, "optim.b2"),
-    ({"schedule": "cosine", "decay_steps": 0}, "optim.decay_steps"),
-    ({"weight_decay": -0.1}, "optim.weight_decay"),
+    ({"learning_rate": 0.0}, "optimizer_lib.learning_rate"),
+    ({"clip_norm": -1.0}, "optimizer_lib.clip_norm"),
+    ({"b2": 1.0}, "optimizer_lib.b2"),
+    ({"schedule": "cosine", "decay_steps": 0}, "optimizer_lib.decay_steps"),
+    ({"weight_decay": -0.1}, "optimizer_lib.weight_decay"),
   ],
 )
 def test_wrong_settings_name_the_key(changes, key):

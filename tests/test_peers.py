@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gmem_jax import peers
+from gmem_jax.parallel import peers
 from tests import job
 
 # Asyncio's streams close their sockets when they are collected.

@@ -8,14 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import (
-  assemble,
+from gmem_jax.parallel import peers, sharding
+from gmem_jax.train import (
   checkpoint,
+  dataset as dataset_lib,
+  loop,
   metrics,
-  peers,
-  sharding,
-  train,
-  training_data,
+  setup,
 )
 from tests import job as job_lib, kill_training, tiny
 
@@ -33,7 +32,7 @@ SETTINGS = {"eval__every": 0, "checkpoint__keep_latest": 3}
 
 @pytest.fixture(scope="module")
 def dataset():
-  return training_data.load(tiny.make_config())
+  return dataset_lib.load(tiny.make_config())
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +51,18 @@ def train_here(dataset, workdir, steps):
   """Trains, or continues, on one device of this process."""
   config = tiny.make_config(**SETTINGS, train__steps=steps)
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(config, dataset, mesh)
+  memory = setup.make_memory(config, dataset, mesh)
   workdir.mkdir(exist_ok=True)
-  run = train.Run(config, workdir, mesh, dataset, memory, None)
-  return jax.device_get(train.train(run))
+  run = loop.Run(config, workdir, mesh, dataset, memory, None)
+  return jax.device_get(loop.train(run))
 
 
 def state_of(workdir):
   """The newest state that a run saved."""
   config = tiny.make_config(**SETTINGS)
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.load_memory(workdir / "memory", mesh)
-  shapes = jax.eval_shape(assemble.make_init(config, memory))
+  memory = setup.load_memory(workdir / "memory", mesh)
+  shapes = jax.eval_shape(setup.make_init(config, memory))
   target = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
   with checkpoint.opened(
     workdir / "checkpoints", config.checkpoint

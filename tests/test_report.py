@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from gmem_jax import images, report
-from gmem_jax.data import sources
+from gmem_jax.commands import report
+from gmem_jax.data import images, sources
 
 
 @pytest.fixture(scope="module")

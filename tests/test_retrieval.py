@@ -5,17 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import (
-  assemble,
-  bank_placement,
-  compile_mode,
-  optim,
-  retrieval,
-  sharding,
-  train_step,
-  training_data,
+from gmem_jax.bank import bank as bank_lib, lookup, sharding as bank_sharding
+from gmem_jax.commands import compile as compile_command
+from gmem_jax.models import retrieval
+from gmem_jax.parallel import sharding
+from gmem_jax.train import (
+  dataset as dataset_lib,
+  optimizer as optimizer_lib,
+  setup,
+  step as train_step,
 )
-from gmem_jax.bank import bank as bank_lib, lookup
 from tests import tiny
 
 CROSS = {
@@ -41,7 +40,7 @@ def bank():
 
 @pytest.fixture(scope="module")
 def dataset():
-  return training_data.load(tiny.make_config())
+  return dataset_lib.load(tiny.make_config())
 
 
 @pytest.mark.parametrize("exclude_own", [True, False])
@@ -108,18 +107,18 @@ def test_as_many_neighbours_as_the_bank_has(bank):
 def make_step(mesh, dataset, placement="replicated"):
   """The training step's function, its state and its bank on a mesh."""
   settings = tiny.make_config(**CROSS, bank__placement=placement)
-  memory = assemble.make_memory(settings, dataset, mesh)
+  memory = setup.make_memory(settings, dataset, mesh)
   bank = memory.step_bank
   step_fn = train_step.make_train_step(
-    assemble.network(settings, memory),
-    optim.make_optimizer(settings.optim),
+    setup.network(settings, memory),
+    optimizer_lib.make_optimizer(settings.optim),
     settings.loss,
     memory.stats,
     seed=0,
     ema_decay=0.9,
-    recall=assemble.make_recall(settings, bank),
+    recall=setup.make_recall(settings, bank),
   )
-  init = assemble.make_init(settings, memory)
+  init = setup.make_init(settings, memory)
   shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
   state = jax.jit(init, out_shardings=shardings)()
   return jax.jit(step_fn), state, bank
@@ -142,13 +141,11 @@ def test_split_rows_give_the_same_neighbours(bank, exclude_own):
   own = jnp.arange(16) + 20
   found = []
   for where in ("replicated", "sharded"):
-    unit = assemble.lookup_bank(
-      settings, bank_placement.place(raw, mesh, where)
-    )
+    unit = setup.lookup_bank(settings, bank_sharding.place(raw, mesh, where))
     assert unit.rows.sharding.is_fully_replicated == (where == "replicated")
     # Whole multiples of 8 rows on every device, as the kernels want them.
     assert unit.rows.shape[0] == (40 if where == "replicated" else 64)
-    recall = jax.jit(assemble.make_recall(settings, unit))
+    recall = jax.jit(setup.make_recall(settings, unit))
     found.append(recall(unit, bank_lib.snippets(raw, own), own))
   np.testing.assert_array_equal(found[0].snippets, found[1].snippets)
   np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-6)
@@ -190,7 +187,7 @@ def test_the_step_lowers_for_accelerators(platform, standard_promotion):
   del standard_promotion
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 1))
   settings = tiny.make_config(**CROSS)
-  program = compile_mode.training(settings, mesh, 5_001)
+  program = compile_command.training(settings, mesh, 5_001)
   lowered = program.jitted.trace(*program.arguments).lower(
     lowering_platforms=(platform,)
   )

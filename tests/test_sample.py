@@ -4,13 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import (
-  assemble,
-  images as images_lib,
-  run_sampling,
-  sharding,
-  training_data,
-)
+from gmem_jax.data import images as images_lib
+from gmem_jax.parallel import sharding
+from gmem_jax.sample import run_sampling
+from gmem_jax.train import dataset as dataset_lib, setup
 from tests import tiny
 
 
@@ -23,9 +20,9 @@ def sampling():
 def make_sampling(**changes):
   config = tiny.make_config(model__family="lightning_dit", **changes)
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(config, training_data.load(config), mesh)
+  memory = setup.make_memory(config, dataset_lib.load(config), mesh)
   with jax.numpy_dtype_promotion("standard"):
-    params = jax.jit(assemble.make_init(config, memory))().params
+    params = jax.jit(setup.make_init(config, memory))().params
   weights = run_sampling.make_weights(config, memory, params)
   sample_fn = run_sampling.make_sample_fn(config, memory, mesh, 0)
   return sample_fn, weights, np.asarray(memory.bank.rows)

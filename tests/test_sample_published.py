@@ -13,17 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmem_jax import (
-  images as images_lib,
-  modes,
-  pretrained,
-  pretrained_encoders,
-  rngs,
-  sample_mode,
-)
+from gmem_jax import rngs
 from gmem_jax.bank import draw, interpolate, select
-from gmem_jax.data import crop
-from gmem_jax.encoders import identity
+from gmem_jax.commands import sample as sample_command, train as train_command
+from gmem_jax.data import crop, images as images_lib, load_encoders
+from gmem_jax.models.encoders import identity
+from gmem_jax.sample import pretrained
 from tests import published, tiny
 
 pytestmark = [pytest.mark.golden, pytest.mark.process]
@@ -90,11 +85,9 @@ def euler(config, features, *, release=False):
   """Images by an Euler loop in the words of the paper; slow and plain."""
   network = pretrained.load_network(config)
   params = jax.tree.map(jnp.asarray, network.params)
-  tokenizer = jax.tree.map(
-    jnp.asarray, pretrained_encoders.load_tokenizer(config)
-  )
+  tokenizer = jax.tree.map(jnp.asarray, load_encoders.load_tokenizer(config))
   channels = network.latent_shape[-1]
-  stats = pretrained_encoders.load_stats(config, tokenizer, channels)
+  stats = load_encoders.load_stats(config, tokenizer, channels)
   keys = rngs.keys(
     config.sample.seed, "sample/noise", jnp.arange(len(features))
   )
@@ -195,7 +188,7 @@ def test_guidance_costs_its_interval_alone(converted, cache, tmp_path):
 
 def sample(config, workdir, **flags):
   """In this process, on four devices."""
-  sample_mode.sample_mode(config, workdir, **flags)
+  sample_command.sample_mode(config, workdir, **flags)
   return pixels_of(workdir)
 
 
@@ -224,8 +217,8 @@ def test_rows_and_several_samples_of_each(converted, tmp_path):
 def test_only_the_npz(converted, tmp_path, capsys):
   values = published.changes(converted, sample__format="npz")
   config = published.make_config("b_in1k", values, "ode")
-  sample_mode.sample_mode(config, tmp_path)
-  sample_mode.sample_mode(config, tmp_path)
+  sample_command.sample_mode(config, tmp_path)
+  sample_command.sample_mode(config, tmp_path)
   first, second = capsys.readouterr().out.splitlines()
   assert first.startswith("6 images made")
   assert second.startswith("0 images made")
@@ -254,7 +247,7 @@ def feature(config, path, *, published_reading=False):
   if published_reading:
     floats = (floats + 1) / 2
   return np.asarray(
-    pretrained_encoders.load_features(config, 3)(jnp.asarray(floats)[None])[0]
+    load_encoders.load_features(config, 3)(jnp.asarray(floats)[None])[0]
   )[0]
 
 
@@ -443,7 +436,7 @@ def test_bad_input_names_its_key(converted, tmp_path, photographs, case):
   changes = {key: path(value) for key, value in changes.items()}
   flags = {key: [path(v) for v in value] for key, value in flags.items()}
   with pytest.raises(ValueError, match=message):
-    sample_mode.sample_mode(
+    sample_command.sample_mode(
       published.make_config("b_in1k", published.changes(converted) | changes),
       tmp_path / "run",
       **flags,
@@ -453,13 +446,13 @@ def test_bad_input_names_its_key(converted, tmp_path, photographs, case):
 
 def test_channels_must_agree(converted):
   config = published.make_config("b_in1k", published.changes(converted))
-  tokenizer = pretrained_encoders.load_tokenizer(config)
+  tokenizer = load_encoders.load_tokenizer(config)
   channels = tokenizer.network.latent_channels
   with pytest.raises(ValueError, match=rf"tokenizer_weights.*of {channels} ch"):
-    pretrained_encoders.load_stats(config, tokenizer, channels + 1)
+    load_encoders.load_stats(config, tokenizer, channels + 1)
   plain = identity.IdentityTokenizer()
   with pytest.raises(ValueError, match=rf"latent_stats.*of {channels} ch"):
-    pretrained_encoders.load_stats(config, plain, channels + 1)
+    load_encoders.load_stats(config, plain, channels + 1)
 
 
 @pytest.mark.slow
@@ -469,7 +462,7 @@ def test_samples_of_other_settings_are_not_mixed(converted, tmp_path):
   with pytest.raises(ValueError, match=r"sampler: .*ode_euler.* there"):
     sample(published.make_config("b_in1k", values), tmp_path)
   values["sample.output"] = str(tmp_path / "elsewhere")
-  sample_mode.sample_mode(published.make_config("b_in1k", values), tmp_path)
+  sample_command.sample_mode(published.make_config("b_in1k", values), tmp_path)
   assert (tmp_path / "elsewhere" / "000000.png").exists()
 
 
@@ -480,5 +473,5 @@ def test_training_asks_for_prepared_data(name, tmp_path, monkeypatch):
   with pytest.raises(
     ValueError, match=r"config\.data\.prepared=.*mode=prepare"
   ):
-    modes.train_mode(config, tmp_path / "run")
+    train_command.train_mode(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec as P
 
-from gmem_jax import optim, rngs, sharding, train_state, train_step
+from gmem_jax import rngs
 from gmem_jax.models import lightning_dit
+from gmem_jax.parallel import sharding
+from gmem_jax.train import (
+  optimizer as optimizer_lib,
+  state as train_state,
+  step as train_step,
+)
 from tests import tiny
 
 
@@ -98,7 +104,7 @@ def xl():
   inputs = train_step.example_inputs((16, 16, 32), 768)
   init = train_state.make_init(
     lambda: network.init(rngs.key(0, "init"), *inputs)["params"],
-    optim.make_optimizer(tiny.make_config().optim),
+    optimizer_lib.make_optimizer(tiny.make_config().optim),
   )
   with jax.numpy_dtype_promotion("standard"):
     return jax.eval_shape(init)

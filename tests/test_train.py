@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import (
-  assemble,
+from gmem_jax.parallel import sharding
+from gmem_jax.train import (
   checkpoint,
+  dataset as dataset_lib,
+  loop,
   metrics,
-  sharding,
-  train,
-  training_data,
+  setup,
 )
 from tests import tiny
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def dataset():
-  return training_data.load(tiny.make_config())
+  return dataset_lib.load(tiny.make_config())
 
 
 def make_run(dataset, workdir, evaluate=None, **changes):
@@ -30,13 +30,13 @@ def make_run(dataset, workdir, evaluate=None, **changes):
     **{"train__steps": 32, "checkpoint__keep_latest": 9, **changes}
   )
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(config, dataset, mesh)
+  memory = setup.make_memory(config, dataset, mesh)
   workdir.mkdir(exist_ok=True)
-  return train.Run(config, workdir, mesh, dataset, memory, evaluate)
+  return loop.Run(config, workdir, mesh, dataset, memory, evaluate)
 
 
 def restore(run, step):
-  shapes = jax.eval_shape(assemble.make_init(run.config, run.memory))
+  shapes = jax.eval_shape(setup.make_init(run.config, run.memory))
   target = sharding.abstract(shapes, sharding.state_shardings(shapes, run.mesh))
   with checkpoint.opened(
     run.workdir / "checkpoints", run.config.checkpoint
@@ -54,7 +54,7 @@ def test_evaluation_and_checkpoint_describe_the_same_state(dataset, tmp_path):
     return {"x": float(step)}, {}
 
   run = make_run(dataset, tmp_path / "run", evaluate, eval__every=16)
-  state = train.train(run)
+  state = loop.train(run)
   assert list(seen) == [16, 32]
   for step, params in seen.items():
     # Its metrics were found finite and are on disk before.
@@ -69,9 +69,9 @@ def test_evaluation_and_checkpoint_describe_the_same_state(dataset, tmp_path):
 
 def test_a_finished_run_does_nothing(dataset, tmp_path):
   run = make_run(dataset, tmp_path / "run")
-  first = train.train(run)
+  first = loop.train(run)
   before = (tmp_path / "run" / "metrics.jsonl").read_text()
-  again = train.train(run)
+  again = loop.train(run)
   jax.tree.map(np.testing.assert_array_equal, first, again)
   assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
@@ -86,18 +86,18 @@ def test_sigterm_saves_at_the_next_dispatch(dataset, tmp_path):
   run = make_run(
     dataset, tmp_path / "run", evaluate, eval__every=8, checkpoint__every=32
   )
-  with pytest.raises(train.Preempted, match="step 18"):
-    train.train(run)
+  with pytest.raises(loop.Preempted, match="step 18"):
+    loop.train(run)
   assert os.listdir(tmp_path / "run" / "checkpoints") == ["18"]
-  interrupted = train.train(run)
-  whole = train.train(make_run(dataset, tmp_path / "whole"))
+  interrupted = loop.train(run)
+  whole = loop.train(make_run(dataset, tmp_path / "whole"))
   jax.tree.map(np.testing.assert_array_equal, interrupted, whole)
 
 
 def test_a_longer_run_continues_a_shorter_one(dataset, tmp_path):
-  train.train(make_run(dataset, tmp_path / "run", train__steps=16))
-  longer = train.train(make_run(dataset, tmp_path / "run", train__steps=32))
-  whole = train.train(make_run(dataset, tmp_path / "whole", train__steps=32))
+  loop.train(make_run(dataset, tmp_path / "run", train__steps=16))
+  longer = loop.train(make_run(dataset, tmp_path / "run", train__steps=32))
+  whole = loop.train(make_run(dataset, tmp_path / "whole", train__steps=32))
   jax.tree.map(np.testing.assert_array_equal, longer, whole)
 
 
@@ -105,7 +105,7 @@ def test_not_a_number_is_never_saved(dataset, tmp_path):
   bad = dataset.train.records.fields["latent"].copy()
   bad[:] = np.nan
   run = make_run(dataset, tmp_path / "run", train__steps=16)
-  train.train(run)
+  loop.train(run)
   fields = dict(dataset.train.records.fields, latent=bad)
   records = type(dataset.train.records)(fields)
   import dataclasses
@@ -115,12 +115,12 @@ def test_not_a_number_is_never_saved(dataset, tmp_path):
   )
   run = make_run(poisoned, tmp_path / "run", train__steps=32)
   with pytest.raises(metrics.NonFiniteError, match="step 17 "):
-    train.train(run)
+    loop.train(run)
   assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["16", "8"]
 
 
 def test_perf_metrics_are_written(dataset, tmp_path):
-  train.train(make_run(dataset, tmp_path / "run"))
+  loop.train(make_run(dataset, tmp_path / "run"))
   records = metrics.read_jsonl(tmp_path / "run" / "metrics.jsonl")
   assert [r["step"] for r in records] == [8, 16, 24, 32]
   seconds = [r["perf/train_seconds"] for r in records]

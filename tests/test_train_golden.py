@@ -8,10 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from gmem_jax import optim, train_state, train_step
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import dit
+from gmem_jax.train import (
+  optimizer as optimizer_lib,
+  state as train_state,
+  step as train_step,
+)
 from tests.diffusion import common
 from tests.models import networks
 
@@ -44,8 +48,8 @@ def training(golden_dir):
   data = common.load(golden_dir, "train_steps.npz")
   hyper = json.loads(str(data["hyper"]))
   golden = networks.load(golden_dir, "lightningdit_b_model")
-  tx = optim.make_optimizer(
-    optim.OptimConfig(
+  tx = optimizer_lib.make_optimizer(
+    optimizer_lib.OptimConfig(
       learning_rate=hyper["lr"],
       schedule="constant",
       warmup_steps=0,

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from gmem_jax import train_state
+from gmem_jax.train import state as train_state
 
 
 def test_ema_moves_and_copies_frozen_parameters():

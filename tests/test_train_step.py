@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gmem_jax import (
-  assemble,
-  modes,
-  optim,
-  rngs,
-  sharding,
-  train,
-  train_step,
-  training_data,
-)
+from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
+from gmem_jax.commands import train as train_command
+from gmem_jax.parallel import sharding
+from gmem_jax.train import (
+  dataset as dataset_lib,
+  loop,
+  optimizer as optimizer_lib,
+  setup,
+  step as train_step,
+)
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -22,24 +22,24 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture(scope="module")
 def dataset():
-  return training_data.load(tiny.make_config())
+  return dataset_lib.load(tiny.make_config())
 
 
 def make_run(config, dataset, devices, tmp_path):
   mesh = sharding.make_mesh(config.mesh, devices=devices)
-  memory = assemble.make_memory(config, dataset, mesh)
-  return train.Run(config, tmp_path, mesh, dataset, memory, None)
+  memory = setup.make_memory(config, dataset, mesh)
+  return loop.Run(config, tmp_path, mesh, dataset, memory, None)
 
 
 def fresh(run):
-  init = assemble.make_init(run.config, run.memory)
+  init = setup.make_init(run.config, run.memory)
   shardings = sharding.state_shardings(jax.eval_shape(init), run.mesh)
   return jax.jit(init, out_shardings=shardings)(), shardings
 
 
 def take_steps(run, dataset, dispatches):
   state, shardings = fresh(run)
-  step_fn = train.compile_step(run, shardings)
+  step_fn = loop.compile_step(run, shardings)
   rows = run.config.train.batch_size
   k = run.config.train.steps_per_dispatch
   where = sharding.batch_sharding(run.mesh, steps_axis=True)
@@ -121,23 +121,23 @@ def test_state_is_donated(dataset, tmp_path):
   fields = dataset.train.records.fields
   batch = {n: fields[n][:32].reshape(2, 16, *fields[n].shape[1:])
            for n in ("latent", "row")}  # fmt: skip
-  train.compile_step(run, shardings)(state, batch, run.memory.bank)
+  loop.compile_step(run, shardings)(state, batch, run.memory.bank)
   assert state.params["final"]["linear"]["kernel"].is_deleted()
 
 
 def step_once(config, dataset, batch):
   """One step on one device; returns (old params, new state, metrics)."""
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  memory = assemble.make_memory(config, dataset, mesh)
+  memory = setup.make_memory(config, dataset, mesh)
   step_fn = train_step.make_train_step(
-    assemble.network(config, memory),
-    optim.make_optimizer(config.optim),
+    setup.network(config, memory),
+    optimizer_lib.make_optimizer(config.optim),
     config.loss,
     memory.stats,
     seed=config.seed,
     ema_decay=config.train.ema_decay,
   )
-  state = jax.jit(assemble.make_init(config, memory))()
+  state = jax.jit(setup.make_init(config, memory))()
   new, metrics = jax.jit(step_fn)(state, batch, memory.bank)
   return state, new, metrics, memory
 
@@ -185,10 +185,10 @@ def test_frozen_table_does_not_move(dataset, batch):
 def test_each_step_draws_from_its_own_streams(dataset, batch):
   config = tiny.make_config(model__family="lightning_dit")
   state, _, _, memory = step_once(config, dataset, batch)
-  network = assemble.network(config, memory)
+  network = setup.network(config, memory)
   step_fn = train_step.make_train_step(
     network,
-    optim.make_optimizer(config.optim),
+    optimizer_lib.make_optimizer(config.optim),
     config.loss,
     memory.stats,
     seed=config.seed,
@@ -267,9 +267,9 @@ def test_accumulation_sees_every_example_once():
 def test_accumulation_moves_no_rows_between_devices(dataset, tmp_path):
   config = tiny.make_config(mesh__data=4, train__accumulation=2)
   run = make_run(config, dataset, jax.devices(), tmp_path)
-  shapes = jax.eval_shape(assemble.make_init(config, run.memory))
+  shapes = jax.eval_shape(setup.make_init(config, run.memory))
   shardings = sharding.state_shardings(shapes, run.mesh)
-  step_fn = train.compile_step(run, shardings)
+  step_fn = loop.compile_step(run, shardings)
   fields = dataset.train.records.fields
   where = sharding.batch_sharding(run.mesh, steps_axis=True)
   batch = {
@@ -297,7 +297,7 @@ def test_init_puts_only_shards_on_a_device_and_any_mesh_gives_the_same(
   )
   config = tiny.make_config(model__width=64, mesh__fsdp=4)
   four = make_run(config, dataset, jax.devices(), tmp_path)
-  init = assemble.make_init(config, four.memory)
+  init = setup.make_init(config, four.memory)
   shapes = jax.eval_shape(init)
   shardings = sharding.state_shardings(shapes, four.mesh)
   compiled = jax.jit(init, out_shardings=shardings).lower().compile()
@@ -313,7 +313,7 @@ def test_init_puts_only_shards_on_a_device_and_any_mesh_gives_the_same(
 def test_mesh_and_accumulation_must_divide_the_batches():
   config = tiny.make_config(mesh__data=4, train__accumulation=8)
   with pytest.raises(ValueError, match=r"config\.train\.accumulation=8"):
-    modes.make_mesh(config)
+    train_command.make_mesh(config)
   config = tiny.make_config(train__batch_size=18, mesh__data=4)
   with pytest.raises(ValueError, match=r"config\.train\.batch_size=18"):
-    modes.make_mesh(config)
+    train_command.make_mesh(config)

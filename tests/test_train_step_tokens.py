@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from gmem_jax import rngs, train_state, train_step
+from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.encoders import protocols, random_conv
 from gmem_jax.models import lightning_dit
+from gmem_jax.models.encoders import protocols, random_conv
+from gmem_jax.train import state as train_state, step as train_step
 from tests.diffusion import common
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

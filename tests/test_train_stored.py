@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import assemble, metrics, sharding, train, training_data
+from gmem_jax.parallel import sharding
+from gmem_jax.train import dataset as dataset_lib, loop, metrics, setup
 from tests import tiny
 from tests.data import test_upstream
 
@@ -37,17 +38,17 @@ def make_run(shards, workdir, **changes):
     }
   )
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
-  dataset = training_data.load(config)
-  memory = assemble.make_memory(config, dataset, mesh)
+  dataset = dataset_lib.load(config)
+  memory = setup.make_memory(config, dataset, mesh)
   workdir.mkdir(exist_ok=True)
-  return train.Run(config, workdir, mesh, dataset, memory, None)
+  return loop.Run(config, workdir, mesh, dataset, memory, None)
 
 
 def test_published_shards_train_and_continue_exactly(shards, tmp_path):
-  whole = train.train(make_run(shards, tmp_path / "whole"))
+  whole = loop.train(make_run(shards, tmp_path / "whole"))
   assert "projector" in whole.params
-  train.train(make_run(shards, tmp_path / "run", train__steps=8))
-  halves = train.train(make_run(shards, tmp_path / "run"))
+  loop.train(make_run(shards, tmp_path / "run", train__steps=8))
+  halves = loop.train(make_run(shards, tmp_path / "run"))
   jax.tree.map(np.testing.assert_array_equal, whole, halves)
   logged = metrics.read_jsonl(tmp_path / "whole" / "metrics.jsonl")
   assert all(-1 <= r["train/projection"] <= 1 for r in logged)
@@ -68,8 +69,8 @@ def test_flips_are_shared_or_as_published(shards, tmp_path):
       data__independent_flips=independent,
       loss__projection_weight=0.5,
     )
-    dataset = train._dataset(
-      train.Run(config, run.workdir, run.mesh, run.dataset, run.memory, None)
+    dataset = loop._dataset(
+      loop.Run(config, run.workdir, run.mesh, run.dataset, run.memory, None)
     )
     views = []
     for j in range(8):

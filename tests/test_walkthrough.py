@@ -7,16 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmem_jax import (
-  config as config_lib,
-  metrics,
-  modes,
-  photos,
-  prepare_mode,
-  sample_mode,
-  training_data,
+from gmem_jax.commands import (
+  prepare as prepare_command,
+  sample as sample_command,
+  train as train_command,
 )
-from gmem_jax.data import records, store
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.data import photos, records, store
+from gmem_jax.train import dataset as dataset_lib, metrics
 from tests import published
 
 pytest.importorskip("sklearn", reason="the photographs are scikit-learn's")
@@ -63,7 +61,7 @@ def make_config(base, **changes) -> config_lib.Config:
 
 @pytest.fixture(scope="module")
 def prepared(base):
-  prepare_mode.prepare_mode(make_config(base))
+  prepare_command.prepare_mode(make_config(base))
   return store.open_store(base / "prepared")
 
 
@@ -75,7 +73,7 @@ def test_photographs_become_records_and_a_bank(base, prepared):
   report = json.loads((base / "prepared" / "report.json").read_text())
   assert report["skipped"] == []
   assert report["bank"] == prepared.info.digest
-  data = training_data.load(make_config(base))
+  data = dataset_lib.load(make_config(base))
   coins = records.Coins(latent=False, tokens=False, feature=False)
   record = data.train.records.read(5, coins)
   row = np.asarray(prepared.bank_rows()[5])
@@ -91,7 +89,7 @@ def test_photographs_become_records_and_a_bank(base, prepared):
 def trained(base, prepared):
   del prepared
   with jax.numpy_dtype_promotion("standard"):
-    modes.train_mode(make_config(base), base / "run")
+    train_command.train_mode(make_config(base), base / "run")
   return base / "run"
 
 
@@ -105,10 +103,11 @@ def test_training_takes_the_full_loss(trained):
 
 
 def test_run_keeps_the_statistics_of_its_data(trained, prepared):
-  from gmem_jax import assemble, sharding
+  from gmem_jax.parallel import sharding
+  from gmem_jax.train import setup
 
   mesh = sharding.make_mesh(make_config(trained.parent).mesh)
-  memory = assemble.load_memory(trained / "memory", mesh)
+  memory = setup.load_memory(trained / "memory", mesh)
   np.testing.assert_array_equal(memory.stats.mean, prepared.mean)
   np.testing.assert_array_equal(memory.stats.std, prepared.std)
   assert memory.info == prepared.info
@@ -116,12 +115,12 @@ def test_run_keeps_the_statistics_of_its_data(trained, prepared):
 
 def test_run_samples_from_its_bank_and_like_an_image(base, trained):
   config = make_config(base)
-  sample_mode.sample_mode(config, trained, [], [])
+  sample_command.sample_mode(config, trained, [], [])
   # An image that the bank does not know.
   image = base / "unknown.png"
   array = np.random.default_rng(0).integers(0, 255, (300, 280, 3), np.uint8)
   Image.fromarray(array).save(image)
-  sample_mode.sample_mode(config, trained, [str(image)], [])
+  sample_command.sample_mode(config, trained, [str(image)], [])
   folders = sorted((trained / "images").iterdir())
   assert len(folders) == 2
   for folder in folders:
@@ -137,7 +136,7 @@ def test_data_of_other_settings_are_refused(base, prepared):
     ("encoder.image_size", 512),
   ):
     with pytest.raises(ValueError, match=f"prepared otherwise:\n.*{key}"):
-      training_data.load(make_config(base, **{key: value}))
+      dataset_lib.load(make_config(base, **{key: value}))
 
 
 def test_data_of_another_tokenizer_are_refused(base, prepared):
@@ -145,9 +144,9 @@ def test_data_of_another_tokenizer_are_refused(base, prepared):
   photos.write_networks(base / "others", 1)
   weights = str(base / "others" / "vae")
   with pytest.raises(ValueError, match=r"prepared otherwise:\n.*random-1"):
-    training_data.load(make_config(base, encoder__tokenizer_weights=weights))
+    dataset_lib.load(make_config(base, encoder__tokenizer_weights=weights))
   with pytest.raises(ValueError, match=r"holds other data:\n.*random-1"):
-    prepare_mode.prepare_mode(
+    prepare_command.prepare_mode(
       make_config(base, encoder__tokenizer_weights=weights)
     )
 
@@ -161,9 +160,9 @@ def test_pixels_give_the_same_training(base, trained):
     data__prepared=str(base / "prepared_pixels"),
     train__steps=2,
   )
-  prepare_mode.prepare_mode(config)
+  prepare_command.prepare_mode(config)
   with jax.numpy_dtype_promotion("standard"):
-    modes.train_mode(config, base / "run_pixels")
+    train_command.train_mode(config, base / "run_pixels")
   ours, theirs = (
     next(
       line

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gmem_jax import weights
+from gmem_jax.files import weights
 from tests.convert import helpers
 
 TREES = {

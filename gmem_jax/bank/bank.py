@@ -33,7 +33,7 @@ class MemoryBank:
     residuals: float32 [m], int8 only: Euclidean norm of what rounding took from
       row i.
     padding: How many of the last rows are no memories but zeros, which make
-      the rows divide evenly over a mesh; see `gmem_jax.bank_placement`.
+      the rows divide evenly over a mesh; see `gmem_jax.bank.sharding`.
   """
 
   rows: Any

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int8, Int32
 
-from gmem_jax.bank import bank as bank_lib, placement as placement_lib
-from gmem_jax.kernels import topk_gpu, topk_reference, topk_tpu, topk_xla
+from gmem_jax.bank import bank as bank_lib, sharded_lookup as placement_lib
+from gmem_jax.bank.kernels import topk_gpu, topk_reference, topk_tpu, topk_xla
 
 IMPLEMENTATIONS = ("gpu", "reference", "tpu", "xla")
 

@@ -4,7 +4,8 @@ import importlib
 import pkgutil
 import sys
 
-from gmem_jax import bench, huge_pages
+from gmem_jax import bench
+from gmem_jax.commands import huge_pages
 
 # These time what the command line runs, so have their memory as it has.
 _AS_MAIN = ("sample", "train")

@@ -16,7 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from gmem_jax.data import (
-  join_store,
+  prepare_join,
   records as records_lib,
   schema as schema_lib,
   shards,
@@ -88,8 +88,8 @@ def write_prepared(
         one = {name: value[i % _POOL][None] for name, value in pool.items()}
         pixels = one["pixels"][0] if "pixels" in one else None
         writer.add([sources.Picture(str(i), i % 1000, pixels, "")], one)
-  join_store.join(directory, chosen, {})
-  join_store.clean(directory)
+  prepare_join.join(directory, chosen, {})
+  prepare_join.clean(directory)
   return size(directory)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from gmem_jax import config as config_lib
+from gmem_jax.config import resolve as config_lib
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 DIGITS = str(CONFIGS / "digits.py")

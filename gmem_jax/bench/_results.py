@@ -10,7 +10,7 @@ import textwrap
 
 import jax
 
-from gmem_jax import files
+from gmem_jax.files import atomic
 
 PATH = pathlib.Path(__file__).with_name("RESULTS.md")
 # What in the environment makes a difference.
@@ -72,7 +72,7 @@ def finish(args: argparse.Namespace, name: str, words: str, table: str) -> None:
   if args.results is None:
     return
   old = args.results.read_text() if args.results.exists() else "# Measured\n"
-  files.write_text(args.results, replaced(old, name, words, table))
+  atomic.write_text(args.results, replaced(old, name, words, table))
 
 
 def replaced(text: str, name: str, words: str, table: str) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import config as config_lib
 from gmem_jax.bench import _torch_network
+from gmem_jax.config import resolve as config_lib
 from gmem_jax.models import transformer
 
 torch = _torch_network.torch

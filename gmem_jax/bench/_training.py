@@ -10,23 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gmem_jax import (
-  abstract,
-  assemble,
-  bank_placement,
-  compile_mode,
-  config as config_lib,
-  optim,
-  rngs,
-  sharding,
-  train_state,
-  train_step,
-)
+from gmem_jax import rngs
 from gmem_jax.aot import flops
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.bench import _products
+from gmem_jax.commands import abstract, compile as compile_command
+from gmem_jax.config import resolve as config_lib
 from gmem_jax.diffusion import losses
 from gmem_jax.models import transformer
+from gmem_jax.parallel import sharding
+from gmem_jax.train import (
+  optimizer as optimizer_lib,
+  setup,
+  state as train_state,
+  step as train_step,
+)
 
 _BANK_ROWS = 10_000
 
@@ -75,17 +73,17 @@ def make(config: config_lib.Config) -> Work:
     config: The run.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
-  program = compile_mode.training(config, mesh, _BANK_ROWS)
+  program = compile_command.training(config, mesh, _BANK_ROWS)
   memory = abstract.memory(config, _BANK_ROWS, mesh)
-  network = assemble.network(config, memory)
+  network = setup.network(config, memory)
   _, shapes, bank_shapes, _ = program.arguments
   rows = jax.random.normal(rngs.key(1, "init"), bank_shapes.rows.shape)
   bank = bank_lib.MemoryBank(bank_lib.normalise(rows))
-  init = assemble.make_init(config, memory)
+  init = setup.make_init(config, memory)
   shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
   # What is recomputed is no work of the model's.
   plain = dataclasses.replace(config.model, remat="none")
-  once = compile_mode.training(
+  once = compile_command.training(
     dataclasses.replace(config, model=plain), mesh, _BANK_ROWS
   )
   traced = once.jitted.trace(*once.arguments).jaxpr
@@ -94,7 +92,7 @@ def make(config: config_lib.Config) -> Work:
     network=network.clone(place=sharding.place_batch(mesh)),
     state=jax.jit(init, out_shardings=shardings)(),
     batch={name: _random(name, shape) for name, shape in shapes.items()},
-    bank=bank_placement.place(bank, mesh, "replicated"),
+    bank=bank_sharding.place(bank, mesh, "replicated"),
     compiled=program.jitted.lower(*program.arguments).compile(),
     flops=flops.count(traced),
     products=_products.collect(traced),
@@ -140,7 +138,7 @@ def make_stages(
   """
   config, network = work.config, work.network
   project = config.loss.projection_weight > 0
-  tx = optim.make_optimizer(config.optim)
+  tx = optimizer_lib.make_optimizer(config.optim)
 
   def loss_fn(params, drawn):
     def predict(x, t):

@@ -29,8 +29,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from gmem_jax import checkpoint as checkpoint_lib, sharding
 from gmem_jax.bench import _recipe, _results, _timing, _training
+from gmem_jax.parallel import sharding
+from gmem_jax.train import checkpoint as checkpoint_lib
 
 OURS, DEFAULT, TORCH = "gmem_jax", "orbax, default", "torch.save"
 # (directory) -> seconds: blocking, total, restoring; None where unknown.

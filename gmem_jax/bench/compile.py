@@ -17,8 +17,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gmem_jax import compile_mode, config as config_lib
 from gmem_jax.aot import chips, examine
+from gmem_jax.commands import compile as compile_command
+from gmem_jax.config import resolve as config_lib
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "xl_in1k.py"
 
@@ -63,8 +64,8 @@ def measure(row: Row) -> tuple[examine.Needs, ...] | str:
   tree.update_from_flattened_dict(dict(row.changes))
   try:
     with contextlib.redirect_stdout(io.StringIO()):
-      return compile_mode.compile_mode(
-        config_lib.resolve(tree), row.topology, compile_mode.PUBLISHED_ROWS
+      return compile_command.compile_mode(
+        config_lib.resolve(tree), row.topology, compile_command.PUBLISHED_ROWS
       )
   except (ValueError, ModuleNotFoundError) as error:
     return str(error).splitlines()[0]

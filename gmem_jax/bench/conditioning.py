@@ -19,18 +19,18 @@ import jax
 import ml_collections
 import numpy as np
 
-from gmem_jax import (
-  assemble,
-  bank_placement,
-  config as config_lib,
-  metrics,
-  modes,
-  run_directory,
-  run_sampling,
-  train,
-  training_data,
-)
+from gmem_jax.bank import sharding as bank_sharding
+from gmem_jax.commands import train as train_command
+from gmem_jax.config import resolve as config_lib
 from gmem_jax.evaluate import audit as audit_lib, build
+from gmem_jax.sample import run_sampling
+from gmem_jax.train import (
+  dataset as dataset_lib,
+  loop,
+  metrics,
+  run_directory,
+  setup,
+)
 
 # Name in the table -> what differs from the config file.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -101,7 +101,7 @@ def load_config(
   tree: ml_collections.ConfigDict = module.get_config()
   changes = changes | {"report.unconditional": False}
   if steps:
-    changes |= {"train.steps": steps, "optim.decay_steps": steps}
+    changes |= {"loop.steps": steps, "optim.decay_steps": steps}
   tree.update_from_flattened_dict(changes)
   return config_lib.resolve(tree)
 
@@ -118,27 +118,31 @@ def measure(
   """
   print(f"{name}: training {config.train.steps} steps", flush=True)
   run_directory.claim(config, workdir)
-  mesh = modes.make_mesh(config)
-  dataset = training_data.load(config)
+  mesh = train_command.make_mesh(config)
+  dataset = dataset_lib.load(config)
   images, heldout = dataset.train_images, dataset.heldout
   if images is None or heldout is None:
     raise ValueError(
       f"config.data.source={config.data.source!r}: the comparison needs"
       " held-out images in memory, as of 'digits'"
     )
-  memory = assemble.make_memory(config, dataset, mesh)
-  evaluator = modes.make_evaluator(config, mesh, memory.latent_shape, images)
-  run = modes.make_run(config, workdir, mesh, dataset, memory, evaluator)
-  state = train.train(run)
+  memory = setup.make_memory(config, dataset, mesh)
+  evaluator = train_command.make_evaluator(
+    config, mesh, memory.latent_shape, images
+  )
+  run = train_command.make_run(
+    config, workdir, mesh, dataset, memory, evaluator
+  )
+  state = loop.train(run)
   sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
   weights = run_sampling.make_weights(config, memory, state.ema)
-  placed = bank_placement.place(heldout.bank, mesh, config.bank.placement)
-  other = dataclasses.replace(
-    weights, bank=assemble.lookup_bank(config, placed)
-  )
+  placed = bank_sharding.place(heldout.bank, mesh, config.bank.placement)
+  other = dataclasses.replace(weights, bank=setup.lookup_bank(config, placed))
 
   def draw(weights, bank, outside=False):
-    return modes.draw_samples(config, sample_fn, weights, bank, outside=outside)
+    return train_command.draw_samples(
+      config, sample_fn, weights, bank, outside=outside
+    )
 
   def distance(samples):
     return build.score_pixels(evaluator, samples.pixels)["frechet"]

@@ -24,13 +24,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import optim, rngs, sharding, train_state, train_step
+from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _data_files as files
 from gmem_jax.data import pipeline, records as records_lib, store, upstream
 from gmem_jax.diffusion import losses
-from gmem_jax.encoders import protocols
 from gmem_jax.models import lightning_dit
+from gmem_jax.models.encoders import protocols
+from gmem_jax.parallel import sharding
+from gmem_jax.train import (
+  optimizer as optimizer_lib,
+  state as train_state,
+  step as train_step,
+)
 
 _PEER = "published reader"
 # Layout -> most bytes, and least examples per second, over the peer's.
@@ -172,8 +178,8 @@ def _make_step() -> tuple[Any, Any]:
     projector_width=256,
     projector_depth=4,
   )
-  tx = optim.make_optimizer(
-    optim.OptimConfig(
+  tx = optimizer_lib.make_optimizer(
+    optimizer_lib.OptimConfig(
       learning_rate=1e-4,
       schedule="constant",
       warmup_steps=0,

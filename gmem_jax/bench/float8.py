@@ -22,8 +22,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gmem_jax import metrics
 from gmem_jax.bench import _recipe, _results, _timing
+from gmem_jax.train import metrics
 
 SMALL = {
   "model.family": "lightning_dit",

@@ -28,8 +28,8 @@ import tqdm
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, lookup
+from gmem_jax.bank.kernels import arg_specs, topk_gpu, topk_reference
 from gmem_jax.bench import _lookup_peers, _timing
-from gmem_jax.kernels import arg_specs, topk_gpu, topk_reference
 
 _JUDGED = 8
 

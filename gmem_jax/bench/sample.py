@@ -28,20 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from gmem_jax import (
-  abstract,
-  assemble,
-  compile_mode,
-  config as config_lib,
-  images as images_lib,
-  retrieval,
-  rngs,
-  sharding,
-)
+from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _recipe, _reference_sampler, _results, _timing
+from gmem_jax.commands import abstract, compile as compile_command
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.data import images as images_lib
 from gmem_jax.diffusion import samplers
-from gmem_jax.encoders import protocols
+from gmem_jax.models import retrieval
+from gmem_jax.models.encoders import protocols
+from gmem_jax.parallel import sharding
+from gmem_jax.train import setup
 
 OURS, REFERENCE = "gmem_jax", "the reference's calls"
 GOAL = 3.0
@@ -69,9 +66,9 @@ def make(config: config_lib.Config) -> tuple[Calls, int]:
     pixels; and the number of images.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
-  program = compile_mode.sampling(config, mesh, 1)
+  program = compile_command.sampling(config, mesh, 1)
   memory = abstract.memory(config, 1, mesh)
-  network = assemble.network(config, memory)
+  network = setup.network(config, memory)
   network = network.clone(token_dim=0, float8=False)  # As samples are made.
   weights = jax.tree.map(_random, program.arguments[0])
   count, width = program.arguments[2].shape

@@ -53,7 +53,7 @@ def imports() -> float:
   """Seconds in which a process imports what training imports."""
   start = time.monotonic()
   subprocess.run(
-    [sys.executable, "-c", "import gmem_jax.main, gmem_jax.modes"],
+    [sys.executable, "-c", "import gmem_jax.main, gmem_jax.commands.train"],
     env=environment(),
     check=True,
   )

@@ -31,13 +31,7 @@ import jax
 import optax
 import tqdm
 
-from gmem_jax.bench import (
-  _products,
-  _recipe,
-  _results,
-  _timing,
-  _training,
-)
+from gmem_jax.bench import _products, _recipe, _results, _timing, _training
 
 OURS = "gmem_jax"
 PEERS = ("torch", "none")

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import tqdm
 
-from gmem_jax import weights
 from gmem_jax.convert import detect, identify, read, torch_export, torch_import
+from gmem_jax.files import weights
 
 _EXAMPLES = """\
 examples:

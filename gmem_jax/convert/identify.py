@@ -20,7 +20,7 @@ from gmem_jax.convert.names import (
   tables,
   vae as vae_names,
 )
-from gmem_jax.encoders import dinov2, inception, vae
+from gmem_jax.models.encoders import dinov2, inception, vae
 
 # What --model takes, in the reference's words and in ours.
 SETTINGS = {

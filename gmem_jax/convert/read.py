@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from gmem_jax.convert import torch_file
+from gmem_jax.files.torch_reader import torch_file
 
 # How other files begin that are found under the names of weights.
 _OTHERS = (

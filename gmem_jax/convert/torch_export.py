@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax.convert import rules, torch_types
+from gmem_jax.convert import rules
 from gmem_jax.convert.names import dinov2, dit, inception, tables, vae
 from gmem_jax.convert.rules import Rule
+from gmem_jax.files.torch_reader import torch_types
 
 _ALIGNMENT = 64
 _ROOT = "archive"

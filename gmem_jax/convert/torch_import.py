@@ -28,7 +28,7 @@ _CONFIG_ENTRIES, _CONFIG_DEPTH = 10_000, 16
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-  """Weights as `gmem_jax.weights` keeps them.
+  """Weights as `gmem_jax.files.weights` keeps them.
 
   Attributes:
     trees: nested dicts of arrays, by name.

@@ -4,8 +4,8 @@ The pipeline is a pure function of the step: batch s is the same whenever it is
 asked for, and on however many hosts. So a checkpoint needs no data state, and
 a run continues exactly, also on another number of hosts.
 
-Arrays reach the devices as they are stored; `gmem_jax.batch` makes float32 of
-them inside the training step.
+Arrays reach the devices as they are stored; `gmem_jax.train.batch` makes
+float32 of them inside the training step.
 """
 
 import os
@@ -16,8 +16,8 @@ import grain
 import jax
 import numpy as np
 
-from gmem_jax import sharding
 from gmem_jax.data import records as records_lib
+from gmem_jax.parallel import sharding
 
 # Most threads that read, and most bytes that lie read ahead of the step.
 MAX_THREADS = 16

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # type: ignore
 
-from gmem_jax import files
 from gmem_jax.data import schema as schema_lib, sources
+from gmem_jax.files import atomic
 
 # Records are read one by one, and noise does not compress.
 OPTIONS = "group_size:1,uncompressed"
@@ -171,7 +171,7 @@ def writing(
       "schema": schema_lib.digest(schema),
     }
     os.replace(partial, path)
-    files.write_json(path.with_suffix(".json"), facts)
+    atomic.write_json(path.with_suffix(".json"), facts)
   finally:
     partial.unlink(missing_ok=True)
 

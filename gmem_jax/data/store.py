@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import files
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import schema as schema_lib
+from gmem_jax.files import atomic
 
 REPORT = "report.json"
 STATISTICS = "statistics.json"
@@ -118,7 +118,7 @@ def write_info(directory: pathlib.Path, info: bank_lib.BankInfo) -> None:
     info: The bank's.
   """
   path = directory / BANK / "info.json"
-  files.write_json(path, dataclasses.asdict(info))
+  atomic.write_json(path, dataclasses.asdict(info))
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from gmem_jax.convert import torch_file
 from gmem_jax.data import records
+from gmem_jax.files.torch_reader import torch_file
 
 # Their name -> our field, the coin that mirrors it and its number of axes.
 _FIELDS = {

@@ -6,19 +6,20 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from gmem_jax import metrics, sharding
-from gmem_jax.encoders import inception
 from gmem_jax.evaluate import (
   catalogue,
-  extractor as extractor_lib,
+  features as extractor_lib,
   measure,
   networks,
-  record,
   reference,
+  results,
   scores as scores_lib,
   sources,
   statistics,
 )
+from gmem_jax.models.encoders import inception
+from gmem_jax.parallel import sharding
+from gmem_jax.train import metrics
 
 _EXAMPLES = f"""\
 examples:
@@ -188,10 +189,10 @@ def _score(args: argparse.Namespace) -> None:
     )
   found = evaluator(images, count, store)
   path = workdir / f"{pathlib.Path(args.images).stem}_{count}.json"
-  details = record.describe(evaluator, count, images.info)
-  record.write(path, found, details, board=workdir / "tensorboard")
+  details = results.describe(evaluator, count, images.info)
+  results.write(path, found, details, board=workdir / "tensorboard")
   store.forget()
-  print(record.table(found, count))
+  print(results.table(found, count))
   print(f"{path}")
 
 

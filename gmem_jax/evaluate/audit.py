@@ -18,16 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
-from gmem_jax import (
-  config as config_lib,
-  metrics,
-  pretrained_encoders,
-  training_data,
-)
 from gmem_jax.bank import bank as bank_lib, lookup
-from gmem_jax.data import records as records_lib
-from gmem_jax.encoders import protocols
-from gmem_jax.evaluate import sources, tally
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.data import load_encoders, records as records_lib
+from gmem_jax.evaluate import accumulate, sources
+from gmem_jax.models.encoders import protocols
+from gmem_jax.train import dataset as dataset_lib, metrics
 
 # Training latents that are compared at a time, and real ones that are compared
 # with all others.
@@ -196,7 +192,7 @@ def of_records(records: records_lib.Records) -> Latents:
 
 def prepare(
   config: config_lib.Config,
-  dataset: training_data.Dataset | None,
+  dataset: dataset_lib.Dataset | None,
   count: int,
   shape: tuple[int, int, int],
 ) -> Callable[[sources.Source], Result]:
@@ -225,7 +221,7 @@ def prepare(
       f"config.eval.audit={config.eval.audit}: there are {count} images"
     )
   train, batch = dataset.train, config.eval.device_batch
-  tokenizer = pretrained_encoders.load_tokenizer(config)
+  tokenizer = load_encoders.load_tokenizer(config)
   one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   found = jax.eval_shape(tokenizer.encode, one).shape[1:]
   if found != tuple(train.latent_shape):
@@ -234,7 +230,7 @@ def prepare(
       f" to latents {found}, those of the training images are"
       f" {tuple(train.latent_shape)}"
     )
-  encoder = pretrained_encoders.load_features(config, shape[-1])
+  encoder = load_encoders.load_features(config, shape[-1])
   latents = of_records(train.records)
 
   @jax.jit
@@ -256,7 +252,7 @@ def prepare(
       jax.jit(lookup.unit)(train.bank),
       k=1,
     )
-    real = tally.evenly(latents.count, _REAL)
+    real = accumulate.evenly(latents.count, _REAL)
     found = memorisation(encoded, latents, real)
     return Result(
       found, np.asarray(rows)[:, 0], np.asarray(cosines)[:, 0], shown, pictures
@@ -266,7 +262,7 @@ def prepare(
 
 
 def _pictures(
-  dataset: training_data.Dataset,
+  dataset: dataset_lib.Dataset,
   latents: Latents,
   tokenizer: protocols.Tokenizer,
   batch: int,

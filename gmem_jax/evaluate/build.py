@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gmem_jax import config as config_lib
+from gmem_jax.config import resolve as config_lib
 from gmem_jax.data import sources as data_sources
 from gmem_jax.evaluate import (
   catalogue,
-  extractor as extractor_lib,
+  features as extractor_lib,
   measure,
   networks,
   reference,

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import distributed, metrics
 from gmem_jax.evaluate import (
-  extractor as extractor_lib,
+  accumulate as tally_lib,
+  features as extractor_lib,
   sources,
-  tally as tally_lib,
 )
+from gmem_jax.parallel import processes
+from gmem_jax.train import metrics
 
 
 class Store:
@@ -52,8 +53,8 @@ class Store:
 
   def forget(self) -> None:
     """Removes what the passes kept."""
-    distributed.wait_for_all("forget")
-    if distributed.is_main():
+    processes.wait_for_all("forget")
+    if processes.is_main():
       for directory in self._used:
         shutil.rmtree(directory, ignore_errors=True)
       with contextlib.suppress(OSError):  # Another evaluation's is there.
@@ -93,8 +94,8 @@ def measure(
     }
     directory = store.of(settings)
     tally.restore(directory)
-    distributed.wait_for_all(f"restored {directory.name}")
-    if distributed.is_main():
+    processes.wait_for_all(f"restored {directory.name}")
+    if processes.is_main():
       tally_lib.claim(directory, settings)
   progress = metrics.Progress(name, tally.done, count, unit="image")
   saved = reported = time.monotonic()
@@ -106,11 +107,11 @@ def measure(
       progress.report(done, (done - first) / (now - reported), {})
       first, reported = done, now
     if store and directory and now - saved >= store.every:
-      if distributed.is_main():
+      if processes.is_main():
         tally.save(directory)
       saved = now
   progress.close()
-  if directory and distributed.is_main():
+  if directory and processes.is_main():
     tally.save(directory)
 
 

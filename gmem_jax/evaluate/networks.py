@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import weights
-from gmem_jax.encoders import dinov2, inception, protocols
+from gmem_jax.files import weights
+from gmem_jax.models.encoders import dinov2, inception, protocols
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 _INCEPTION_HELP = (

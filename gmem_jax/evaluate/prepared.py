@@ -10,9 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from gmem_jax import pretrained_encoders, pretrained_files, weights
-from gmem_jax.data import records as records_lib, schema as schema_lib, store
-from gmem_jax.encoders import identity, protocols, vae
+from gmem_jax.data import (
+  load_encoders,
+  records as records_lib,
+  schema as schema_lib,
+  store,
+)
+from gmem_jax.files import pretrained_files, weights
+from gmem_jax.models.encoders import identity, protocols, vae
 
 _READERS = 8
 _BATCH = 16  # Latents that are decoded at a time.
@@ -109,7 +114,7 @@ def _tokenizer(schema: schema_lib.Schema, path: str) -> protocols.Tokenizer:
     params, _ = weights.load_converted(path)
   except (ValueError, OSError) as error:
     raise ValueError(f"--decode={path!r}: {error}") from None
-  network = vae.AutoencoderKL(**pretrained_encoders.hashable(metadata["model"]))
+  network = vae.AutoencoderKL(**load_encoders.hashable(metadata["model"]))
   return vae.Tokenizer(name=name, network=network, params=params)
 
 

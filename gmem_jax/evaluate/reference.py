@@ -5,12 +5,12 @@ import pathlib
 from collections.abc import Sequence
 
 from gmem_jax.evaluate import (
+  accumulate as tally_lib,
   catalogue,
-  extractor as extractor_lib,
+  features as extractor_lib,
   measure,
   sources,
   statistics,
-  tally as tally_lib,
 )
 
 

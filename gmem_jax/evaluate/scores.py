@@ -4,15 +4,15 @@ import dataclasses
 import pathlib
 
 from gmem_jax.evaluate import (
+  accumulate as tally_lib,
   catalogue,
-  extractor as extractor_lib,
+  features as extractor_lib,
   frechet,
-  manifold,
   measure,
+  precision_recall,
   reference as reference_lib,
   sources,
   statistics,
-  tally as tally_lib,
 )
 
 
@@ -108,7 +108,7 @@ class Evaluator:
           tally.moments[name].gaussian(), self.reference.gaussians[name]
         )
       elif score == "precision_recall":
-        found["precision"], found["recall"] = manifold.precision_recall(
+        found["precision"], found["recall"] = precision_recall.precision_recall(
           self.reference.rows["pool"], tally.rows("pool"), self.extractor.mesh
         )
       elif tally.score:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax import weights
-from gmem_jax.evaluate import frechet, sources, tally as tally_lib
+from gmem_jax.evaluate import accumulate as tally_lib, frechet, sources
+from gmem_jax.files import weights
 
 VERSION = 1
 # Feature -> suffix of its moments' names in the file.

@@ -12,13 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from gmem_jax.models import (
-  attention,
-  blocks,
-  conditioning,
-  embeddings,
-  layers,
-)
+from gmem_jax.models import attention, blocks, conditioning, embeddings, layers
 
 Latent = Float[Array, "b h w c"]
 Snippet = Float[Array, "*b s"]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from gmem_jax import sharding
 from gmem_jax.aot import hlo
+from gmem_jax.parallel import sharding
 
 # In the forms that XLA writes for TPUs and CPUs, cut to what is read.
 TEXT = """HloModule jit_f, is_scheduled=true

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.bank import bank as bank_lib, edit, storage
-from gmem_jax.convert import torch_file
+from gmem_jax.files.torch_reader import torch_file
 
 pytestmark = pytest.mark.golden
 

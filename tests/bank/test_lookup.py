@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import bank_placement as place_lib, sharding
-from gmem_jax.bank import bank as bank_lib, lookup, placement
-from gmem_jax.kernels import arg_specs
+from gmem_jax.bank import (
+  bank as bank_lib,
+  lookup,
+  sharded_lookup,
+  sharding as place_lib,
+)
+from gmem_jax.bank.kernels import arg_specs
+from gmem_jax.parallel import sharding
 from tests.kernels import oracle
 
 SPEC = arg_specs.ArgSpec(8, 1503, 16, 10)
@@ -54,7 +59,7 @@ def test_split_rows_are_searched_like_whole_ones(search, rows, queries, dtype):
   query, bank, _ = example(dtype=dtype)
   want = search(query, bank, 10)
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 1))
-  where = placement.Placement(mesh, queries, rows)
+  where = sharded_lookup.Placement(mesh, queries, rows)
   # 1503 rows are padded to 1504; the padding, made to win, is not found.
   placed = place_lib.place(bank, mesh, "sharded" if rows else "replicated")
   assert bool(placed.padding) == bool(rows)
@@ -89,10 +94,10 @@ def test_padding_of_a_bank_on_one_device_is_not_found(search):
 def test_what_does_not_divide_over_the_mesh_is_named():
   query, bank, _ = example()
   mesh = sharding.make_mesh(sharding.MeshConfig(4, 1, 1))
-  where = placement.Placement(mesh)
+  where = sharded_lookup.Placement(mesh)
   with pytest.raises(ValueError, match="7 queries do not divide over 4"):
     lookup.nearest(query[:7], bank, 1, placement=where)
-  where = placement.Placement(mesh, (), ("data",))
+  where = sharded_lookup.Placement(mesh, (), ("data",))
   with pytest.raises(ValueError, match="1503 bank rows do not divide over 4"):
     lookup.nearest(query, bank, 1, placement=where)
 

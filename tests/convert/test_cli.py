@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import weights
 from gmem_jax.bench import convert as bench
 from gmem_jax.convert import (
   __main__ as cli,
@@ -22,9 +21,10 @@ from gmem_jax.convert import (
   read,
   rules,
   torch_export,
-  torch_file,
   torch_import,
 )
+from gmem_jax.files import weights
+from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models import lightning_dit, sit
 from tests.convert import helpers
 

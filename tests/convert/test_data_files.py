@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gmem_jax import weights
 from gmem_jax.convert import read
+from gmem_jax.files import weights
 from tests.convert import helpers
 
 

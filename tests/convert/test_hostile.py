@@ -11,12 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from gmem_jax.convert import (
-  inert_pickle,
-  torch_export,
-  torch_file,
-  torch_import,
-)
+from gmem_jax.convert import torch_export, torch_import
+from gmem_jax.files.torch_reader import inert_pickle, torch_file
 from tests.convert import helpers
 
 FLIPPED, TRUNCATED, MISSHAPEN = range(40), range(30), range(20)

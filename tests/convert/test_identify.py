@@ -15,12 +15,12 @@ from gmem_jax.convert import (
   read,
   rules,
   torch_export,
-  torch_file,
   torch_import,
 )
 from gmem_jax.convert.detect import Found
 from gmem_jax.convert.names import dinov2, dit, vae
-from gmem_jax.encoders import dinov2 as dinov2_net, vae as vae_net
+from gmem_jax.files.torch_reader import torch_file
+from gmem_jax.models.encoders import dinov2 as dinov2_net, vae as vae_net
 from tests.convert import helpers
 from tests.convert.test_torch_file import tensor_program
 

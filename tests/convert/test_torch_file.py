@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gmem_jax.convert import inert_pickle, torch_export, torch_file
-from gmem_jax.convert.torch_types import DTYPES
+from gmem_jax.convert import torch_export
+from gmem_jax.files.torch_reader import inert_pickle, torch_file
+from gmem_jax.files.torch_reader.torch_types import DTYPES
 from tests.convert import helpers
 
 

@@ -8,7 +8,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from gmem_jax.convert import torch_export, torch_file, torch_legacy
+from gmem_jax.convert import torch_export
+from gmem_jax.files.torch_reader import torch_file, torch_legacy
 from tests.convert import helpers
 
 VALUE = {

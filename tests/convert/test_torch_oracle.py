@@ -5,8 +5,9 @@ import argparse
 import numpy as np
 import pytest
 
-from gmem_jax.convert import torch_export, torch_file
-from gmem_jax.convert.torch_types import DTYPES
+from gmem_jax.convert import torch_export
+from gmem_jax.files.torch_reader import torch_file
+from gmem_jax.files.torch_reader.torch_types import DTYPES
 from tests.convert import helpers
 
 pytestmark = pytest.mark.torch

@@ -15,8 +15,8 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from gmem_jax import sharding
 from gmem_jax.data import pipeline, records, store
+from gmem_jax.parallel import sharding
 
 BATCH = 8
 

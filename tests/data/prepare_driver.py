@@ -16,7 +16,7 @@ import time
 
 import jax
 
-from gmem_jax import prepare_mode
+from gmem_jax.commands import prepare as prepare_command
 from gmem_jax.data import pipeline, records, shards, store
 from tests import tiny
 
@@ -24,7 +24,7 @@ KILLS = 5
 
 
 def prepare(out: pathlib.Path) -> None:
-  prepare_mode.prepare_mode(
+  prepare_command.prepare_mode(
     tiny.make_config(
       data__prepared=str(out),
       data__holdout=0,

@@ -6,12 +6,7 @@ import pathlib
 
 import numpy as np
 
-from gmem_jax.data import (
-  join_store,
-  schema as schema_lib,
-  shards,
-  sources,
-)
+from gmem_jax.data import prepare_join, schema as schema_lib, shards, sources
 
 SCHEMA = schema_lib.Schema(
   version=schema_lib.VERSION,
@@ -67,8 +62,8 @@ def write(directory: pathlib.Path, **changes) -> list[dict[str, np.ndarray]]:
         )
         writer.add([picture], {n: v[None] for n, v in values.items()})
         written.append(values)
-  join_store.join(directory, schema, {})
-  join_store.clean(directory)
+  prepare_join.join(directory, schema, {})
+  prepare_join.clean(directory)
   return written
 
 

@@ -7,8 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gmem_jax import sharding
 from gmem_jax.data import pipeline, records as records_lib
+from gmem_jax.parallel import sharding
 
 N, BATCH = 97, 16
 

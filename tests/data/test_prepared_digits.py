@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from gmem_jax.data import (
-  frozen,
+  encode,
   pipeline,
+  prepare,
   records,
   schema as schema_lib,
   sources,
   store,
-  write_store,
 )
-from gmem_jax.encoders import identity, random_conv
+from gmem_jax.models.encoders import identity, random_conv
 
 IMAGES = 40
 WIDTH = random_conv.RandomConvEncoder.width
@@ -26,7 +26,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def networks():
-  return frozen.Frozen(
+  return encode.Frozen(
     identity.IdentityTokenizer(),
     random_conv.RandomConvEncoder(0, 1),
     latents="sample",
@@ -56,7 +56,7 @@ def reader(digits, networks, tmp_path_factory):
     seed=0,
   )
   directory = tmp_path_factory.mktemp("digits") / "d"
-  write_store.write_store(directory, schema, digits, networks)
+  prepare.write_store(directory, schema, digits, networks)
   return records.PreparedRecords(store.open_store(directory))
 
 

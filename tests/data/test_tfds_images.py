@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gmem_jax.data import tfds_images
+from gmem_jax.data import tfds_source
 
 NAMES = ("cat", "dog")
 
@@ -63,7 +63,7 @@ def data_dir(tmp_path_factory):
 
 
 def test_images_labels_and_names(data_dir):
-  source = tfds_images.TfdsImages("pets", "train", data_dir, 16)
+  source = tfds_source.TfdsImages("pets", "train", data_dir, 16)
   assert len(source) == 5
   assert source.info() == {
     "name": "pets/1.0.0",
@@ -86,7 +86,7 @@ def test_images_labels_and_names(data_dir):
 
 
 def test_a_part_of_a_split(data_dir):
-  assert len(tfds_images.TfdsImages("pets", "train[:2]", data_dir, 16)) == 2
+  assert len(tfds_source.TfdsImages("pets", "train[:2]", data_dir, 16)) == 2
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_a_part_of_a_split(data_dir):
 )
 def test_what_cannot_be_read_says_why(data_dir, name, split, message):
   with pytest.raises(ValueError, match=message):
-    tfds_images.TfdsImages(name, split, data_dir, 16)
+    tfds_source.TfdsImages(name, split, data_dir, 16)

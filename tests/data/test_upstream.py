@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from gmem_jax.data import records, upstream
-from gmem_jax.encoders import protocols
+from gmem_jax.models.encoders import protocols
 
 AS_IS = records.Coins(False, False, False)
 ARRAYS = ("latents", "representations", "cls_tokens")

@@ -16,15 +16,15 @@ from PIL import Image
 
 from gmem_jax.data import (
   crop,
+  encode as encode_lib,
   folder,
-  frozen,
-  join_store,
+  prepare,
+  prepare_join,
   schema as schema_lib,
   sources,
   store,
-  write_store,
 )
-from gmem_jax.encoders import identity, random_conv, vae
+from gmem_jax.models.encoders import identity, random_conv, vae
 
 pytestmark = pytest.mark.filterwarnings(
   "ignore:Palette images with Transparency"
@@ -37,7 +37,7 @@ SETTINGS = {"latents": "sample", "tokens": "int8", "mirrored": True}
 
 @pytest.fixture(scope="module")
 def networks():
-  return frozen.Frozen(
+  return encode_lib.Frozen(
     identity.IdentityTokenizer(),
     random_conv.RandomConvEncoder(0, 3),
     seed=0,
@@ -141,7 +141,7 @@ def prepared(networks, tmp_path_factory):
   bad = zoo(base / "images")
   source = folder.Folder(base / "images", SIZE)
   schema = make_schema(source, networks)
-  report = write_store.write_store(base / "out", schema, source, networks)
+  report = prepare.write_store(base / "out", schema, source, networks)
   return base / "out", source, report, bad
 
 
@@ -157,7 +157,7 @@ def test_bad_images_are_named_and_counted(prepared):
     "b/animated.webp",
   ]
   assert report["ignored"] == {".tif": 1, ".txt": 1, "hidden": 1}
-  text = join_store.describe(directory, report)
+  text = prepare_join.describe(directory, report)
   assert "a/cut.jpg" in text
   assert report["bank"] in text
 
@@ -238,7 +238,7 @@ def test_no_readable_image_says_so(tmp_path, networks):
   with pytest.raises(
     ValueError, match=r"no image can be used:\n *x.jpg: no im"
   ):
-    write_store.write_store(tmp_path / "out", schema, source, networks)
+    prepare.write_store(tmp_path / "out", schema, source, networks)
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path, networks, arrays):
     with pytest.raises(
       OSError, match=r"cannot be written: .*too large.*\n.*same"
     ):
-      write_store.write_store(out, schema, arrays, full)
+      prepare.write_store(out, schema, arrays, full)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
   first = schema.shard_name(0)
@@ -280,8 +280,8 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path, networks, arrays):
   with pytest.raises(ValueError, match="not finished"):
     store.open_store(out)
   # With room again, the result is that of an undisturbed run.
-  write_store.write_store(out, schema, arrays, networks)
-  write_store.write_store(tmp_path / "whole", schema, arrays, networks)
+  prepare.write_store(out, schema, arrays, networks)
+  prepare.write_store(tmp_path / "whole", schema, arrays, networks)
   assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -302,9 +302,9 @@ def test_too_small_a_disk_is_refused_at_once(
   tmp_path, networks, arrays, monkeypatch
 ):
   usage = type("Usage", (), {"free": 1000})
-  monkeypatch.setattr(write_store.shutil, "disk_usage", lambda path: usage)
+  monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage)
   with pytest.raises(ValueError, match="1 kB are free"):
-    write_store.write_store(
+    prepare.write_store(
       tmp_path, make_schema(arrays, networks), arrays, networks
     )
   assert list(tmp_path.iterdir()) == []
@@ -320,9 +320,7 @@ def test_nan_of_a_network_names_the_image(tmp_path, networks, arrays):
   broken = Broken.__new__(Broken)
   broken.__dict__ = networks.__dict__
   with pytest.raises(ValueError, match=r"NaN or infinity for noise/1: the wei"):
-    write_store.write_store(
-      tmp_path, make_schema(arrays, networks), arrays, broken
-    )
+    prepare.write_store(tmp_path, make_schema(arrays, networks), arrays, broken)
 
 
 def test_another_directory_is_refused(prepared, networks, arrays):
@@ -330,7 +328,7 @@ def test_another_directory_is_refused(prepared, networks, arrays):
   before = contents(directory)
   schema = make_schema(arrays, networks, tokens="bf16")
   with pytest.raises(ValueError, match=r"other data:\n  tokens: 'int8' there"):
-    write_store.write_store(directory, schema, arrays, networks)
+    prepare.write_store(directory, schema, arrays, networks)
   assert contents(directory) == before
 
 
@@ -338,7 +336,7 @@ def test_finished_data_are_left_alone(prepared, networks):
   directory, source, report, _ = prepared
   before = contents(directory)
   schema = make_schema(source, networks)
-  again = write_store.write_store(directory, schema, source, networks)
+  again = prepare.write_store(directory, schema, source, networks)
   assert again == report
   assert contents(directory) == before
 
@@ -376,7 +374,7 @@ def test_damage_is_named(prepared, networks, arrays, tmp_path):
 
 def test_tokens_in_8_bits_point_the_same_way():
   tokens = np.random.default_rng(0).standard_normal((2, 64, 768))
-  quantise = jax.jit(frozen.quantise)
+  quantise = jax.jit(encode_lib.quantise)
   rounded, scales = quantise(jnp.float32(tokens))
   back = np.float32(rounded) * np.asarray(scales)[..., None]
   assert np.abs(back - tokens).max() <= 0.5001 * np.asarray(scales).max()
@@ -429,7 +427,7 @@ def test_draws_do_not_depend_on_the_batch():
   images = random.integers(0, 255, (4, SIZE, SIZE, 3), np.uint8)
 
   def encode(numbers, latents):
-    found = frozen.encode(
+    found = encode_lib.encode(
       tokenizer, encoder, images[numbers], np.int32(numbers), latents,
       "none", True, 0,
     )  # fmt: skip

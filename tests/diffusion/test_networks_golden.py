@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gmem_jax.bank import select
-from gmem_jax.convert import torch_file
 from gmem_jax.diffusion import guidance, samplers, sit_release
+from gmem_jax.files.torch_reader import torch_file
 from tests.diffusion import common
 from tests.models import networks
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.convert import rules, torch_file
+from gmem_jax.convert import rules
 from gmem_jax.convert.names import dinov2 as names
-from gmem_jax.encoders import dinov2
+from gmem_jax.files.torch_reader import torch_file
+from gmem_jax.models.encoders import dinov2
 from tests import recipe
 
 # Of an array's maximum. Reached: 3e-5 for pixels, where the published code

@@ -9,7 +9,7 @@ import pytest
 
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import inception as names
-from gmem_jax.encoders import inception
+from gmem_jax.models.encoders import inception
 from tests import recipe
 
 # Of an array's maximum. Reached: 1.1e-6.

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.encoders import resize
+from gmem_jax.models.encoders import resize
 
 METHODS = (
   resize.bicubic,

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.data import sources
-from gmem_jax.encoders import identity, protocols, random_conv
+from gmem_jax.models.encoders import identity, protocols, random_conv
 
 
 def test_bytes_survive_the_round_trip():

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.convert import rules, torch_file
+from gmem_jax.convert import rules
 from gmem_jax.convert.names import vae as names
-from gmem_jax.encoders import vae, vae_layers
+from gmem_jax.files.torch_reader import torch_file
+from gmem_jax.models.encoders import vae, vae_layers
 from tests import recipe
 
 # Relative to an array's maximum, float32 on the CPU. Reached: 4e-6 with the

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import sharding
-from gmem_jax.evaluate import extractor, networks
+from gmem_jax.evaluate import features, networks
+from gmem_jax.parallel import sharding
 
 WIDTHS = {"pool": 12, "spatial": 5, "logits": 7}
 
@@ -38,7 +38,7 @@ def make_extractor(device_batch=8, devices=4, **changes):
   mesh = sharding.make_mesh(
     sharding.MeshConfig(data=-1, fsdp=1, tensor=1), jax.devices()[:devices]
   )
-  return extractor.Extractor([network(**changes)], mesh, device_batch)
+  return features.Extractor([network(**changes)], mesh, device_batch)
 
 
 def images(seed, n=200, side=6):

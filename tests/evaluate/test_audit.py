@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from gmem_jax import images as images_lib, pretrained_encoders, training_data
-from gmem_jax.data import records, store
-from gmem_jax.evaluate import audit, audit_files, build, sources
+from gmem_jax.data import images as images_lib, load_encoders, records, store
+from gmem_jax.evaluate import audit, audit_report, build, sources
+from gmem_jax.train import dataset as dataset_lib
 from tests import tiny
 from tests.data import prepared
 
@@ -44,7 +44,7 @@ def test_memorisation_of_known_samples():
 def test_copies_are_found(tmp_path):
   """Of four samples two are training images."""
   config = tiny.make_config(eval__audit=4)
-  dataset = training_data.load(config)
+  dataset = dataset_lib.load(config)
   pixels = dataset.train_images.pixels
   samples = np.concatenate([pixels[[5, 300]], 255 - pixels[[0, 1]]])
   source = sources.Arrays({}, 4, (8, 8, 1), lambda numbers: samples[numbers])
@@ -55,7 +55,7 @@ def test_copies_are_found(tmp_path):
   np.testing.assert_allclose(result.bank_scores[:2], 1, rtol=1e-5)
   assert (result.latents.distances[2:] > 1).all()
 
-  text = audit_files.write(tmp_path / "x", result, {"seed": 3})
+  text = audit_report.write(tmp_path / "x", result, {"seed": 3})
   assert "nearer than real images ever are           0.5" in text
   stored = json.loads((tmp_path / "x_audit.json").read_text())
   assert stored["nearest_latent"][:2] == [5, 300]
@@ -88,7 +88,7 @@ def test_latents_that_are_not_in_memory(tmp_path):
 
 def test_images_that_are_not_in_memory_are_decoded():
   config = tiny.make_config(eval__audit=4)
-  dataset = training_data.load(config)
+  dataset = dataset_lib.load(config)
   assert dataset.train_images is not None
   pixels = dataset.train_images.pixels
   stored = dataclasses.replace(dataset, train_images=None)
@@ -104,7 +104,7 @@ def test_what_cannot_be_audited_is_refused():
   config = tiny.make_config(eval__audit=4)
   with pytest.raises(ValueError, match="no training images to compare"):
     audit.prepare(config, None, 4, (8, 8, 1))
-  dataset = training_data.load(config)
+  dataset = dataset_lib.load(config)
   with pytest.raises(ValueError, match="there are 3 images"):
     audit.prepare(config, dataset, 3, (8, 8, 1))
   with pytest.raises(ValueError, match=r"encode to latents \(9, 9, 1\)"):
@@ -113,5 +113,5 @@ def test_what_cannot_be_audited_is_refused():
 
 def test_decoded_shape():
   config = tiny.make_config()
-  tokenizer = pretrained_encoders.load_tokenizer(config)
+  tokenizer = load_encoders.load_tokenizer(config)
   assert build.decoded_shape(tokenizer, (8, 8, 1)) == (8, 8, 1)

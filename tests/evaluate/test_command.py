@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from gmem_jax import weights
 from gmem_jax.evaluate import __main__ as cli, networks, statistics
+from gmem_jax.files import weights
 from tests import tiny
 from tests.convert import helpers
 from tests.data import prepared

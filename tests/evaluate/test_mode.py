@@ -7,23 +7,26 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import (
-  assemble,
-  checkpoint,
-  images as images_lib,
-  modes,
-  run_directory,
-  sample_mode,
-  sections,
-  sharding,
-  training_data,
+from gmem_jax.commands import (
+  evaluate as evaluate_command,
+  sample as sample_command,
+  train as train_command,
 )
-from gmem_jax.evaluate import build, catalogue, mode, networks, scores
+from gmem_jax.config import sections
+from gmem_jax.data import images as images_lib
+from gmem_jax.evaluate import build, catalogue, networks, scores
+from gmem_jax.parallel import sharding
+from gmem_jax.train import (
+  checkpoint,
+  dataset as dataset_lib,
+  run_directory,
+  setup,
+)
 from tests import tiny
 from tests.evaluate import fakes
 
 _TRAINED, _LOADED = {}, {}
-train_classifier, load = networks.train_classifier, training_data.load
+train_classifier, load = networks.train_classifier, dataset_lib.load
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +36,10 @@ def workdir(tmp_path_factory):
   config = tiny.make_config()
   run_directory.claim(config, directory)
   mesh = sharding.make_mesh(config.mesh)
-  memory = assemble.make_memory(config, training_data.load(config), mesh)
-  assemble.save_memory(directory / "memory", memory)
+  memory = setup.make_memory(config, dataset_lib.load(config), mesh)
+  setup.save_memory(directory / "memory", memory)
   with jax.numpy_dtype_promotion("standard"):
-    state = assemble.make_init(config, memory)()
+    state = setup.make_init(config, memory)()
   with checkpoint.opened(
     directory / "checkpoints", config.checkpoint
   ) as checkpoints:
@@ -60,7 +63,7 @@ def once(monkeypatch):
     return _LOADED[key]
 
   monkeypatch.setattr(networks, "train_classifier", cached)
-  monkeypatch.setattr(training_data, "load", loaded)
+  monkeypatch.setattr(dataset_lib, "load", loaded)
 
 
 def evaluate(workdir, **changes):
@@ -69,7 +72,7 @@ def evaluate(workdir, **changes):
   config = tiny.make_config(**changes)
   before = set((workdir / "evaluations").glob("*.json"))
   with jax.numpy_dtype_promotion("standard"):
-    mode.evaluate_mode(config, workdir)
+    evaluate_command.evaluate_mode(config, workdir)
   (path,) = set((workdir / "evaluations").glob("*.json")) - before
   written = json.loads(path.read_text())
   path.unlink()
@@ -89,7 +92,7 @@ def test_samples_are_scored_as_they_would_be_written(workdir, capsys):
   # The same images from files.
   config = tiny.make_config(sample__count=80)
   with jax.numpy_dtype_promotion("standard"):
-    sample_mode.sample_mode(config, workdir)
+    sample_command.sample_mode(config, workdir)
   (directory,) = (workdir / "images").iterdir()
   again, written = evaluate(workdir, eval__images=str(directory))
   assert again == pytest.approx(found, rel=1e-6)
@@ -146,15 +149,15 @@ def test_own_images_that_are_not_in_memory_are_no_reference():
 def test_too_few_images_are_refused_before_training():
   config = tiny.make_config(eval__count=64)
   mesh = sharding.make_mesh(config.mesh)
-  own = training_data.load(config).train_images
+  own = dataset_lib.load(config).train_images
   with pytest.raises(ValueError, match=r"eval\.count: 64 images are too"):
-    modes.make_evaluator(config, mesh, (8, 8, 1), own)
+    train_command.make_evaluator(config, mesh, (8, 8, 1), own)
 
 
 def test_training_without_scores_makes_pictures_alone():
   config = tiny.make_config(eval__scores=())
   mesh = sharding.make_mesh(config.mesh)
-  assert modes.make_evaluator(config, mesh, (8, 8, 1), None) is None
+  assert train_command.make_evaluator(config, mesh, (8, 8, 1), None) is None
 
 
 def test_the_config_knows_every_score():
@@ -177,13 +180,13 @@ def test_the_digits_table_is_of_this_evaluation(tmp_path, capsys):
     checkpoint__every=8,
   )
   with jax.numpy_dtype_promotion("standard"):  # as optax needs it
-    modes.train_mode(config, tmp_path)
+    train_command.train_mode(config, tmp_path)
   table = capsys.readouterr().out
   found = json.loads((tmp_path / "report.json").read_text())
   mesh = sharding.make_mesh(config.mesh)
-  dataset = training_data.load(config)
+  dataset = dataset_lib.load(config)
   own, held = dataset.train_images, dataset.heldout_images
-  evaluator = modes.make_evaluator(config, mesh, (8, 8, 1), own)
+  evaluator = train_command.make_evaluator(config, mesh, (8, 8, 1), own)
   expected = evaluator(build.images_source(held), len(held))["frechet"]
   assert found["distance/heldout_images"] == pytest.approx(expected, rel=1e-6)
   for directory, name in ((".", "from_bank"), ("unconditional",) * 2):

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import pretrained_encoders, pretrained_files, rngs, weights
-from gmem_jax.encoders import protocols, vae
+from gmem_jax import rngs
+from gmem_jax.data import load_encoders
 from gmem_jax.evaluate import frechet, reference, sources
+from gmem_jax.files import pretrained_files, weights
+from gmem_jax.models.encoders import protocols, vae
 from tests.data import prepared
 from tests.evaluate import fakes
 
@@ -74,9 +76,7 @@ def test_latents_are_no_images(tmp_path):
 def write_vae(path):
   """A small autoencoder of random weights, as the converter writes one."""
   model = {"latent_channels": 2, "ch": 4, "ch_mult": [1], "num_groups": 2}
-  network = vae.AutoencoderKL(
-    num_res_blocks=1, **pretrained_encoders.hashable(model)
-  )
+  network = vae.AutoencoderKL(num_res_blocks=1, **load_encoders.hashable(model))
   images = jnp.zeros((1, 4, 4, 3))
   init = jax.jit(lambda: network.init(rngs.key(0, "init"), images))
   params = jax.tree.map(np.asarray, init()["params"])

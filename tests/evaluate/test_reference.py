@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from gmem_jax import weights
 from gmem_jax.evaluate import (
   catalogue,
   frechet,
@@ -14,6 +13,7 @@ from gmem_jax.evaluate import (
   sources,
   statistics,
 )
+from gmem_jax.files import weights
 from tests.evaluate import fakes
 
 SHAPE = (6, 6, 3)

@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 import scipy.special
 
-from gmem_jax import sharding
 from gmem_jax.evaluate import (
+  accumulate,
   catalogue,
-  extractor as extractor_lib,
+  features as extractor_lib,
   frechet,
   inception_score,
-  manifold,
   measure,
+  precision_recall,
   reference,
   scores,
   sources,
   statistics,
-  tally,
 )
+from gmem_jax.parallel import sharding
 from tests.evaluate import fakes
 
 ALL = ("fid", "sfid", "inception_score", "precision_recall")
@@ -95,7 +95,9 @@ def test_precision_and_recall_are_their_definition(devices, block):
   rng = np.random.default_rng(0)
   real = rng.normal(size=(57, 6)) + 100
   samples = rng.normal(size=(43, 6)) * 0.7 + 100.3
-  found = manifold.precision_recall(real, samples, mesh(devices), block=block)
+  found = precision_recall.precision_recall(
+    real, samples, mesh(devices), block=block
+  )
   expected = brute_force(real, samples, 3)
   assert found == pytest.approx(expected, abs=1e-12)
   assert 0 < found[1] < found[0] < 1
@@ -103,10 +105,10 @@ def test_precision_and_recall_are_their_definition(devices, block):
 
 def test_precision_and_recall_of_equal_and_of_distant_sets():
   x = np.random.default_rng(0).normal(size=(20, 4))
-  assert manifold.precision_recall(x, x, mesh()) == (1, 1)
-  assert manifold.precision_recall(x, x + 100, mesh()) == (0, 0)
+  assert precision_recall.precision_recall(x, x, mesh()) == (1, 1)
+  assert precision_recall.precision_recall(x, x + 100, mesh()) == (0, 0)
   with pytest.raises(ValueError, match="more than 3"):
-    manifold.precision_recall(x, x[:3], mesh())
+    precision_recall.precision_recall(x, x[:3], mesh())
 
 
 @pytest.mark.multidevice
@@ -178,11 +180,11 @@ class Failing(sources.Arrays):
 
 
 def make_tally(extractor, count):
-  return tally.Tally(
+  return accumulate.Tally(
     extractor.widths,
     moments=("pool", "spatial"),
     classes=True,
-    keep={"pool": tally.evenly(count, 31)},
+    keep={"pool": accumulate.evenly(count, 31)},
   )
 
 

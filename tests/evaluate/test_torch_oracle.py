@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from gmem_jax import sharding
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import inception as names
 from gmem_jax.evaluate import (
-  extractor as extractor_lib,
+  features as extractor_lib,
   frechet,
   inception_score,
-  manifold,
   networks,
+  precision_recall,
   reference,
   scores,
   sources,
 )
+from gmem_jax.parallel import sharding
 from tests import recipe
 from tests.evaluate import fakes, no_torchvision
 
@@ -92,7 +92,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity():
   theirs = metric_prc.calculate_precision_recall_full(
     torch.from_numpy(samples), torch.from_numpy(real)
   )
-  ours = manifold.precision_recall(real, samples, mesh())
+  ours = precision_recall.precision_recall(real, samples, mesh())
   for name, a, b in zip(("precision", "recall"), ours, theirs, strict=True):
     assert 0.2 < b < 1
     assert_close(name, a, b)

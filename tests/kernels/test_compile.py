@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from gmem_jax.bank import bank, lookup
-from gmem_jax.kernels import (
+from gmem_jax.bank.kernels import (
   arg_specs,
   topk_gpu,
   topk_reference,

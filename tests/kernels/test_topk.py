@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from gmem_jax.kernels import (
+from gmem_jax.bank.kernels import (
   arg_specs,
   topk_gpu,
   topk_reference,

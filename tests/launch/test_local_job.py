@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gmem_jax import metrics
+from gmem_jax.train import metrics
 from tests import job, tiny
 from tests.launch import fakes
 

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.convert import rules, torch_file
+from gmem_jax.convert import rules
 from gmem_jax.convert.names import dit
+from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models import lightning_dit, sit, transformer
 
 # Golden file: its weights, and the path to the state dict inside.

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax import init_from
 from gmem_jax.models import blocks, conditioning, lightning_dit, sit
+from gmem_jax.train import init_from
 from tests.models import networks
 
 COMMON = {

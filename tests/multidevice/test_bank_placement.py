@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gmem_jax import bank_placement, sharding
-from gmem_jax.bank import bank as bank_lib, lookup, storage as storage_lib
+from gmem_jax.bank import (
+  bank as bank_lib,
+  lookup,
+  sharding as bank_sharding,
+  storage as storage_lib,
+)
+from gmem_jax.parallel import sharding
 
 SIZE, WIDTH = 251, 16
 
@@ -26,8 +31,8 @@ def _bank(storage):
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
 def test_sharded_snippets_equal_replicated(mesh, storage):
   host = _bank(storage)
-  whole = bank_placement.place(host, mesh, "replicated")
-  split = bank_placement.place(host, mesh, "sharded")
+  whole = bank_sharding.place(host, mesh, "replicated")
+  split = bank_sharding.place(host, mesh, "sharded")
   assert split.rows.sharding.spec == P(sharding.AXES)
   assert split.rows.addressable_shards[0].data.shape == (63, WIDTH)
   assert (split.padding, split.size, whole.padding) == (1, SIZE, 0)
@@ -48,7 +53,7 @@ def test_sharded_snippets_equal_replicated(mesh, storage):
   assert "all-reduce" in text
   assert f"[{SIZE + 1},{WIDTH}]" not in text
   np.testing.assert_array_equal(
-    bank_placement.read_rows(split, rows), bank_lib.features(host, rows)
+    bank_sharding.read_rows(split, rows), bank_lib.features(host, rows)
   )
 
 
@@ -58,8 +63,8 @@ def test_lookup_finds_the_same_wherever_the_rows_lie(mesh):
   queries = bank_lib.snippets(host, np.arange(8))
   found = []
   for where in ("replicated", "sharded"):
-    units = lookup.unit(bank_placement.place(host, mesh, where))
-    placement = bank_placement.lookup_placement(units)
+    units = lookup.unit(bank_sharding.place(host, mesh, where))
+    placement = bank_sharding.lookup_placement(units)
     assert placement is not None
     # All rows but the padding: nothing hides.
     found.append(lookup.nearest(queries, units, SIZE, placement=placement))
@@ -71,7 +76,7 @@ def test_lookup_finds_the_same_wherever_the_rows_lie(mesh):
 @pytest.mark.multidevice
 def test_a_split_bank_comes_back_without_padding(mesh):
   host = _bank("int8")
-  back = bank_lib.on_host(bank_placement.place(host, mesh, "sharded"))
+  back = bank_lib.on_host(bank_sharding.place(host, mesh, "sharded"))
   assert back.padding == 0
   for ours, theirs in zip(
     jax.tree.leaves(back), jax.tree.leaves(host), strict=True
@@ -88,12 +93,12 @@ def test_auto_splits_what_does_not_fit(mesh, monkeypatch):
     def __init__(self, stats):
       self.memory_stats = lambda: stats
 
-  assert bank_placement.memory_limit(Device(None)) is None
-  assert bank_placement.memory_limit(Device({"bytes_limit": 7})) == 7
+  assert bank_sharding.memory_limit(Device(None)) is None
+  assert bank_sharding.memory_limit(Device({"bytes_limit": 7})) == 7
   # The bank has 16,064 bytes.
   for limit, split in ((None, False), (130_000, False), (128_000, True)):
     monkeypatch.setattr(
-      bank_placement, "memory_limit", lambda _, limit=limit: limit
+      bank_sharding, "memory_limit", lambda _, limit=limit: limit
     )
-    where = bank_placement.bank_sharding(host, mesh, "auto")
+    where = bank_sharding.bank_sharding(host, mesh, "auto")
     assert bool(len(where.spec)) == split, limit

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax import training_data
+from gmem_jax.train import dataset as dataset_lib
 from tests import test_train_step as steps, tiny
 
 
@@ -14,7 +14,7 @@ from tests import test_train_step as steps, tiny
 def test_training_is_the_same_wherever_the_rows_lie(
   storage, tmp_path, standard_promotion
 ):
-  dataset = training_data.load(tiny.make_config())
+  dataset = dataset_lib.load(tiny.make_config())
   found = []
   for placement in ("replicated", "sharded"):
     config = tiny.make_config(

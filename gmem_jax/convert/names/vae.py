@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from gmem_jax import rngs
 from gmem_jax.convert import rules
 from gmem_jax.convert.rules import Rule
-from gmem_jax.encoders import vae
+from gmem_jax.models.encoders import vae
 
 _PART = r"(?P<part>encoder|decoder)"
 # Generations of attention in diffusers: names of q, k, v and the output.

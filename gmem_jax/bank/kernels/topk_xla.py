@@ -1,0 +1,92 @@
+"""The k largest inner products in two stages of plain XLA, on any platform.
+
+The scores of some queries with all rows are computed, but never sorted: only
+one number of each bin of rows takes part in the selection (`two_stage`). The
+bank stands on the left of the product, so that a single query reads it once,
+in order, at the speed of memory.
+
+Shapes: q queries, m bank rows, d width, k neighbours.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, Int8
+
+from gmem_jax.bank.kernels import topk_reference, two_stage
+
+# Scores in flight: bytes, and the number of queries that fit the caches.
+_SCRATCH = 2**28
+_CHUNK = 128
+# Rows of other types are converted to float32 so many at a time: int8 ones to
+# stay in the caches, bfloat16 ones (which XLA converts well) to save memory.
+_BLOCK = {"int8": 4096, "bfloat16": 2**17}
+
+
+def top_k(
+  query: Float[Array, "q d"],
+  rows: Float[Array, "m d"] | Int8[Array, "m d"],
+  scales: Float32[Array, " m"] | None,
+  k: int,
+  count: Int[Array, ""] | None = None,
+) -> topk_reference.Found:
+  """See `topk_reference.top_k`, which it equals.
+
+  There is nothing to certify: the maxima are of the very scores returned.
+  """
+  m = rows.shape[0]
+  # One bin more than k, since select() also finds the best one left out.
+  if two_stage.bins_of(m) <= k + 1:
+    return topk_reference.top_k(query, rows, scales, k, count)
+
+  def some(query):
+    found = two_stage.pad_rows(_scores(query, rows, scales, count), -jnp.inf)
+    wide = found.reshape(-1, two_stage.BIN, query.shape[0])
+    bins, _ = two_stage.select(jnp.max(wide, axis=1), k)
+    each = jnp.arange(query.shape[0])[:, None]
+    candidates = wide[bins, :, each].reshape(query.shape[0], -1)
+    best, index = two_stage.best_of(candidates, bins, k)
+    return topk_reference.Found(best, index, jnp.zeros((), jnp.int32))
+
+  chunk = min(_CHUNK, max(_SCRATCH // (4 * m) // 8 * 8, 8))
+  return two_stage.in_chunks(some, query, chunk)
+
+
+def _scores(
+  query: Float[Array, "q d"],
+  rows: Float[Array, "m d"] | Int8[Array, "m d"],
+  scales: Float32[Array, " m"] | None,
+  count: Int[Array, ""] | None,
+) -> Float32[Array, "m q"]:
+  """All inner products, the bank's rows first."""
+  m, q = rows.shape[0], query.shape[0]
+  query = query.astype(jnp.float32)
+  if rows.dtype == jnp.bfloat16 and q < 8:
+    # A product of bfloat16 with few vectors is slow on CPU, with eight fast.
+    query = jnp.pad(query, ((0, 8 - q), (0, 0)))
+
+  def product(rows):
+    return jnp.matmul(
+      rows.astype(jnp.float32), query.T, precision=jax.lax.Precision.HIGHEST
+    )
+
+  block_size = _BLOCK.get(rows.dtype.name, m)
+  if m > block_size:
+
+    def block(number):
+      start = number * block_size
+      part = jax.lax.dynamic_slice_in_dim(rows, start, block_size)
+      return product(part)
+
+    found = jax.lax.map(block, jnp.arange(m // block_size))
+    found = found.reshape(-1, query.shape[0])
+    rest = rows[m // block_size * block_size :]
+    if rest.shape[0]:
+      found = jnp.concatenate([found, product(rest)])
+  else:
+    found = product(rows)
+  found = found[:, :q]
+  if scales is not None:
+    found = found * scales[:, None]
+  if count is not None:
+    found = jnp.where(jnp.arange(m)[:, None] < count, found, -jnp.inf)
+  return found

@@ -1,0 +1,178 @@
+"""Top-k by bins: what the fast kernels share.
+
+Shapes: q queries, m bank rows, d width, k neighbours, g bins, t bins taken.
+
+A bin is `BIN` consecutive rows. Order rows by (score descending, row
+ascending) and bins by (largest score descending, bin ascending). The first k
+rows then lie in the first k bins: if a row's bin is not among those, k bins
+come before it, and each holds a row that comes before this one. So the scan of
+the bank need keep one number a bin, and only k bins are looked into. The lemma
+holds for bins of bins, too.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Int8, Int32
+
+from gmem_jax.bank.kernels import topk_reference
+
+BIN = 32
+# More bins than this are selected through bins of bins.
+_WIDE = 1024
+# Queries that the certificate refused are answered so many at a time.
+_REPAIR = 8
+
+
+def bins_of(m: int) -> int:
+  """How many bins m rows make; the last may be short."""
+  return -(-m // BIN)
+
+
+def select(
+  maxima: Float32[Array, "g q"], take: int
+) -> tuple[Int32[Array, "q t"], Float32[Array, " q"]]:
+  """The bins with the largest maxima.
+
+  Args:
+    maxima: The largest score of each bin.
+    take: How many bins, t < g.
+
+  Returns:
+    Their numbers, ascending, so that ties among their rows still go to the
+    lower row; and the largest maximum among the bins left out.
+  """
+  g, q = maxima.shape
+  if g <= max(_WIDE, BIN * (take + 1)):
+    best, bins = jax.lax.top_k(maxima.T, take + 1)
+  else:
+    wide = pad_rows(maxima, -jnp.inf).reshape(bins_of(g), BIN, q)
+    # One more, so that the best bin left out is in them, too.
+    groups, _ = select(jnp.max(wide, axis=1), take + 1)
+    inside = wide[groups, :, jnp.arange(q)[:, None]].reshape(q, -1)
+    best, at = jax.lax.top_k(inside, take + 1)
+    bins = jnp.take_along_axis(members(groups), at, axis=1)
+  return jnp.sort(bins[:, :take], axis=1), best[:, take]
+
+
+def pad_rows(x: Float[Array, "n q"], value: float) -> Float[Array, "p q"]:
+  """Pads the first axis to whole bins."""
+  missing = -x.shape[0] % BIN
+  return jnp.pad(x, ((0, missing), (0, 0)), constant_values=value)
+
+
+def members(bins: Int[Array, "q t"]) -> Int[Array, "q tr"]:
+  """The rows of bins, in order."""
+  rows = bins[:, :, None] * BIN + jnp.arange(BIN, dtype=bins.dtype)[None, None]
+  return rows.reshape(bins.shape[0], -1)
+
+
+def best_of(
+  candidates: Float32[Array, "q tr"], bins: Int32[Array, "q t"], k: int
+) -> tuple[Float32[Array, "q k"], Int32[Array, "q k"]]:
+  """The k best rows of some bins.
+
+  Args:
+    candidates: The scores of the rows of the bins.
+    bins: The bins, ascending.
+    k: How many rows.
+
+  Returns:
+    Scores and rows.
+  """
+  best, at = jax.lax.top_k(candidates, k)
+  return best, jnp.take_along_axis(members(bins), at, axis=1)
+
+
+def in_chunks(
+  function: Callable[[jax.Array], topk_reference.Found],
+  query: Float[Array, "q d"],
+  chunk: int,
+) -> topk_reference.Found:
+  """Answers so many queries at a time, to bound the scratch memory."""
+  q = query.shape[0]
+  if q <= chunk:
+    return function(query)
+  count = -(-q // chunk)
+  padded = jnp.pad(query, ((0, count * chunk - q), (0, 0)))
+  found = jax.lax.map(function, padded.reshape(count, chunk, -1))
+  k = found.scores.shape[-1]
+  return topk_reference.Found(
+    found.scores.reshape(-1, k)[:q],
+    found.rows.reshape(-1, k)[:q],
+    jnp.sum(found.fallbacks),
+  )
+
+
+def certified(
+  query: Float[Array, "q d"],
+  rows: Float[Array, "m d"] | Int8[Array, "m d"],
+  scales: Float32[Array, " m"] | None,
+  k: int,
+  count: Int[Array, ""] | None,
+  maxima: Float32[Array, "g q"],
+  take: int,
+  rescore: Callable[[Int32[Array, "q t"]], Float32[Array, "q tr"]],
+  plain: Callable[[Float[Array, "n d"]], topk_reference.Found],
+) -> topk_reference.Found:
+  """Selects bins, scores their rows, and vouches for the result.
+
+  The certificate: no bin left out has a maximum above the k-th score found.
+  The two come from different sums, so that is needed: where it fails, `plain`
+  answers. Where it holds, no row left out can be better than a row found by
+  more than the two sums are off, which `topk_reference.rounding_bound` states.
+
+  Args:
+    query: Queries.
+    rows: Rows.
+    scales: Of int8 rows.
+    k: How many rows.
+    count: Rows from this one on are padding.
+    maxima: The largest score of each bin, without the padding of the bank's
+      last bin; padding after `count` may count.
+    take: How many bins, more than k: one may hold rows after `count`.
+    rescore: Scores of the rows of bins, without scales.
+    plain: The search by all scores.
+
+  Returns:
+    Scores, rows and the number of queries that `plain` answered.
+  """
+  m = rows.shape[0]
+  limit = jnp.asarray(m, jnp.int32) if count is None else count
+  if count is not None:
+    whole = jnp.arange(maxima.shape[0])[:, None] * BIN < count
+    maxima = jnp.where(whole, maxima, -jnp.inf)
+  bins, left_out = select(maxima, take)
+  candidates = rescore(bins)
+  numbers = members(bins)
+  if scales is not None:
+    candidates = candidates * scales[jnp.minimum(numbers, m - 1)]
+  candidates = jnp.where(numbers < limit, candidates, -jnp.inf)
+  best, index = best_of(candidates, bins, k)
+  return _repair(query, best, index, left_out <= best[:, -1], plain)
+
+
+def _repair(
+  query: Float[Array, "q d"],
+  best: Float32[Array, "q k"],
+  index: Int32[Array, "q k"],
+  certain: Bool[Array, " q"],
+  plain: Callable[[Float[Array, "n d"]], topk_reference.Found],
+) -> topk_reference.Found:
+  """Answers plainly the queries whose result is not certain, and no others."""
+  fallbacks = jnp.sum(~certain, dtype=jnp.int32)
+  order = jnp.argsort(certain, stable=True)
+  step = min(_REPAIR, query.shape[0])
+
+  def body(state):
+    done, best, index = state
+    # Past the end the slice moves back: a few are answered plainly twice.
+    which = jax.lax.dynamic_slice_in_dim(order, done, step)
+    found = plain(query[which])
+    best = best.at[which].set(found.scores)
+    return done + step, best, index.at[which].set(found.rows)
+
+  start = (jnp.zeros((), jnp.int32), best, index)
+  _, best, index = jax.lax.while_loop(lambda s: s[0] < fallbacks, body, start)
+  return topk_reference.Found(best, index, fallbacks)

@@ -1,0 +1,108 @@
+"""Lookup over a mesh: queries split over devices, rows too where asked.
+
+A Pallas kernel runs on one device. Over several, each device searches its own
+queries in its own rows, and what the shards found is merged in the order of
+the rows, so that ties still go to the lower row.
+
+Shapes: q queries, m bank rows, d width, k neighbours.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec as P
+from jaxtyping import Array, Float
+
+from gmem_jax.bank import bank as bank_lib
+from gmem_jax.bank.kernels import topk_reference
+
+Search = Callable[..., topk_reference.Found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """Where queries and bank rows live.
+
+  Attributes:
+    mesh: The device mesh.
+    queries: Mesh axes that the queries are split over.
+    rows: Mesh axes that the bank's rows are split over; none: each device
+      holds them all. An axis of both splits the bank, and its devices answer
+      each query together.
+  """
+
+  mesh: Mesh
+  queries: tuple[str, ...] = ("data", "fsdp")
+  rows: tuple[str, ...] = ()
+
+  def shards(self, axes: tuple[str, ...]) -> int:
+    """Into how many parts the axes split something."""
+    return math.prod(self.mesh.shape[axis] for axis in axes)
+
+
+def search(
+  one: Search,
+  query: Float[Array, "q d"],
+  bank: bank_lib.MemoryBank,
+  k: int,
+  placement: Placement,
+) -> topk_reference.Found:
+  """Searches on every device of a mesh and merges.
+
+  Args:
+    one: The search of one device, as `topk_reference.top_k`.
+    query: Queries.
+    bank: The bank, its rows split as the placement says; its padding, if it
+      has any, is never found.
+    k: How many rows.
+    placement: Where things live.
+
+  Returns:
+    The same as one device finds, up to rounding; queries split over
+    `placement.queries` less `placement.rows`. Fallbacks count a query once for
+    every shard that fell back.
+
+  Raises:
+    ValueError: If the queries or the rows do not divide over their axes.
+  """
+  axes = placement.rows
+  split = tuple(a for a in placement.queries if a not in axes)
+  for what, size, parts in (
+    ("queries", query.shape[0], placement.shards(split)),
+    ("bank rows", bank.rows.shape[0], placement.shards(axes)),
+  ):
+    if size % parts:
+      raise ValueError(f"{size} {what} do not divide over {parts} devices")
+  local = bank.rows.shape[0] // placement.shards(axes)
+
+  whole = jnp.int32(bank.size) if bank.padding else None
+
+  def run(query, rows, scales):
+    if not axes:
+      found = one(query, rows, scales, k, whole)
+      return found.scores, found.rows, jax.lax.psum(found.fallbacks, split)
+    first = jax.lax.axis_index(axes) * local
+    count = jnp.clip(bank.size - first, 0, local) if bank.padding else None
+    found = one(query, rows, scales, min(k, local), count)
+    # Shard after shard, each in its order: equal scores by ascending row.
+    scores, index = (
+      jax.lax.all_gather(x, axes, axis=1, tiled=True)
+      for x in (found.scores, found.rows + first)
+    )
+    best, at = jax.lax.top_k(scores, k)
+    index = jnp.take_along_axis(index, at, axis=1)
+    total = jax.lax.psum(found.fallbacks, (*axes, *split))
+    return best, index, total
+
+  row_spec = P(axes or None)
+  found = jax.shard_map(
+    run,
+    mesh=placement.mesh,
+    in_specs=(P(split or None), row_spec, row_spec),
+    out_specs=(P(split or None), P(split or None), P()),
+    check_vma=False,
+  )(query, bank.rows, bank.scales)
+  return topk_reference.Found(*found)

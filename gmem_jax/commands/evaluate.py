@@ -1,0 +1,142 @@
+"""`--mode=evaluate`: scores of a run's samples, or of given images."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.data import images as images_lib
+from gmem_jax.evaluate import (
+  audit as audit_lib,
+  audit_report,
+  build,
+  measure,
+  results,
+  sources,
+)
+from gmem_jax.parallel import processes, sharding
+from gmem_jax.sample import plan as plan_lib, source as source_lib
+from gmem_jax.train import dataset as dataset_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """What is scored.
+
+  Attributes:
+    name: Names the files of the result.
+    source: The images.
+    count: How many.
+    info: All that they depend on; JSON.
+    step: The training step that they are of; 0 if none.
+  """
+
+  name: str
+  source: sources.Source
+  count: int
+  info: dict[str, Any]
+  step: int
+
+
+def evaluate_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Scores images and writes WORKDIR/evaluations/NAME.json.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  dataset = None
+  in_memory = config.data.source == "digits" and not config.data.prepared
+  if in_memory or (config.eval.audit and config.data.source != "none"):
+    dataset = dataset_lib.load(config)
+  own = dataset.train_images if dataset else None
+  if config.eval.images:
+    channels = own.pixels.shape[-1] if own else 3
+    subject = _given(config, channels)
+  else:
+    subject = _sampled(config, workdir, mesh)
+  source, count = subject.source, subject.count
+  evaluator = build.make_evaluator(config, mesh, own)
+  evaluator.check(source, count)
+  audit = None
+  if config.eval.audit:
+    audit = audit_lib.prepare(config, dataset, count, source.shape)
+  directory = workdir / "evaluations"
+  store = measure.Store(directory / "partial", config.eval.save_every)
+  evaluator = build.with_reference(config, evaluator, source.shape, own, store)
+  found = evaluator(source, count, store)
+  details = results.describe(evaluator, count, subject.info)
+  path = directory / f"{subject.name}_{count}.json"
+  board = workdir / "tensorboard"
+  results.write(path, found, details, board=board, step=subject.step)
+  store.forget()
+  _print(f"{results.table(found, count)}\n{path}")
+  if audit:
+    result = audit(source)
+    _print(audit_report.write(path.with_suffix(""), result, subject.info))
+
+
+def _print(text: str) -> None:
+  """Prints, on the first host alone."""
+  if processes.is_main():
+    print(text)
+
+
+def _given(config: config_lib.Config, channels: int) -> Subject:
+  """The images that `eval.images` names."""
+  path = pathlib.Path(config.eval.images).absolute()
+  try:
+    source = sources.open_images(path, channels=channels)
+  except ValueError as error:
+    raise ValueError(f"config.eval.images: {error}") from None
+  return Subject(path.stem, source, source.count, {"source": source.info}, 0)
+
+
+def _sampled(
+  config: config_lib.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> Subject:
+  """The images that `--mode=sample` would make, made as they are needed."""
+  source = source_lib.load(config, workdir, mesh)
+  plan = plan_lib.plan_rows(config, source)
+  make = plan_lib.make_fn(config, source, plan, mesh)
+  info = plan_lib.record(config, source, plan)
+  name = plan_lib.name_of(config, source, plan)
+  if config.eval.keep_images:
+    directory = plan_lib.directory_of(config, workdir, source, plan)
+    images_lib.claim_directory(directory, info)
+    make = _keeping(make, directory)
+  tokenizer = source.weights.tokenizer
+  images = sources.Arrays(
+    info,
+    plan.count,
+    build.decoded_shape(tokenizer, source.latent_shape),
+    make,
+    collective=True,
+  )
+  step = source.info.get("step") or 0
+  return Subject(name, images, plan.count, {"samples": info}, step)
+
+
+def _keeping(make, directory: pathlib.Path):
+  """Makes images and writes them; those that are there are read."""
+
+  def kept(numbers: np.ndarray) -> np.ndarray:
+    paths = [directory / f"{number:06d}.png" for number in numbers]
+    missing = np.array([not path.exists() for path in paths])
+    if processes.agree(missing).any():
+      # All of the batch, as all hosts must make the same.
+      pixels = make(numbers)
+      if processes.is_main():
+        for path, image in zip(paths, pixels, strict=True):
+          images_lib.save_png(path, image)
+      return pixels
+    return np.stack([images_lib.read_png(path) for path in paths])
+
+  return kept

@@ -1,0 +1,265 @@
+"""What a run has to show: three pictures and a table.
+
+Shapes: n images, H W pixels.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gmem_jax.data import images
+from gmem_jax.evaluate import audit as audit_lib
+from gmem_jax.files import atomic
+from gmem_jax.train import metrics
+
+# Columns of samples.png.
+COLUMNS = 16
+# Its rows.
+ROWS = (
+  "image in the bank",
+  "sample",
+  "held-out image",
+  "sample",
+  "no memory",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """One kind of sample, beside what it was made of.
+
+  Attributes:
+    pixels: uint8 [n H W channels].
+    rows: [n] the snippet's row in its bank.
+  """
+
+  pixels: np.ndarray
+  rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbours:
+  """The nearest memories of the first held-out images.
+
+  Attributes:
+    scores: [q k] cosines, descending.
+    rows: [q k] rows of the bank.
+  """
+
+  scores: np.ndarray
+  rows: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+  """Everything that the report compares.
+
+  Attributes:
+    train: Training images, uint8 [m H W channels].
+    heldout: Held-out images.
+    from_bank: Samples from the bank's snippets.
+    from_heldout: Samples from snippets of held-out images, never seen.
+    unconditional: Samples of the network without memory.
+    neighbours: Nearest memories of the first held-out images.
+    distance: Images -> Fréchet distance to the training images.
+  """
+
+  train: np.ndarray
+  heldout: np.ndarray
+  from_bank: Samples
+  from_heldout: Samples
+  unconditional: Samples
+  neighbours: Neighbours
+  distance: Any
+
+
+def picture(material: Material) -> np.ndarray:
+  """samples.png: five rows of images.
+
+  Args:
+    material: What to show.
+
+  Returns:
+    uint8 [H', W', channels]: bank images, their samples, held-out images,
+    samples from their snippets, unconditional samples, each row labelled.
+  """
+  bank, held = material.from_bank, material.from_heldout
+  rows = [
+    material.train[bank.rows[:COLUMNS]],
+    bank.pixels[:COLUMNS],
+    material.heldout[held.rows[:COLUMNS]],
+    held.pixels[:COLUMNS],
+    material.unconditional.pixels[:COLUMNS],
+  ]
+  grid = images.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
+  return images.label_rows(grid, ROWS)
+
+
+def neighbours_picture(material: Material) -> np.ndarray:
+  """neighbours.png: held-out images, and the bank images nearest to each.
+
+  Args:
+    material: What to show.
+
+  Returns:
+    uint8 [H', W', channels]: a row for each held-out image, which stands in
+    front; its nearest memories follow after a gap, best first.
+  """
+  found, rows = material.neighbours, []
+  for held, near in zip(material.heldout, found.rows, strict=False):
+    rows += [held, np.full_like(held, 255), *material.train[near]]
+  columns = 2 + found.rows.shape[1]
+  grid = images.make_grid(np.stack(rows), columns, scale=5, gap=4)
+  labels = [
+    f"held-out, then {best:.2f}-{worst:.2f}"
+    for best, worst in zip(found.scores[:, 0], found.scores[:, -1], strict=True)
+  ]
+  return images.label_rows(grid, labels)
+
+
+def numbers(
+  material: Material, memory_run: pathlib.Path, other_run: pathlib.Path
+) -> dict[str, float]:
+  """The numbers of the table.
+
+  Args:
+    material: Images and samples.
+    memory_run: Directory of the run with memory.
+    other_run: Directory of the run without.
+
+  Returns:
+    Name -> number; times in seconds, NaN where a distance was not reached.
+  """
+  memory, other = _curve(memory_run), _curve(other_run)
+  goal = other["distance"][-1]
+  reached = memory["seconds"][memory["distance"] <= goal]
+  train = _to_float(material.train)
+  audit = audit_lib.memorisation(
+    _to_float(material.from_bank.pixels),
+    audit_lib.in_memory(train),
+    np.arange(len(train)),
+  )
+  return {
+    "samples": float(len(material.from_bank.pixels)),
+    "distance/heldout_images": material.distance(material.heldout),
+    "distance/from_bank": material.distance(material.from_bank.pixels),
+    "distance/from_heldout": material.distance(material.from_heldout.pixels),
+    "distance/unconditional": material.distance(material.unconditional.pixels),
+    "seconds/unconditional": float(other["seconds"][-1]),
+    "seconds/memory": float(memory["seconds"][-1]),
+    "seconds/to_same_distance": float(reached[0] if len(reached) else np.nan),
+    "memorisation/own_memory": audit.own_memory(material.from_bank.rows),
+    "memorisation/sample_distance": float(audit.distances.mean()),
+    "memorisation/real_distance": float(audit.real_distances.mean()),
+  }
+
+
+def table(values: dict[str, float], steps: int) -> str:
+  """The table as text.
+
+  Args:
+    values: Of `numbers`.
+    steps: Training steps of both runs.
+  """
+  distance, seconds = (
+    {k.split("/")[1]: x for k, x in values.items() if k.startswith(group)}
+    for group in ("distance/", "seconds/")
+  )
+  audit = {k.split("/")[1]: x for k, x in values.items() if "memorisation" in k}
+  return f"""
+Fréchet distance to the training images ({values["samples"]:.0f} samples each;
+features of a small classifier of the real images), after {steps} steps:
+  held-out images themselves: the floor   {distance["heldout_images"]:8.2f}
+  memory, snippets from the bank          {distance["from_bank"]:8.2f}
+  memory, snippets of held-out images     {distance["from_heldout"]:8.2f}
+  no memory                               {distance["unconditional"]:8.2f}
+Seconds of training:
+  no memory, whole run                    {seconds["unconditional"]:8.1f}
+  memory, whole run                       {seconds["memory"]:8.1f}
+  memory, to the distance of no memory    {seconds["to_same_distance"]:8.1f}
+Memorisation:
+  samples nearest to their own memory     {audit["own_memory"]:8.1%}
+  mean distance to the nearest image      {audit["sample_distance"]:8.2f}
+  the same between real images            {audit["real_distance"]:8.2f}
+"""
+
+
+def write(
+  material: Material,
+  memory_run: pathlib.Path,
+  other_run: pathlib.Path,
+  steps: int,
+) -> str:
+  """Writes samples.png, neighbours.png, curves.png and report.{json,txt}.
+
+  Args:
+    material: Images and samples.
+    memory_run: Directory of the run with memory; receives the files.
+    other_run: Directory of the run without.
+    steps: Training steps of both runs.
+
+  Returns:
+    The table.
+  """
+  values = numbers(material, memory_run, other_run)
+  text = table(values, steps)
+  images.save_png(memory_run / "samples.png", picture(material))
+  images.save_png(memory_run / "neighbours.png", neighbours_picture(material))
+  _plot(memory_run / "curves.png", memory_run, other_run)
+  # JSON has no NaN.
+  stored = {k: None if np.isnan(v) else v for k, v in values.items()}
+  atomic.write_json(memory_run / "report.json", stored)
+  atomic.write_text(memory_run / "report.txt", text.lstrip())
+  return text
+
+
+def _to_float(pixels: np.ndarray) -> np.ndarray:
+  return pixels.astype(np.float64) / 127.5 - 1
+
+
+def _curve(run: pathlib.Path) -> dict[str, np.ndarray]:
+  """Distance over training seconds, as evaluated during training."""
+  records = [
+    r for r in metrics.read_jsonl(run / "metrics.jsonl") if "eval/frechet" in r
+  ]
+  if not records:
+    raise ValueError(f"{run}/metrics.jsonl: no evaluation was written")
+  return {
+    "distance": np.array([r["eval/frechet"] for r in records]),
+    "seconds": np.array([r["perf/train_seconds"] for r in records]),
+  }
+
+
+def _plot(
+  path: pathlib.Path, memory_run: pathlib.Path, other_run: pathlib.Path
+) -> None:
+  """curves.png: loss over steps, Fréchet distance over seconds."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(10, 4), layout="constrained")
+  FigureCanvasAgg(figure)
+  left, right = figure.subplots(1, 2)
+  for label, run in (("memory", memory_run), ("no memory", other_run)):
+    losses = [
+      (r["step"], r["train/loss"])
+      for r in metrics.read_jsonl(run / "metrics.jsonl")
+      if "train/loss" in r
+    ]
+    left.plot(*zip(*losses, strict=True), label=label)
+    curve = _curve(run)
+    right.plot(curve["seconds"], curve["distance"], "o-", label=label)
+  left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+  right.set(
+    xlabel="seconds of training (compilation included)",
+    ylabel="Fréchet distance",
+    yscale="log",
+  )
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+    axes.legend()
+  temporary = path.with_name(f".{path.name}.tmp")
+  figure.savefig(temporary, format="png", dpi=120)
+  temporary.replace(path)

@@ -1,0 +1,234 @@
+"""Training, as `main` starts it."""
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmem_jax.bank import bank as bank_lib, lookup
+from gmem_jax.commands import report
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.data import images, load_encoders, sources as data_sources
+from gmem_jax.evaluate import build, catalogue, scores, sources
+from gmem_jax.parallel import processes, sharding
+from gmem_jax.sample import run_sampling, sampler as sampler_lib
+from gmem_jax.train import dataset as dataset_lib, loop, run_directory, setup
+
+_log = logging.getLogger(__name__)
+
+# Held-out images, and memories of each, in neighbours.png.
+NEIGHBOURS = 8
+
+
+def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Trains, and compares with a network without memory if so configured.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+  """
+  dataset_lib.require(config)
+  mesh = make_mesh(config)
+  run_directory.claim(config, workdir)
+  dataset = dataset_lib.load(config)
+  memory = setup.make_memory(config, dataset, mesh)
+  evaluator = make_evaluator(
+    config, mesh, memory.latent_shape, dataset.train_images
+  )
+  run = make_run(config, workdir, mesh, dataset, memory, evaluator)
+  state = loop.train(run)
+  if not config.report.unconditional:
+    return
+  # The config has been checked: the images are in memory.
+  assert dataset.train_images is not None
+  assert dataset.heldout is not None
+  assert dataset.heldout_images is not None
+  other = dataclasses.replace(
+    config, model=dataclasses.replace(config.model, conditioning="none")
+  )
+  other_dir = workdir / "unconditional"
+  run_directory.claim(other, other_dir)
+  other_run = make_run(other, other_dir, mesh, dataset, memory, evaluator)
+  other_state = loop.train(other_run)
+  _log.info("sampling for the report")
+  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
+  weights = run_sampling.make_weights(config, memory, state.ema)
+  other_weights = run_sampling.make_weights(other, memory, other_state.ema)
+  other_fn = run_sampling.make_sample_fn(other, memory, mesh, config.seed)
+  bank, heldout = memory.bank, dataset.heldout.bank
+  material = report.Material(
+    train=dataset.train_images.pixels,
+    heldout=dataset.heldout_images.pixels,
+    from_bank=draw_samples(config, sample_fn, weights, bank),
+    from_heldout=draw_samples(
+      config, sample_fn, weights, heldout, outside=True
+    ),
+    unconditional=draw_samples(other, other_fn, other_weights, bank),
+    neighbours=neighbours(heldout, dataset.train.bank),
+    distance=lambda pixels: build.score_pixels(evaluator, pixels)["frechet"],
+  )
+  if not processes.is_main():
+    return
+  print(report.write(material, workdir, other_dir, config.train.steps))
+  pictures = ("samples.png", "neighbours.png", "curves.png")
+  print("Pictures: " + ", ".join(f"{workdir}/{name}" for name in pictures))
+
+
+def neighbours(
+  queries: bank_lib.MemoryBank, bank: bank_lib.MemoryBank
+) -> report.Neighbours:
+  """Looks up the nearest memories of the first rows of another bank.
+
+  Args:
+    queries: The other bank.
+    bank: The bank.
+  """
+  count = min(NEIGHBOURS, queries.size)
+  found = jax.jit(lookup.nearest, static_argnames="k")(
+    bank_lib.snippets(queries, jnp.arange(count)),
+    jax.jit(lookup.unit)(bank),
+    k=min(NEIGHBOURS, bank.size),
+  )
+  return report.Neighbours(*map(np.asarray, found))
+
+
+def make_run(
+  config: config_lib.Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  dataset: dataset_lib.Dataset,
+  memory: setup.Memory,
+  evaluator: scores.Evaluator | None,
+) -> loop.Run:
+  """Puts a run together; its evaluation scores fresh samples.
+
+  Args:
+    config: The run.
+    workdir: Its directory.
+    mesh: Its devices.
+    dataset: Its images.
+    memory: What sampling needs.
+    evaluator: Scores images; None to make the pictures alone.
+  """
+  setup.save_memory(workdir / "memory", memory)
+  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
+
+  def evaluate_fn(step: int, params: Any):
+    weights = run_sampling.make_weights(config, memory, params)
+    shown: list[np.ndarray] = []
+
+    def read(numbers):
+      rows, features = run_sampling.draw_snippets(config, memory.bank, numbers)
+      pixels = sample_fn(weights, numbers, features, rows)
+      if numbers[0] < config.eval.grid:
+        shown.append(pixels)
+      return pixels
+
+    found = {}
+    if evaluator is None:
+      read(np.arange(config.eval.grid))
+    else:
+      found = evaluator(
+        sources.Arrays(
+          {"step": step},
+          config.eval.count,
+          build.decoded_shape(weights.tokenizer, memory.latent_shape),
+          read,
+          collective=True,
+        ),
+        config.eval.count,
+      )
+    pixels = np.concatenate(shown)[: config.eval.grid]
+    scale = max(1, 32 // pixels.shape[1])
+    return found, {"bank": images.make_grid(pixels, 16, scale=scale)}
+
+  return loop.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
+
+
+def make_evaluator(
+  config: config_lib.Config,
+  mesh: jax.sharding.Mesh,
+  latent_shape: tuple[int, int, int],
+  own: data_sources.Images | None,
+) -> scores.Evaluator | None:
+  """What scores the samples during training.
+
+  Args:
+    config: The run.
+    mesh: The devices.
+    latent_shape: h, w, c.
+    own: The training images, where they are images; else
+      `config.eval.reference` must name what to compare with.
+
+  Returns:
+    It, or None if the config asks for no score.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
+  if not config.eval.scores:
+    return None
+  shape = build.decoded_shape(
+    load_encoders.load_tokenizer(config), latent_shape
+  )
+  evaluator = build.make_evaluator(config, mesh, own)
+  evaluator.extractor.check(shape)
+  gaussians, _ = catalogue.compared(config.eval.scores)
+  widths = evaluator.extractor.widths
+  catalogue.check_count(
+    config.eval.count, gaussians, widths, "config.eval.count"
+  )
+  return build.with_reference(config, evaluator, shape, own)
+
+
+def draw_samples(
+  config: config_lib.Config,
+  sample_fn: sampler_lib.SampleFn,
+  weights: sampler_lib.Weights,
+  bank: bank_lib.MemoryBank,
+  *,
+  outside: bool = False,
+) -> report.Samples:
+  """The samples of an evaluation: always the same rows and noise.
+
+  Args:
+    config: The run.
+    sample_fn: Makes the images.
+    weights: What it makes them with.
+    bank: Where the snippets come from.
+    outside: Whether that is another bank than the one neighbours come from.
+  """
+  numbers = np.arange(config.eval.count)
+  rows, features = run_sampling.draw_snippets(config, bank, numbers)
+  own = None if outside else rows
+  return report.Samples(sample_fn(weights, numbers, features, own), rows)
+
+
+def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
+  """The mesh of a run, once the batches are known to fit it.
+
+  Args:
+    config: The run.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  batch, parts = config.train.batch_size, config.train.accumulation
+  if batch % ways:
+    raise ValueError(
+      f"config.train.batch_size={batch} is not a multiple of the mesh's"
+      f" data x fsdp = {ways}"
+    )
+  if batch % (ways * parts):
+    raise ValueError(
+      f"config.train.accumulation={parts} does not divide the {batch // ways}"
+      f" examples that each of data x fsdp = {ways} holds of"
+      f" config.train.batch_size={batch}"
+    )
+  return mesh

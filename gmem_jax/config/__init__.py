@@ -1,0 +1,1 @@
+"""The config: every section and key, and the checks between them."""

@@ -1,0 +1,177 @@
+"""Images through the frozen networks, on all devices of this process.
+
+Shapes: b batch, v views (the image, and its mirror image), H W ch image, h w c
+latent, n tokens of width d.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int8, Int32, UInt8
+
+from gmem_jax import rngs
+from gmem_jax.data import schema
+from gmem_jax.models.encoders import protocols, vae
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
+def encode(
+  tokenizer: protocols.Tokenizer,
+  encoder: protocols.FeatureEncoder,
+  pixels: UInt8[Array, "b H W ch"],
+  numbers: Int32[Array, " b"],
+  latents: schema.Latents,
+  tokens: schema.Tokens,
+  mirrored: bool,
+  seed: int,
+) -> dict[str, Array]:
+  """What records keep of images.
+
+  Args:
+    tokenizer: Gives the latents; a pytree.
+    encoder: Gives features and tokens; a pytree.
+    pixels: The images.
+    numbers: Their positions in the source, which address the draws.
+    latents: As in `schema.Schema`.
+    tokens: As in `schema.Schema`.
+    mirrored: Whether to encode the mirror images, too.
+    seed: Seed of the draws.
+
+  Returns:
+    The fields of a record but for pixels and label, each [b v …]; and
+    `row` [b d], float32, the features of the images as they are.
+  """
+  floats = protocols.to_float(pixels)
+  if mirrored:
+    floats = jnp.concatenate([floats, floats[:, :, ::-1]])
+  views = len(floats) // len(pixels)
+  features, patches = encoder(floats)
+  found: dict[str, Array] = {"feature": features.astype(jnp.bfloat16)}
+  if tokens == "bf16":
+    found["tokens"] = patches.astype(jnp.bfloat16)
+  elif tokens == "int8":
+    found["tokens"], found["token_scales"] = quantise(patches)
+  if isinstance(tokenizer, vae.Tokenizer):
+    posterior = tokenizer.posterior(floats)
+    if latents == "posterior":
+      found["mean"] = posterior.mean.astype(jnp.bfloat16)
+      found["logvar"] = posterior.logvar.astype(jnp.bfloat16)
+    else:
+      # One key an image and view: no draw depends on the batch.
+      ids = (2 * numbers[None] + jnp.arange(views)[:, None]).reshape(-1)
+      keys = rngs.keys(seed, "prepare/posterior", ids)
+      shape = posterior.mean.shape[1:]
+      noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+      found["latent"] = posterior.sample(noise=noise).astype(jnp.bfloat16)
+  else:
+    found["latent"] = tokenizer.encode(floats).astype(jnp.bfloat16)
+  split = {
+    name: value.reshape(views, -1, *value.shape[1:]).swapaxes(0, 1)
+    for name, value in found.items()
+  }
+  return split | {"row": features[: len(pixels)].astype(jnp.float32)}
+
+
+def quantise(
+  tokens: Float[Array, "b n d"],
+) -> tuple[Int8[Array, "b n d"], Float[Array, "b n"]]:
+  """Rounds tokens to 8 bits, with a scale for each.
+
+  Args:
+    tokens: The tokens.
+
+  Returns:
+    (rounded, scales): a token is about rounded * scale, to half a scale in
+    every element.
+  """
+  tokens = tokens.astype(jnp.float32)
+  scales = jnp.max(jnp.abs(tokens), axis=-1) / 127
+  rounded = jnp.round(tokens / jnp.maximum(scales, 1e-30)[..., None])
+  return rounded.astype(jnp.int8), scales
+
+
+class Frozen:
+  """The frozen networks on all devices of this process."""
+
+  def __init__(
+    self,
+    tokenizer: protocols.Tokenizer,
+    encoder: protocols.FeatureEncoder,
+    *,
+    latents: schema.Latents,
+    tokens: schema.Tokens,
+    mirrored: bool,
+    seed: int,
+    device_batch: int,
+  ):
+    """Puts the weights on the devices.
+
+    Args:
+      tokenizer: Gives the latents.
+      encoder: Gives features and tokens.
+      latents: As in `schema.Schema`.
+      tokens: As in `schema.Schema`.
+      mirrored: As in `schema.Schema`.
+      seed: Seed of the draws.
+      device_batch: Images at a time on each device.
+    """
+    devices = jax.local_devices()
+    mesh = Mesh(np.array(devices), ("data",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    self._split = NamedSharding(mesh, PartitionSpec("data"))
+    self._networks: Any = jax.device_put((tokenizer, encoder), everywhere)
+    self._settings = latents, tokens, mirrored, seed
+    self.encoder_name = encoder.name
+    self.batch_size = device_batch * len(devices)
+
+  def shapes(self, image_shape: tuple[int, int, int]) -> Mapping[str, Any]:
+    """Shapes and types of what an image becomes, computing nothing.
+
+    Args:
+      image_shape: H, W, ch.
+    """
+    pixels = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+    numbers = jax.ShapeDtypeStruct((1,), np.int32)
+    found = jax.eval_shape(
+      lambda networks, *images: encode(*networks, *images, *self._settings),
+      self._networks, pixels, numbers,
+    )  # fmt: skip
+    return {
+      name: jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
+      for name, value in found.items()
+    }
+
+  def token_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """n, d of the feature encoder's tokens.
+
+    Args:
+      image_shape: H, W, ch.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    _, tokens = jax.eval_shape(lambda e, x: e(x), self._networks[1], images)
+    return tokens.shape[1:]
+
+  def __call__(
+    self, pixels: np.ndarray, numbers: np.ndarray
+  ) -> Mapping[str, jax.Array]:
+    """Starts to encode; see `encode`. The batch is filled up with black.
+
+    Args:
+      pixels: uint8 [b H W ch], b at most `batch_size`.
+      numbers: int32 [b].
+
+    Returns:
+      Arrays [batch_size …], of which the first b count.
+    """
+    missing = self.batch_size - len(pixels)
+    filled = [
+      np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))
+      for a in (pixels, numbers)
+    ]
+    inputs = [jax.device_put(a, self._split) for a in filled]
+    return encode(*self._networks, *inputs, *self._settings)

@@ -1,0 +1,284 @@
+"""Features for banks: of image files through the encoder, or from a file.
+
+Shapes: n images, d feature width.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import pathlib
+import shutil
+import warnings
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from PIL import Image
+
+from gmem_jax.bank import bank as bank_lib
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.data import crop, decode, folder, load_encoders, store
+from gmem_jax.files import atomic as files_lib
+from gmem_jax.models.encoders import protocols
+from gmem_jax.train import metrics
+
+# Images that the encoder sees at a time, and that a killed build repeats.
+BATCH, BLOCK = 32, 4096
+# Names of features in files, among others.
+NAMES = ("features", "rows", "cls_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """Features of images.
+
+  Attributes:
+    features: float32 [n, d], as the encoder gives them.
+    kept: [n] positions of the images among the files.
+    skipped: (file, reason) of those that could not be read.
+  """
+
+  features: np.ndarray
+  kept: np.ndarray
+  skipped: tuple[tuple[str, str], ...]
+
+
+class Encoder:
+  """A config's feature encoder, reading images as banks are made."""
+
+  def __init__(self, config: config_lib.Config):
+    """Loads the weights.
+
+    Args:
+      config: Its section `encoder` decides.
+    """
+    self.size = config.encoder.image_size
+    # The only data that is not in colour.
+    self._channels = 1 if config.data.source == "digits" else 3
+    self._network = load_encoders.load_features(config, self._channels)
+    self.name = self._network.name
+    self.crop = f"center_crop({self.size})"
+    self._encode = jax.jit(lambda x: self._network(protocols.to_float(x))[0])
+
+  def _read(self, path: pathlib.Path) -> np.ndarray | str:
+    """The pixels that the encoder sees, or why there are none."""
+    try:
+      pixels, _ = decode.read(path, self.size)
+    except decode.BadImageError as error:
+      return str(error)
+    pixels = crop.center_crop(pixels, self.size)
+    if self._channels == 1:
+      pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return pixels
+
+  def __call__(
+    self, files: Sequence[pathlib.Path], progress: Any = None
+  ) -> Encoded:
+    """Encodes image files.
+
+    Args:
+      files: The files.
+      progress: Called with the number of files done since the last call.
+
+    Returns:
+      The features of those that can be read.
+    """
+    features, kept, skipped = [], [], []
+    with (
+      warnings.catch_warnings(),
+      concurrent.futures.ThreadPoolExecutor() as threads,
+    ):
+      decode.silence_pillow()
+      for start in range(0, len(files), BATCH):
+        part = files[start : start + BATCH]
+        read = list(threads.map(self._read, part))
+        good = [i for i, x in enumerate(read) if not isinstance(x, str)]
+        skipped += [
+          (str(part[i]), x) for i, x in enumerate(read) if isinstance(x, str)
+        ]
+        if good:
+          # Filled up: one shape, one compilation.
+          pixels = np.stack([read[i] for i in np.resize(good, BATCH)])
+          found = self._encode(jnp.asarray(pixels))
+          features.append(np.asarray(found, np.float32)[: len(good)])
+          kept += [start + i for i in good]
+        if progress is not None:
+          progress(len(part))
+    width = self._network.width
+    rows = np.concatenate(features) if features else np.zeros((0, width))
+    return Encoded(
+      rows.astype(np.float32), np.array(kept, np.int64), tuple(skipped)
+    )
+
+
+def load_config(text: str, weights: str | None) -> config_lib.Config:
+  """Reads a config file.
+
+  Args:
+    text: FILE.py, or FILE.py:OPTION.
+    weights: Instead of its `encoder.features_weights`.
+
+  Raises:
+    ValueError: If it is none.
+  """
+  path, _, option = text.partition(":")
+  spec = importlib.util.spec_from_file_location("bank_config", path)
+  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
+    raise ValueError(f"--config={text}: there is no such config file")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  tree = module.get_config(option) if option else module.get_config()
+  if weights is not None:
+    tree.encoder.features_weights = weights
+  return config_lib.resolve(tree)
+
+
+def list_images(paths: Sequence[str]) -> tuple[str, list[pathlib.Path]]:
+  """Image files by name, and all of folders.
+
+  Args:
+    paths: Files and folders.
+
+  Returns:
+    (the folder that they have in common, files); a folder's are in the order of
+    their paths.
+
+  Raises:
+    ValueError: If one does not exist, or a folder holds no image.
+  """
+  files = []
+  for text in paths:
+    path = pathlib.Path(text).absolute()
+    if path.is_dir():
+      try:
+        names, _ = folder.list_images(path)
+      except ValueError as error:
+        raise ValueError(f"{text}: {error}") from None
+      files += [path / name for name in names]
+    elif path.is_file():
+      files.append(path)
+    else:
+      raise ValueError(f"{text}: there is no such image or folder")
+  first = pathlib.Path(paths[0]).absolute()
+  if len(paths) == 1:
+    return str(first if first.is_dir() else first.parent), files
+  return os.path.commonpath([file.parent for file in files]), files
+
+
+def encode_all(
+  encoder: Encoder, files: Sequence[pathlib.Path], partial: pathlib.Path
+) -> Encoded:
+  """Encodes many files; killed, it continues where it stopped.
+
+  Args:
+    encoder: The encoder.
+    files: The files.
+    partial: Directory for what is done so far; remove it with `discard`.
+  """
+  paths = hashlib.sha256("\0".join(map(str, files)).encode()).hexdigest()
+  settings = {"encoder": encoder.name, "crop": encoder.crop, "files": paths}
+  note = partial / "settings.json"
+  if partial.exists() and (
+    not note.exists() or store.read_json(note) != settings
+  ):
+    shutil.rmtree(partial)
+  partial.mkdir(parents=True, exist_ok=True)
+  files_lib.write_json(note, settings)
+  line = metrics.Progress("encode", 0, len(files), unit="image")
+  done, parts = 0, []
+
+  def advance(n: int) -> None:
+    nonlocal done
+    done += n
+    line.update(done)
+
+  for start in range(0, len(files), BLOCK):
+    block = partial / f"{start:010d}.npz"
+    count = len(files[start : start + BLOCK])
+    if block.exists():
+      with np.load(block, allow_pickle=False) as stored:
+        skipped = tuple(map(tuple, stored["skipped"].tolist()))
+        found = Encoded(stored["features"], stored["kept"], skipped)
+      advance(count)
+    else:
+      found = encoder(files[start : start + BLOCK], advance)
+      temporary = partial / "block.tmp.npz"
+      np.savez(
+        temporary,
+        features=found.features,
+        kept=found.kept,
+        skipped=np.array(found.skipped, str).reshape(-1, 2),
+      )
+      temporary.replace(block)
+    parts.append(dataclasses.replace(found, kept=found.kept + start))
+  line.close()
+  return Encoded(
+    np.concatenate([part.features for part in parts]),
+    np.concatenate([part.kept for part in parts]),
+    tuple(pair for part in parts for pair in part.skipped),
+  )
+
+
+def read_file(path: str, width: int) -> np.ndarray:
+  """Features from a file.
+
+  Args:
+    path: .npy; or .npz or .safetensors with one array, or one of `NAMES`.
+    width: Width that they must have.
+
+  Returns:
+    float32 [n, width].
+
+  Raises:
+    ValueError: If there are none, or one is zero or not finite.
+  """
+  try:
+    found = _read_array(pathlib.Path(path))
+  except (
+    OSError,
+    EOFError,
+    ValueError,
+    zipfile.BadZipFile,
+    safetensors.SafetensorError,
+  ) as error:
+    raise ValueError(f"{path}: cannot be read as features: {error}") from None
+  if found.dtype.kind not in "fV" or found.ndim not in (1, 2):
+    raise ValueError(
+      f"{path}: {found.dtype} of shape {found.shape} is no table of features"
+    )
+  rows = np.atleast_2d(found).astype(np.float32)
+  bank_lib.check_features(rows, path)
+  if rows.shape[1] != width:
+    raise ValueError(
+      f"{path}: features of width {rows.shape[1]} do not fit a bank of width"
+      f" {width}"
+    )
+  return rows
+
+
+def _read_array(path: pathlib.Path) -> np.ndarray:
+  """The array of a file."""
+  if path.suffix == ".npy":
+    return np.load(path, allow_pickle=False)
+  if path.suffix == ".npz":
+    with np.load(path, allow_pickle=False) as arrays:
+      return arrays[_choose(list(arrays.keys()))]
+  if path.suffix == ".safetensors":
+    with safetensors.safe_open(path, "numpy") as arrays:
+      return arrays.get_tensor(_choose(list(arrays.keys())))
+  raise ValueError("features are read from .npy, .npz and .safetensors")
+
+
+def _choose(names: Sequence[str]) -> str:
+  """The one that holds features."""
+  known = [name for name in NAMES if name in names]
+  if known or len(names) == 1:
+    return (known or list(names))[0]
+  raise ValueError(f"it holds {sorted(names)}, and none of {NAMES}")

@@ -1,0 +1,169 @@
+r"""A small folder of photographs, and stand-ins for the frozen networks.
+
+  python -m gmem_jax.data.photos data/photos weights/random
+
+The photographs are crops of those that scikit-learn and scikit-image bring
+along. The networks have the layout of VA-VAE and DINOv2 at a fraction of their
+size, with RANDOM weights: good to see every step of the way from images to
+samples on a laptop without a download, useless for anything else.
+"""
+
+import argparse
+import importlib.resources
+import importlib.util
+import math
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from gmem_jax import rngs
+from gmem_jax.files import weights
+from gmem_jax.models.encoders import dinov2, vae
+
+# Package -> files in it.
+PHOTOS = {
+  "sklearn.datasets.images": ("china.jpg", "flower.jpg"),
+  "skimage.data": (
+    "astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg",
+    "motorcycle_left.png", "rocket.jpg",
+  ),
+}  # fmt: skip
+# Each photograph is cut at its corners, to this share of its short side.
+SHARE = 0.75
+
+VAE = vae.AutoencoderKL(
+  latent_channels=4,
+  ch=16,
+  ch_mult=(1, 1, 2, 2, 4),
+  num_res_blocks=1,
+  encoder_attention=(4,),
+  decoder_attention=(4,),
+  num_groups=16,
+)
+DINOV2 = dinov2.DINOv2(width=64, depth=2, heads=2)
+
+
+def write_photos(directory: pathlib.Path) -> int:
+  """Writes the crops, one folder a photograph.
+
+  Args:
+    directory: Made if need be.
+
+  Returns:
+    How many.
+
+  Raises:
+    ModuleNotFoundError: If neither package is installed.
+  """
+  count = 0
+  for name, photo in _photos():
+    folder = directory / name
+    folder.mkdir(parents=True, exist_ok=True)
+    width, height = photo.size
+    side = int(SHARE * min(width, height))
+    for i, (left, top) in enumerate(
+      (x, y) for y in (0, height - side) for x in (0, width - side)
+    ):
+      crop = photo.crop((left, top, left + side, top + side))
+      crop.save(folder / f"{i}.jpg", quality=95)
+      count += 1
+  if not count:
+    raise ModuleNotFoundError(
+      "the photographs are those of scikit-learn and scikit-image:"
+      " pip install 'gmem_jax[demo]'"
+    )
+  return count
+
+
+def write_networks(directory: pathlib.Path, seed: int) -> None:
+  """Writes the random networks, as the converter would.
+
+  Args:
+    directory: Gets `vae` and `dinov2`.
+    seed: Of the weights.
+
+  Raises:
+    FileExistsError: If they are there.
+  """
+  images, key = jnp.zeros((1, 256, 256, 3)), rngs.key(seed, "init")
+  for name, network in (("vae", VAE), ("dinov2", DINOV2)):
+    shapes = jax.eval_shape(network.init, key, images)["params"]
+    params = _draw_all(shapes, np.random.default_rng(seed))
+    weights.save_converted(
+      directory / name,
+      {"params": params},
+      {
+        "kind": name,
+        "title": f"random weights in the layout of {name}",
+        "model": _settings(network),
+        "weights": "random",
+        "step": 0,
+        "source": {"file": "", "sha256": f"random-{seed}"},
+      },
+    )
+
+
+def _draw_all(shapes: Any, random: np.random.Generator) -> Any:
+  return jax.tree.map_with_path(
+    lambda path, leaf: _draw(random, path[-1].key, leaf.shape), shapes
+  )
+
+
+def _draw(
+  random: np.random.Generator, name: str, shape: tuple[int, ...]
+) -> np.ndarray:
+  """Values of a size that keeps activations in range."""
+  if name in ("bias", "scale"):
+    return np.full(shape, float(name == "scale"), np.float32)
+  width = 0.02 if "_" in name else math.prod(shape[:-1]) ** -0.5
+  return (width * random.standard_normal(shape)).astype(np.float32)
+
+
+def _settings(network: nn.Module) -> dict[str, object]:
+  """The fields of a network that its weights decide."""
+  skipped = ("parent", "name", "dtype")
+  return {
+    key: getattr(network, key)
+    for key in network.__dataclass_fields__
+    if key not in skipped
+  }
+
+
+def _photos() -> Iterator[tuple[str, Image.Image]]:
+  for package, files in PHOTOS.items():
+    if importlib.util.find_spec(package.split(".")[0]) is None:
+      continue
+    for file in files:
+      path = importlib.resources.files(package) / file
+      with path.open("rb") as opened, Image.open(opened) as photo:
+        yield pathlib.Path(file).stem, photo.convert("RGB")
+
+
+def main() -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("photos", type=pathlib.Path, help="the folder to make")
+  parser.add_argument(
+    "weights", type=pathlib.Path, help="where the random networks go"
+  )
+  parser.add_argument("--seed", type=int, default=0, help="of the weights")
+  given = parser.parse_args()
+  try:
+    count = write_photos(given.photos)
+    write_networks(given.weights, given.seed)
+  except (OSError, ModuleNotFoundError) as error:
+    parser.error(str(error))
+  print(f"{count} photographs in {given.photos}; RANDOM, untrained networks in")
+  print(f"{given.weights}: samples made with them are no pictures.")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,174 @@
+"""Shards to whole prepared data: the bank, the statistics, the report."""
+
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gmem_jax.bank import bank as bank_lib
+from gmem_jax.data import schema as schema_lib, shards, store
+from gmem_jax.files import atomic
+
+# Names that the screen shows; report.json has all of them.
+SHOWN = 20
+
+
+def join(
+  directory: pathlib.Path,
+  schema: schema_lib.Schema,
+  ignored: Mapping[str, int],
+) -> None:
+  """Writes what belongs to all shards; the report last.
+
+  Args:
+    directory: Of prepared data, all shards whole.
+    schema: Its schema.
+    ignored: Extension -> files of the source that are no images.
+
+  Raises:
+    ValueError: If no image could be read, or a shard is missing: hosts that
+      share no disk cannot prepare together.
+  """
+  facts = [
+    store.read_json(directory / f"{schema.shard_name(i)}.json")
+    for i in range(schema.shards)
+  ]
+  skipped = [s for fact in facts for s in fact["skipped"]]
+  images = sum(fact["images"] for fact in facts)
+  if not images:
+    raise ValueError("no image can be used:\n" + "\n".join(_named(skipped)))
+  info = _join_bank(directory, schema, images)
+  statistics = _statistics(facts)
+  atomic.write_json(directory / store.STATISTICS, statistics)
+  size = sum(fact["bytes"] for fact in facts)
+  atomic.write_json(
+    directory / store.REPORT,
+    {
+      "images": images,
+      "shards": schema.shards,
+      "bytes": size + (directory / store.BANK / "rows.npy").stat().st_size,
+      "bank": info.digest,
+      "skipped": skipped,
+      "noted": [n for fact in facts for n in fact["noted"]],
+      "ignored": dict(sorted(ignored.items())),
+    },
+  )
+
+
+def clean(directory: pathlib.Path) -> None:
+  """Removes what a kill may have left, and the parts of the bank.
+
+  Args:
+    directory: Of prepared data, whole.
+  """
+  for folder in (directory, directory / store.BANK):
+    for pattern in (".*.partial", ".*.tmp"):
+      for path in folder.glob(pattern):
+        path.unlink()
+  for path in (directory / store.BANK).glob("train-*.npy"):
+    path.unlink()
+
+
+def describe(directory: pathlib.Path, report: Mapping[str, Any]) -> str:
+  """The report for people.
+
+  Args:
+    directory: Of prepared data.
+    report: As in report.json.
+  """
+  skipped, noted = report["skipped"], report["noted"]
+  lines = [
+    f"Prepared data: {directory}",
+    f"  images   {report['images']:,} in {report['shards']:,} shards",
+    f"  bytes    {report['bytes']:,} ({amount(report['bytes'])})",
+    f"  bank     row i is image i; sha256 {report['bank']}",
+    f"  skipped  {len(skipped):,}",
+    *_named(skipped),
+  ]
+  if noted:
+    lines += [f"  noted    {len(noted):,}", *_named(noted)]
+  if report["ignored"]:
+    kinds = ", ".join(f"{n} {k}" for k, n in report["ignored"].items())
+    lines.append(f"  ignored  other files: {kinds}")
+  return "\n".join(lines)
+
+
+def amount(size: int) -> str:
+  """Bytes for people.
+
+  Args:
+    size: How many.
+  """
+  power = min(int(math.log10(max(size, 1)) // 3), 4)
+  return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def printable(name: str) -> str:
+  """A file's name as any terminal can show it.
+
+  Args:
+    name: The name, perhaps not of Unicode.
+  """
+  return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _named(found: Sequence[Mapping[str, str]]) -> list[str]:
+  lines = [
+    f"    {printable(one['name'])}: {one.get('reason', one.get('note'))}"
+    for one in found[:SHOWN]
+  ]
+  if len(found) > SHOWN:
+    lines.append(f"    and {len(found) - SHOWN:,} more, see {store.REPORT}")
+  return lines
+
+
+def _join_bank(
+  directory: pathlib.Path, schema: schema_lib.Schema, images: int
+) -> bank_lib.BankInfo:
+  """Joins the rows of all shards, without holding them in memory."""
+  path = directory / store.BANK / "rows.npy"
+  partial = shards.partial_path(path)
+  header = {
+    "descr": "<f4",
+    "fortran_order": False,
+    "shape": (images, schema.feature_width),
+  }
+  with partial.open("wb") as file:
+    np.lib.format.write_array_header_1_0(file, header)
+    for number in range(schema.shards):
+      rows = np.load(shards.rows_path(directory, schema, number))
+      file.write(rows.tobytes())
+    file.flush()
+    os.fsync(file.fileno())
+  bank = bank_lib.MemoryBank(rows=jnp.asarray(np.load(partial)))
+  info = bank_lib.make_info(
+    bank, encoder=schema.features["name"], source=schema.source["name"]
+  )
+  os.replace(partial, path)
+  store.write_info(directory, info)
+  return info
+
+
+def _statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Mean and (n - 1) standard deviation of each latent channel."""
+  sums = [fact["latents"] for fact in facts]
+  count = sum(s["count"] for s in sums)
+  total = np.sum([s["sum"] for s in sums], axis=0)
+  square = np.sum([s["square"] for s in sums], axis=0)
+  mean = total / count
+  variance = (square - count * mean**2) / max(count - 1, 1)
+  if not (variance > 0).all():
+    channels = np.flatnonzero(~(variance > 0)).tolist()
+    raise ValueError(
+      f"latent channels {channels} are the same everywhere: the flow cannot"
+      " be trained on them"
+    )
+  return {
+    "count": count,
+    "mean": mean.tolist(),
+    "std": np.sqrt(variance).tolist(),
+  }

@@ -1,0 +1,93 @@
+"""Scores to a json that says what they are of, and to TensorBoard."""
+
+import importlib.metadata
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+import gmem_jax
+from gmem_jax.evaluate import scores as scores_lib
+from gmem_jax.files import atomic
+from gmem_jax.parallel import processes
+from gmem_jax.train import metrics
+
+
+def describe(
+  evaluator: scores_lib.Evaluator, count: int, source: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What stands beside the scores of any images; JSON.
+
+  Args:
+    evaluator: What scored them.
+    count: How many they were.
+    source: What identifies them.
+  """
+  reference = evaluator.reference
+  return {
+    "images": {"count": count, **source},
+    "reference": {
+      **reference.info,
+      "count": reference.count,
+      "rows": {name: len(rows) for name, rows in reference.rows.items()},
+    },
+    "networks": evaluator.extractor.info(),
+    "versions": {
+      "gmem_jax": gmem_jax.__version__,
+      "jax": jax.__version__,
+      "flax": importlib.metadata.version("flax"),
+    },
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def write(
+  path: pathlib.Path,
+  found: Mapping[str, float],
+  details: Mapping[str, Any],
+  *,
+  board: pathlib.Path | None = None,
+  step: int = 0,
+) -> None:
+  """Writes scores with all that they depend on; on the first host alone.
+
+  Args:
+    path: The json file.
+    found: Name -> score.
+    details: What they depend on; JSON.
+    board: Directory of TensorBoard's files, or None.
+    step: The training step that the scores are of.
+  """
+  if not processes.is_main():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # JSON has no NaN.
+  numbers = {k: v if math.isfinite(v) else None for k, v in found.items()}
+  atomic.write_json(path, {"scores": numbers, **details})
+  if board:
+    size = short(details["images"]["count"])
+    with metrics.open_tensorboard(board) as writer:
+      for name, value in found.items():
+        writer.add_scalar(f"eval/{name}_{size}", value, step)
+
+
+def short(count: int) -> str:
+  """A number of images as it stands in a score's name: 50k.
+
+  Args:
+    count: The number.
+  """
+  return f"{count // 1000}k" if count % 1000 == 0 else str(count)
+
+
+def table(found: Mapping[str, float], count: int) -> str:
+  """Scores as text, a line each.
+
+  Args:
+    found: Name -> score.
+    count: Number of images.
+  """
+  lines = [f"{name:20}{value:12.4f}" for name, value in found.items()]
+  return "\n".join([f"{'':20}{short(count) + ' images':>12}", *lines])

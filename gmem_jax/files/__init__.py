@@ -1,0 +1,1 @@
+"""Files of weights: atomic writes, trees on disk, PyTorch's formats."""

@@ -1,0 +1,1 @@
+"""Reads PyTorch's files without PyTorch, and runs no code of theirs."""

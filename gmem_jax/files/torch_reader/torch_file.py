@@ -1,0 +1,217 @@
+"""Reads the files that torch.save writes, without torch.
+
+Since PyTorch 1.6 they are zip files; `torch_legacy` reads those of before.
+
+Opening a file reads the zip's index and the pickle that names the tensors. The
+tensors are read-only views of a memory map: their bytes are read when used.
+Nothing in the file is executed (see `inert_pickle`), and every tensor is
+checked to lie inside its storage, and every storage inside the file.
+"""
+
+import dataclasses
+import mmap
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from gmem_jax.files.torch_reader import inert_pickle, torch_legacy, torch_types
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_FIELDS = (0, 2, 3, 9, 10)  # magic, flags, method, sizes of name and extra
+_CHUNK = 1 << 20
+_DAMAGE = (
+  zipfile.BadZipFile,
+  struct.error,
+  ValueError,
+  LookupError,
+  NotImplementedError,
+  RuntimeError,
+  OSError,
+)
+
+
+class TorchFileError(ValueError):
+  """The file is damaged, of another format, or holds what is not accepted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+  """An uncompressed file inside the zip: bytes [start, start + size)."""
+
+  name: str
+  start: int
+  size: int
+  crc: int
+
+
+def _members(archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, _Member]:
+  """Where the bytes of every member lie; checks both of the zip's indices."""
+  members: dict[str, _Member] = {}
+  length = os.fstat(file.fileno()).st_size
+  for info in archive.infolist():
+    name = info.filename
+    # Reads of a few bytes: a map would fetch their neighbours from the disk.
+    header = os.pread(file.fileno(), _LOCAL_HEADER.size, info.header_offset)
+    fields = _LOCAL_HEADER.unpack(header)
+    magic, flags, method, name_size, extra_size = (fields[k] for k in _FIELDS)
+    begin = info.header_offset + _LOCAL_HEADER.size
+    local_name = os.pread(file.fileno(), name_size, begin)
+    start = begin + name_size + extra_size
+    if magic != _ZIP_MAGIC or local_name != name.encode():
+      raise TorchFileError(f"the zip's entry for {name!r} is damaged")
+    if method or info.compress_type or (flags | info.flag_bits) & 1:
+      raise TorchFileError(
+        f"{name!r} is compressed or encrypted; PyTorch stores plain bytes"
+      )
+    if name in members:
+      raise TorchFileError(f"{name!r} is in the zip twice")
+    if start + max(info.file_size, info.compress_size) > length:
+      raise TorchFileError(f"{name!r} does not lie inside the file")
+    members[name] = _Member(name, start, info.file_size, info.CRC)
+  return members
+
+
+class TorchFile:
+  """An open PyTorch file.
+
+  Attributes:
+    path: the file.
+    value: what was saved; tensors are read-only numpy views of the file.
+  """
+
+  def __init__(self, path: str | os.PathLike, *, allow_opaque: bool = False):
+    """Opens a file: reads its index, no tensor.
+
+    Args:
+      path: a file that torch.save wrote.
+      allow_opaque: keep objects of other classes as inert records.
+
+    Raises:
+      TorchFileError: naming the file and what is wrong with it.
+    """
+    self.path = os.fspath(path)
+    try:
+      with open(path, "rb") as file:
+        self._map, legacy = _map(file)
+        if legacy:
+          self._members, self._has_checksums = {}, False
+          self.value = torch_legacy.load(self._map, allow_opaque)
+          return
+        with zipfile.ZipFile(file) as archive:
+          self._members = _members(archive, file)
+      # torch.serialization.set_crc32_options(False) writes zeros.
+      self._has_checksums = any(m.crc for m in self._members.values())
+      self.value = self._load(allow_opaque)
+    except FileNotFoundError:
+      raise
+    except _DAMAGE as e:
+      raise TorchFileError(f"{self.path}: {e}") from e
+
+  def _load(self, allow_opaque: bool) -> Any:
+    pickles = [n for n in self._members if n.endswith("/data.pkl")]
+    if len(pickles) != 1:
+      raise TorchFileError(
+        "a zip, but not one that torch.save wrote: it holds "
+        f"{len(pickles)} members named data.pkl"
+      )
+    root = pickles[0].removesuffix("data.pkl")
+    order = self._members.get(f"{root}byteorder")
+    if order and self._bytes(order) != b"little":
+      raise TorchFileError("written on a big-endian machine")
+    if f"{root}constants.pkl" in self._members:
+      raise TorchFileError("a TorchScript program, not a file of weights")
+
+    def persistent(pid: Any) -> torch_types.Storage:
+      tag, kind, key, _, numel = pid
+      if tag != "storage" or not isinstance(kind, torch_types.StorageType):
+        raise TorchFileError(f"a storage of kind {kind!r}")
+      member = self._members.get(f"{root}data/{key}")
+      if member is None:
+        raise TorchFileError(f"storage {key!r} is missing")
+      storage = torch_types.Storage(kind.dtype, numel, member.start)
+      storage.check(member.size, key)
+      return storage
+
+    return inert_pickle.load(
+      self._bytes(self._members[pickles[0]]),
+      known=torch_types.known(self._map),
+      persistent=persistent,
+      allow_opaque=allow_opaque,
+    )
+
+  def _bytes(self, member: _Member) -> bytes:
+    data = self._map[member.start : member.start + member.size]
+    if self._has_checksums and zlib.crc32(data) != member.crc:
+      raise TorchFileError(f"checksum of {member.name!r} differs: damaged file")
+    return data
+
+  def verify(self, progress: Callable[[int], Any] = lambda _: None) -> None:
+    """Reads the whole file and compares the checksum of every member.
+
+    Args:
+      progress: called with the number of bytes read since the last call.
+
+    Raises:
+      TorchFileError: naming the members that differ.
+    """
+    bad = []
+    with open(self.path, "rb") as file:
+      for member in self._members.values():
+        file.seek(member.start)
+        crc, left = 0, member.size
+        while left:
+          chunk = file.read(min(left, _CHUNK))
+          if not chunk:
+            break
+          crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+          progress(len(chunk))
+        if left or (self._has_checksums and crc != member.crc):
+          bad.append(member.name)
+    if bad:
+      raise TorchFileError(f"damaged, checksums differ of {', '.join(bad)}")
+
+  def release(self) -> None:
+    """Lets the system drop the pages of the file that were read so far."""
+    drop_pages(self._map)
+
+
+def drop_pages(data: mmap.mmap) -> None:
+  """Lets the system drop the pages of a mapped file that were read so far."""
+  if hasattr(mmap, "MADV_DONTNEED"):
+    data.madvise(mmap.MADV_DONTNEED)
+
+
+def _map(file: BinaryIO) -> tuple[mmap.mmap, bool]:
+  """(the file, whether it is of before PyTorch 1.6), by how it begins."""
+  head = file.read(512)
+  if not head:
+    raise TorchFileError("the file is empty")
+  legacy = torch_legacy.MAGIC in head[:64]
+  if head[257:262] == b"ustar":
+    raise TorchFileError(
+      "in PyTorch's format of before version 0.1.10. Re-save it with PyTorch: "
+      "torch.save(torch.load(path, weights_only=True), new_path)"
+    )
+  if head[:4] != _ZIP_MAGIC and not legacy:
+    raise TorchFileError(f"not a PyTorch file, it begins with {head[:12]!r}")
+  return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), legacy
+
+
+def load(path: str | os.PathLike, *, allow_opaque: bool = False) -> Any:
+  """What torch.save saved, with tensors as read-only numpy views of the file.
+
+  Args:
+    path: a file that torch.save wrote.
+    allow_opaque: keep objects of other classes as inert records.
+
+  Returns:
+    Plain containers, numbers, strings and numpy arrays.
+
+  Raises:
+    TorchFileError: naming the file and what is wrong with it.
+  """
+  return TorchFile(path, allow_opaque=allow_opaque).value

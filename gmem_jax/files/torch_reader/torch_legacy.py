@@ -1,0 +1,130 @@
+"""Reads the files of PyTorch before version 1.6, without torch.
+
+Five pickles in a row: a number that marks the format, its version, the sizes of
+the machine's integers, the value, and the names of the storages. Then the
+storages in that order, each as its number of elements and their bytes. There
+are no checksums. Where the storages lie is known only after the value was read,
+so it is read twice: for the sizes of its storages, and with their places.
+"""
+
+import mmap
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import Any, cast, IO
+
+from gmem_jax.files.torch_reader import inert_pickle, torch_types
+
+# The number's pickle, and the number.
+MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_NUMBER, _VERSION = 0x1950A86A20F9469CFC6C, 1001
+_COUNT = struct.Struct("<q")
+# The marks, versions and names are small; a value's pickle can be large.
+_SMALL = 1 << 26
+
+
+def load(buffer: mmap.mmap, allow_opaque: bool) -> Any:
+  """What torch.save saved, with tensors as views of the file.
+
+  Args:
+    buffer: The file.
+    allow_opaque: See `inert_pickle.load`.
+
+  Raises:
+    PickleError: If the file is damaged or holds what is not accepted.
+    ValueError: The same.
+  """
+  number, place = _plain(buffer, 0)
+  version, place = _plain(buffer, place)
+  machine, place = _plain(buffer, place)
+  if (number, version) != (_NUMBER, _VERSION):
+    raise inert_pickle.PickleError(
+      f"an old PyTorch file of version {version!r}; {_VERSION} is read"
+    )
+  if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+    raise inert_pickle.PickleError("written on a big-endian machine")
+  end = _end(buffer, place)
+  program = buffer[place:end]
+
+  def read(storage: Callable[[Any, torch_types.StorageType, int], Any]) -> Any:
+    def persistent(pid: Any) -> Any:
+      tag, kind, key, _, numel, *view = pid
+      if tag != "storage" or not isinstance(kind, torch_types.StorageType):
+        raise inert_pickle.PickleError(f"a storage of kind {kind!r}")
+      if any(part is not None for part in view):
+        raise inert_pickle.PickleError(
+          "storages that share memory, as PyTorch before 0.4 wrote them"
+        )
+      return storage(key, kind, numel)
+
+    return inert_pickle.load(
+      program,
+      known=torch_types.known(buffer),
+      persistent=persistent,
+      allow_opaque=allow_opaque,
+    )
+
+  storages: dict[Any, torch_types.Storage] = {}
+
+  def note(key, kind, numel):
+    # At the file's beginning: only the sizes are wanted here.
+    found = torch_types.Storage(kind.dtype, numel, 0)
+    found.check(len(buffer), key)
+    if storages.setdefault(key, found) != found:
+      raise inert_pickle.PickleError(f"storage {key!r} has two sizes")
+    return found
+
+  read(note)
+  names, place = _plain(buffer, end)
+  placed = _place(buffer, storages, names, place)
+  return read(lambda key, kind, numel: placed[key])
+
+
+def _place(
+  buffer: mmap.mmap,
+  storages: dict[Any, torch_types.Storage],
+  names: Any,
+  place: int,
+) -> dict[Any, torch_types.Storage]:
+  """Where the storages lie, checked to lie inside the file."""
+  if not isinstance(names, list) or set(names) != storages.keys():
+    raise inert_pickle.PickleError("the list of storages is damaged")
+  placed = {}
+  for name in names:
+    (count,) = _COUNT.unpack(buffer[place : place + _COUNT.size])
+    found = storages[name]
+    if count != found.numel:
+      raise inert_pickle.PickleError(
+        f"storage {name!r} has {count} elements, {found.numel} are expected"
+      )
+    place += _COUNT.size
+    found.check(len(buffer) - place, name)
+    placed[name] = torch_types.Storage(found.dtype, found.numel, place)
+    place += found.numel * found.dtype.itemsize
+  if place != len(buffer):
+    raise inert_pickle.PickleError(
+      f"{len(buffer) - place} bytes follow the last storage"
+    )
+  return placed
+
+
+def _end(buffer: mmap.mmap, place: int) -> int:
+  """Where the pickle that begins somewhere ends."""
+  buffer.seek(place)
+  # A map reads like a file, though the types do not say so.
+  for _ in pickletools.genops(cast(IO[bytes], buffer)):
+    pass
+  return buffer.tell()
+
+
+def _plain(buffer: mmap.mmap, place: int) -> tuple[Any, int]:
+  """(a pickle of plain values, where it ends)."""
+  end = _end(buffer, place)
+  if end - place > _SMALL:
+    raise inert_pickle.PickleError(f"a header of {end - place} bytes")
+
+  def persistent(pid: Any) -> Any:
+    raise inert_pickle.PickleError(f"a header that names {pid!r}")
+
+  value = inert_pickle.load(buffer[place:end], known={}, persistent=persistent)
+  return value, end

@@ -1,0 +1,1 @@
+"""Sampling: from weights, a bank and a seed to images."""

@@ -1,0 +1,148 @@
+"""Converted weights to the parts of a run, each checked against the config."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gmem_jax.bank import bank as bank_lib, files as bank_files, storage
+from gmem_jax.config.resolve import Config
+from gmem_jax.data import load_encoders
+from gmem_jax.files import pretrained_files
+from gmem_jax.models import build, transformer
+
+# What converted weights know of a network besides what they are: these say how
+# it is run or trained.
+UNCHECKED = (
+  "snippet_dropout", "dtype", "float8", "scan_layers", "remat", "attention",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Bank:
+  """A bank on the host.
+
+  Attributes:
+    rows: float32 [m, d].
+    frequencies: How often each row occurred [m], or None.
+    info: Where it comes from; JSON.
+  """
+
+  rows: np.ndarray
+  frequencies: np.ndarray | None
+  info: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A converted network.
+
+  Attributes:
+    model: The network, without its projector.
+    params: Its parameters, likewise.
+    latent_shape: h, w, c.
+    first_release: Whether it is of the first release.
+    bank: The bank that came with it, or None.
+    info: Where it comes from; JSON.
+  """
+
+  model: transformer.FlowTransformer
+  params: dict[str, Any]
+  latent_shape: tuple[int, int, int]
+  first_release: bool
+  bank: Bank | None
+  info: dict[str, Any]
+
+
+def differing_keys(
+  config: Config, theirs: dict[str, Any], ignored: Sequence[str] = ()
+) -> str:
+  """Keys of the model in which converted weights differ from the config.
+
+  Args:
+    config: The run.
+    theirs: The model of the converted weights.
+    ignored: Keys that may differ.
+
+  Returns:
+    A line for each; "" if there are none.
+  """
+  ours = dataclasses.asdict(config.model)
+  return "\n".join(
+    f"  config.model.{key}: {theirs[key]!r} there, {ours[key]!r} in the config"
+    for key in ours
+    if key in theirs
+    and key not in (*UNCHECKED, *ignored)
+    and theirs[key] != ours[key]
+  )
+
+
+def load_network(config: Config) -> Network:
+  """Reads `sample.network`.
+
+  Args:
+    config: The run; its model must be the one that was converted.
+
+  Raises:
+    ValueError: If it is not; lists the keys that differ.
+  """
+  path = config.sample.network
+  params, metadata = pretrained_files.read(
+    "sample.network", path, ("lightning_dit", "sit")
+  )
+  theirs = metadata["model"]
+  if differing := differing_keys(config, theirs):
+    if theirs["conditioning"] != config.model.conditioning:
+      differing += (
+        "\nTo give it the config's conditioning, train on from it:"
+        f" --mode=train --config.train.init_from={path}"
+      )
+    raise ValueError(
+      f"config.sample.network={path!r} holds another network than"
+      f" config.model:\n{differing}"
+    )
+  params.pop("projector", None)  # Of training alone.
+  side, channels = theirs["grid"] * theirs["patch"], theirs["channels"]
+  model = build.build(
+    config.model,
+    channels=channels,
+    snippet_dim=theirs["snippet_dim"],
+    token_dim=0,
+  )
+  bank = None
+  if "bank" in metadata["trees"]:
+    tree, _ = pretrained_files.read(
+      "sample.network", path, (metadata["kind"],), "bank"
+    )
+    bank = _bank(tree, metadata)
+  return Network(
+    model,
+    params,
+    (side, side, channels),
+    first_release=metadata["kind"] == "sit",
+    bank=bank,
+    info=pretrained_files.origin(metadata),
+  )
+
+
+def load_bank(config: Config) -> Bank:
+  """Reads `sample.bank`.
+
+  Args:
+    config: The run.
+  """
+  path = config.sample.bank
+  tree, metadata = pretrained_files.read(
+    "sample.bank", path, bank_files.KINDS, "bank"
+  )
+  ours = load_encoders.features_name(config)
+  if ours is not None and "info" in metadata:
+    info = bank_lib.BankInfo(**metadata["info"])
+    bank_lib.check_encoder(info, ours, f"config.sample.bank={path!r}")
+  return _bank(tree, metadata)
+
+
+def _bank(tree: dict[str, Any], metadata: dict[str, Any]) -> Bank:
+  rows = storage.decode(bank_files.from_tree(tree))
+  return Bank(rows, tree.pop("counts", None), pretrained_files.origin(metadata))

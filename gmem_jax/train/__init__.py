@@ -1,0 +1,1 @@
+"""Training: the step, its state, the loop around it, and checkpoints."""

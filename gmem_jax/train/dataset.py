@@ -1,0 +1,199 @@
+"""What a run trains on, from wherever its config says."""
+
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from gmem_jax.bank import bank as bank_lib
+from gmem_jax.config.resolve import Config
+from gmem_jax.data import (
+  in_memory,
+  load_encoders,
+  records as records_lib,
+  schema as schema_lib,
+  sources,
+  store as store_lib,
+  upstream,
+)
+from gmem_jax.models.encoders import protocols
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """The images of a run, encoded.
+
+  Attributes:
+    train: What is trained on.
+    train_images: Its images, where they are in memory.
+    heldout: The same of the images held out; never trained on.
+    heldout_images: Those.
+    encoder: The feature encoder, where the training step runs it.
+  """
+
+  train: in_memory.Prepared
+  train_images: sources.Images | None = None
+  heldout: in_memory.Prepared | None = None
+  heldout_images: sources.Images | None = None
+  encoder: protocols.FeatureEncoder | None = None
+
+
+def require(config: Config) -> None:
+  """Refuses to train without training data, before anything is loaded.
+
+  Args:
+    config: The run.
+
+  Raises:
+    ValueError: If the config names none, or they are not prepared.
+  """
+  if config.data.source == "none":
+    raise ValueError(
+      "config.data.source='none': this config names no images, so it can only"
+      " sample: --mode=sample with --config.sample.network=CONVERTED_WEIGHTS"
+    )
+  if config.data.source != "upstream" and config.data.prepared:
+    try:
+      schema_lib.read(_directory(config))
+    except ValueError as error:
+      raise ValueError(
+        f"config.data.prepared={config.data.prepared!r}: {error};"
+        " --mode=prepare with the same config writes it"
+      ) from None
+
+
+def _directory(config: Config) -> pathlib.Path:
+  return pathlib.Path(config.data.prepared).absolute()
+
+
+def load(config: Config) -> Dataset:
+  """Reads, or encodes, what the config trains on.
+
+  Args:
+    config: The run.
+
+  Raises:
+    ValueError: If it is not there, not whole, or not what the config says.
+  """
+  require(config)
+  if config.data.source == "upstream":
+    dataset = _load_upstream(config)
+  elif config.data.prepared:
+    dataset = _load_prepared(config)
+  else:
+    dataset = _encode_digits(config)
+  _check_tokens(config, dataset.train)
+  return dataset
+
+
+def _encode_digits(config: Config) -> Dataset:
+  """The digits, encoded in memory."""
+  images = sources.digits()
+  side = images.pixels.shape[1]
+  if side != config.encoder.image_size:
+    raise ValueError(
+      f"config.encoder.image_size={config.encoder.image_size}: the images of"
+      f" config.data.source={config.data.source!r} are {side} pixels wide"
+    )
+  kept, held = sources.split(images, config.data.holdout, config.seed)
+  tokenizer = load_encoders.load_tokenizer(config)
+  encoder = load_encoders.load_features(config, images.channels)
+  return Dataset(
+    train=in_memory.prepare(kept, tokenizer, encoder),
+    train_images=kept,
+    heldout=in_memory.prepare(held, tokenizer, encoder),
+    heldout_images=held,
+  )
+
+
+def _load_prepared(config: Config) -> Dataset:
+  """What `--mode=prepare` wrote."""
+  store = store_lib.open_store(_directory(config))
+  schema = store.schema
+  _check_schema(config, schema)
+  encoder = None
+  if schema.tokens == "pixels" and config.loss.projection_weight:
+    encoder = load_encoders.load_features(config, schema.image_shape[-1])
+  train = in_memory.Prepared(
+    records=records_lib.PreparedRecords(store),
+    bank=bank_lib.MemoryBank(rows=jnp.asarray(store.bank_rows())),
+    info=store.info,
+    stats=_stats(store.mean, store.std),
+    latent_shape=schema.latent_shape,
+    token_shape=schema.token_shape if schema.tokens != "none" else None,
+  )
+  return Dataset(train=train, encoder=encoder)
+
+
+def _load_upstream(config: Config) -> Dataset:
+  """The published code's features."""
+  path = config.data.path
+  try:
+    records = upstream.UpstreamRecords(path)
+    mean, std = records.statistics()
+  except ValueError as error:
+    raise ValueError(f"config.data.path={path!r}: {error}") from None
+  spec = records.spec()
+  bank = bank_lib.MemoryBank(rows=jnp.asarray(records.bank_rows()))
+  info = bank_lib.make_info(
+    bank, encoder=config.encoder.features, source=records.directory.name
+  )
+  train = in_memory.Prepared(
+    records=records,
+    bank=bank,
+    info=info,
+    stats=_stats(mean, std),
+    latent_shape=spec["latent"].shape,  # type: ignore
+    token_shape=spec["tokens"].shape,  # type: ignore
+  )
+  return Dataset(train=train)
+
+
+def _stats(mean: np.ndarray, std: np.ndarray) -> protocols.LatentStats:
+  return protocols.LatentStats(mean=jnp.asarray(mean), std=jnp.asarray(std))
+
+
+def _check_schema(config: Config, schema: schema_lib.Schema) -> None:
+  """Checks that data were prepared as the config says."""
+  name = load_encoders.features_name(config)
+  pairs = [
+    ("data.latents", schema.latents, config.data.latents),
+    ("data.tokens", schema.tokens, config.data.tokens),
+    ("encoder.image_size", schema.image_shape[0], config.encoder.image_size),
+    ("encoder.features", schema.features["name"], name),
+    (
+      "encoder.tokenizer",
+      dict(schema.tokenizer),
+      load_encoders.tokenizer_info(config),
+    ),
+  ]
+  if config.data.mirror:
+    pairs.append(("data.mirror", schema.mirrored, True))
+  differing = [
+    f"  config.{key}: prepared with {theirs!r}, the config says {ours!r}"
+    for key, theirs, ours in pairs
+    # The feature encoder's weights need not be on the machine that trains.
+    if theirs != ours and not (key == "encoder.features" and ours is None)
+  ]
+  if differing:
+    raise ValueError(
+      f"config.data.prepared={config.data.prepared!r} was prepared otherwise:\n"
+      + "\n".join(differing)
+    )
+
+
+def _check_tokens(config: Config, train: in_memory.Prepared) -> None:
+  """Checks that the projection has a target for each token."""
+  if not config.loss.projection_weight:
+    return
+  where = f"config.loss.projection_weight={config.loss.projection_weight}"
+  if train.token_shape is None:
+    raise ValueError(f"{where}: the data hold no tokens to project to")
+  tokens = train.token_shape[0]
+  side = train.latent_shape[0] // config.model.patch
+  if tokens != side**2:
+    raise ValueError(
+      f"{where}: the network has {side} x {side} tokens (config.model.patch="
+      f"{config.model.patch}), config.encoder.features makes {tokens}"
+    )

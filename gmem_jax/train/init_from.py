@@ -1,0 +1,161 @@
+"""Starts a run from parameters that there are, also of another conditioning.
+
+What the network gained (its cross-attention, say) is fresh. Fresh
+cross-attention adds nothing, so "adaln+cross" begins exactly where converted
+"adaln" weights are, and "cross" where a network without memory is.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gmem_jax.config.resolve import Config
+from gmem_jax.diffusion import sit_release
+from gmem_jax.files import pretrained_files, weights
+from gmem_jax.parallel import sharding
+from gmem_jax.sample import pretrained
+from gmem_jax.train import checkpoint_part, state as train_state
+
+_log = logging.getLogger(__name__)
+
+# Parts that one network may have and another not.
+PARTS = (
+  "snippet_embed",
+  "memory_embed",
+  "memory_norm",
+  "cross",
+  "projector",
+)
+# Those of them that change nothing while they are fresh.
+SILENT = {"memory_embed", "memory_norm", "cross", "projector"}
+
+
+def start(
+  config: Config, state: train_state.TrainState, mesh: jax.sharding.Mesh
+) -> train_state.TrainState:
+  """Gives a fresh state the parameters that `train.init_from` names.
+
+  Args:
+    config: The run.
+    state: At step 0.
+    mesh: Its devices.
+
+  Returns:
+    The state with these parameters, and a moving average that begins there;
+    the optimizer is fresh.
+
+  Raises:
+    ValueError: If they do not fit; names what differs.
+  """
+  path = pathlib.Path(config.train.init_from).absolute()
+  where = f"config.train.init_from={config.train.init_from!r}"
+  if weights.is_converted(path):
+    given = _converted(config, where)
+  elif (path / "checkpoints").is_dir():
+    given = _of_run(path, mesh, where)
+  else:
+    raise ValueError(
+      f"{where}: neither converted weights nor the directory of a run"
+    )
+  merged = merge(state.params, given, where)
+  params = jax.tree.map(_placed, merged, state.params)
+  average = jax.tree.map(jnp.copy, params)
+  return dataclasses.replace(state, params=params, ema=average)
+
+
+def _converted(config: Config, where: str) -> dict[str, Any]:
+  kinds = ("lightning_dit", "sit")
+  given, metadata = pretrained_files.read(
+    "train.init_from", config.train.init_from, kinds
+  )
+  differing = pretrained.differing_keys(
+    config, metadata["model"], ignored=("conditioning",)
+  )
+  if differing:
+    raise ValueError(
+      f"{where} holds another network than config.model:\n{differing}"
+    )
+  # The first release counts time from the data, a run from the noise.
+  return sit_release.turn_params(given) if metadata["kind"] == "sit" else given
+
+
+def _of_run(
+  path: pathlib.Path, mesh: jax.sharding.Mesh, where: str
+) -> dict[str, Any]:
+  try:
+    step, given = checkpoint_part.load_newest(
+      path / "checkpoints",
+      "ema",
+      lambda shapes: sharding.state_shardings(shapes, mesh),
+    )
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
+  _log.info("starting from step %d of %s", step, path)
+  return given
+
+
+def merge(
+  fresh: dict[str, Any], given: dict[str, Any], where: str
+) -> dict[str, Any]:
+  """Given parameters where there are any, fresh ones elsewhere.
+
+  Args:
+    fresh: Of the new network.
+    given: Of the old one.
+    where: Names the latter in errors.
+
+  Returns:
+    A tree like `fresh`.
+
+  Raises:
+    ValueError: If the networks differ in more than `PARTS`.
+  """
+  flat: Any = flax.traverse_util.flatten_dict
+  ours, theirs = flat(fresh, sep="/"), flat(given, sep="/")
+  problems = [
+    f"  {name}: {theirs[name].shape} there, {ours[name].shape} now"
+    for name in sorted(ours.keys() & theirs.keys())
+    if ours[name].shape != theirs[name].shape
+  ]
+  gained, lost = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
+  for names, text in ((gained, "missing there"), (lost, "unknown now")):
+    problems += [
+      f"  {name}: {text}"
+      for name in sorted(names)
+      if name.split("/")[0] not in PARTS
+    ]
+  if problems:
+    raise ValueError(
+      f"{where} holds another network than config.model:\n"
+      + "\n".join(problems)
+    )
+  gained, lost = (sorted({n.split("/")[0] for n in s}) for s in (gained, lost))
+  same = set(gained) <= SILENT and set(lost) <= SILENT - {"cross"}
+  _log.info(
+    "parameters of %s; fresh: %s; left out: %s; %s",
+    where,
+    ", ".join(gained) or "none",
+    ", ".join(lost) or "none",
+    "the network begins as the same function"
+    if same
+    else "the network begins as another function",
+  )
+  return flax.traverse_util.unflatten_dict(
+    {name: theirs.get(name, ours[name]) for name in ours}, sep="/"
+  )
+
+
+def _placed(array: Any, like: jax.Array) -> jax.Array:
+  """An array where, and of the type that, a fresh one is."""
+  if isinstance(array, jax.Array):
+    return jax.device_put(array.astype(like.dtype), like.sharding)
+  array = np.asarray(array, like.dtype)
+  return jax.make_array_from_callback(
+    array.shape, like.sharding, lambda index: array[index]
+  )

@@ -1,0 +1,287 @@
+"""The training loop: all effects are here, all mathematics elsewhere.
+
+The loop's contract, which tests depend on:
+1. A dispatch moves the state; its metrics stay on the device.
+2. At a log boundary the metrics of the interval before are fetched, so the
+   device never waits for the host.
+3. Evaluation and checkpoint describe the same state, and only after all of its
+   metrics were found finite.
+4. The data iterator advances after the save.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from clu import parameter_overview
+
+from gmem_jax import rngs
+from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.data import images, pipeline
+from gmem_jax.models import transformer
+from gmem_jax.models.encoders import protocols
+from gmem_jax.parallel import processes, sharding
+from gmem_jax.train import (
+  batch as batch_lib,
+  checkpoint,
+  clock as clock_lib,
+  dataset as dataset_lib,
+  init_from,
+  metrics,
+  optimizer as optimizer_lib,
+  setup,
+  state as train_state,
+  step as train_step,
+)
+
+_log = logging.getLogger(__name__)
+
+# Called at evaluations: (step, parameters) -> (numbers, pictures).
+EvaluateFn = Callable[
+  [int, Any], tuple[dict[str, float], dict[str, np.ndarray]]
+]
+
+
+class Preempted(Exception):
+  """SIGTERM arrived; the state is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """The fixed parts of a run.
+
+  Attributes:
+    config: Its config.
+    workdir: Its directory.
+    mesh: Its devices.
+    dataset: Its images, encoded.
+    memory: What sampling needs.
+    evaluate: Called at evaluations, or None.
+  """
+
+  config: config_lib.Config
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  dataset: dataset_lib.Dataset
+  memory: setup.Memory
+  evaluate: EvaluateFn | None
+
+
+def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
+  """Jits the training step of a run; see `jit_step`.
+
+  Args:
+    run: The run.
+    shardings: Shardings of the state.
+  """
+  steps_fn = jit_step(
+    run.config,
+    setup.network(run.config, run.memory),
+    run.memory.stats,
+    run.mesh,
+    shardings,
+    run.memory.step_bank,
+  )
+  encoder = sharding.place(run.dataset.encoder, sharding.replicated(run.mesh))
+  return lambda state, batches, bank: steps_fn(state, batches, bank, encoder)
+
+
+def jit_step(
+  config: config_lib.Config,
+  network: transformer.FlowTransformer,
+  stats: protocols.LatentStats,
+  mesh: jax.sharding.Mesh,
+  shardings: Any,
+  bank: bank_lib.MemoryBank,
+) -> Any:
+  """Jits the training step over the mesh.
+
+  Args:
+    config: The run's config.
+    network: Its network.
+    stats: Normalise its latents.
+    mesh: Its devices.
+    shardings: Shardings of the state.
+    bank: The bank that it will be given, or its shapes with shardings; unit
+      rows for a network with cross-attention (`assemble.lookup_bank`).
+
+  Returns:
+    (state, batches, bank, encoder) -> (state, metrics [k]), jitted; the state
+    is donated. The encoder may be None; see `train_step.make_train_step`.
+  """
+  step_fn = train_step.make_train_step(
+    network.clone(place=sharding.place_batch(mesh)),
+    optimizer_lib.make_optimizer(config.optim),
+    config.loss,
+    stats,
+    seed=config.seed,
+    ema_decay=config.train.ema_decay,
+    accumulation=config.train.accumulation,
+    recall=setup.make_recall(config, bank),
+  )
+  where = bank_sharding.sharding_of(bank)
+  everywhere = sharding.replicated(mesh)
+  batches = sharding.batch_sharding(mesh, steps_axis=True)
+  return jax.jit(
+    train_step.repeat(step_fn),
+    donate_argnums=0,
+    in_shardings=(shardings, batches, where, everywhere),
+    out_shardings=(shardings, everywhere),
+  )
+
+
+def restore_or_init(
+  run: Run, checkpoints: checkpoint.Checkpoints
+) -> tuple[train_state.TrainState, dict[str, Any]]:
+  """The newest readable checkpoint, or a fresh state, sharded either way.
+
+  Args:
+    run: The run.
+    checkpoints: Its checkpoints.
+
+  Returns:
+    (state, progress).
+  """
+  # Jitted, so that it is traced once for both its shapes and its values.
+  init = jax.jit(setup.make_init(run.config, run.memory))
+  shapes = jax.eval_shape(init)
+  shardings = sharding.state_shardings(shapes, run.mesh)
+  restored = checkpoints.restore(sharding.abstract(shapes, shardings))
+  if restored is not None:
+    _log.info("continuing from step %d", int(restored[0].step))
+    return restored
+  state = jax.jit(init, out_shardings=shardings)()
+  if run.config.train.init_from:
+    state = init_from.start(run.config, state, run.mesh)
+  _log.info(
+    "new run: %s parameters",
+    f"{parameter_overview.count_parameters(state.params):,}",
+  )
+  return state, {"train_seconds": 0.0}
+
+
+def train(run: Run) -> train_state.TrainState:
+  """Trains until the last step, from wherever an earlier call stopped.
+
+  Args:
+    run: The run.
+
+  Returns:
+    The final state.
+
+  Raises:
+    Preempted: After SIGTERM, once the state is saved.
+    metrics.NonFiniteError: If a metric is NaN or infinite.
+    ValueError: If the data or a checkpoint do not fit.
+  """
+  checkpoints = checkpoint.Checkpoints(
+    run.workdir / "checkpoints", run.config.checkpoint
+  )
+  state, progress = restore_or_init(run, checkpoints)
+  writer = metrics.Writer(run.workdir, int(state.step))
+  try:
+    with processes.StopRequest() as stop:
+      return _loop(run, state, progress, checkpoints, writer, stop)
+  finally:
+    checkpoints.close()
+    writer.close()
+
+
+def _loop(run, state, progress, checkpoints, writer, stop):
+  """Steps, logs, evaluates and saves; see the contract above."""
+  config, k = run.config, run.config.train.steps_per_dispatch
+  step_fn = compile_step(run, jax.tree.map(lambda x: x.sharding, state))
+  to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
+  step = int(state.step)
+  batches = pipeline.batches(_dataset(run), step // k, to_devices)
+  trained = progress["train_seconds"]
+  clock = clock_lib.Clock(step, trained, config.train.batch_size)
+  line = metrics.Progress("train", step, config.train.steps)
+  interval, late = metrics.Interval(), None
+
+  def report(closed):
+    """Fetches an interval's metrics, checks and writes them."""
+    means = closed.fetch()
+    rates = clock.lap(closed.step)  # now the device has taken these steps
+    writer.write_scalars(closed.step, means | rates)
+    line.report(
+      closed.step, rates["perf/steps_per_s"], {"loss": means["train/loss"]}
+    )
+
+  while step < config.train.steps:
+    batch = next(batches)
+    state, values = step_fn(state, batch, run.memory.step_bank)
+    writer.open()  # The first time, beside the device's first step.
+    interval.add(step, values)
+    step += k
+    line.update(step)
+
+    last = step >= config.train.steps
+    stopping = stop.reached()  # asked once: what is announced is what is saved
+    save = last or stopping or step % config.checkpoint.every == 0
+    evaluate = run.evaluate is not None and (
+      last or bool(config.eval.every and step % config.eval.every == 0)
+    )
+    if step % config.train.log_every == 0 or save or evaluate:
+      if late is not None:
+        report(late)
+      late = interval.close(step)
+    if late is not None and (save or evaluate):
+      report(late)
+      late = None
+    if evaluate:
+      with clock.paused():
+        _evaluate(run, step, state, clock.seconds, writer)
+    if save:
+      checkpoints.save(step, state, {"train_seconds": clock.seconds})
+    if stopping and not last:
+      checkpoints.wait()
+      line.close()
+      raise Preempted(f"stopped by SIGTERM at step {step}; the state is saved")
+  line.close()
+  return state
+
+
+def _dataset(run: Run):
+  """This process's endless dataset."""
+  config, records = run.config, run.dataset.train.records
+  part, parts = sharding.process_part(run.mesh, config.train.batch_size)
+  mirror_seed = None
+  if config.data.mirror:
+    mirror_seed = rngs.int32(config.seed, "data/mirror")
+  return pipeline.make_dataset(
+    records,
+    fields=batch_lib.fields(
+      records.spec(),
+      conditioned=config.model.conditioning != "none",
+      project=config.loss.projection_weight > 0,
+    ),
+    mirror_seed=mirror_seed,
+    independent_flips=config.data.independent_flips,
+    seed=rngs.int32(config.seed, "data/shuffle"),
+    batch_size=config.train.batch_size,
+    steps_per_dispatch=config.train.steps_per_dispatch,
+    process_index=part,
+    process_count=parts,
+  )
+
+
+def _evaluate(run, step, state, train_seconds, writer) -> None:
+  """Evaluates the moving average and writes what comes of it."""
+  numbers, pictures = run.evaluate(step, state.ema)
+  numbers = {f"eval/{name}": value for name, value in numbers.items()}
+  writer.write_scalars(step, numbers | {"perf/train_seconds": train_seconds})
+  writer.write_images(step, pictures)
+  writer.flush()
+  if processes.is_main():
+    directory = run.workdir / "samples"
+    directory.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+      images.save_png(directory / f"{name}_{step:07d}.png", picture)
+  shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+  _log.info("step %d  %s", step, shown)

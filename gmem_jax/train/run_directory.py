@@ -1,0 +1,83 @@
+"""A run's directory belongs to one config."""
+
+import json
+import pathlib
+
+from gmem_jax.config import resolve as config_lib
+from gmem_jax.files import atomic
+from gmem_jax.parallel import processes
+
+# Keys that a continued run may change: they decide how long and where it runs
+# and what is shown of it, not what is computed.
+FREE = (
+  "compile_cache",
+  "train.steps",
+  "train.steps_per_dispatch",
+  "train.accumulation",
+  "train.log_every",
+  "mesh.",
+  "checkpoint.",
+  "sampler.",
+  "sample.",
+  "data.path",
+  "data.prepared",
+  "data.shard_size",
+  "data.device_batch",
+  "bank.placement",
+  "encoder.tokenizer_weights",
+  "encoder.features_weights",
+  "eval.",
+  "report.",
+  "model.scan_layers",
+  "model.remat",
+  "model.attention",
+)
+
+
+# What runs did that were made before a key was there.
+BEFORE = {
+  "bank.storage": "float32",
+  "model.cross_every": 1,
+  "model.float8": False,
+  "retrieval.neighbours": 8,
+  "retrieval.exclude_own": True,
+  "retrieval.dropout": 0.1,
+  "train.init_from": "",
+}
+
+
+def claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Makes a directory this run's, or checks that it already is.
+
+  Args:
+    config: The run's config.
+    workdir: The run's directory; made if need be.
+
+  Raises:
+    ValueError: If it belongs to a run of another config; lists the keys that
+      differ. Keys in `FREE` may differ; the new values are noted.
+  """
+  path = workdir / "config.json"
+  if path.exists():
+    theirs = BEFORE | config_lib.flatten(json.loads(path.read_text()))
+    ours = config_lib.flatten(config_lib.to_json(config))
+    differing = [
+      f"  config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
+      for key in sorted(theirs.keys() | ours.keys())
+      if theirs.get(key) != ours.get(key) and not key.startswith(FREE)
+    ]
+    if differing:
+      hint = "\nTake another --workdir, or give these keys their old values."
+      if theirs.get("model.conditioning") != ours["model.conditioning"]:
+        hint += (
+          "\nTo train on from its parameters with the new conditioning, take"
+          f" another --workdir and --config.train.init_from={workdir}"
+        )
+      raise ValueError(
+        f"--workdir={workdir} belongs to a run of another config:\n"
+        + "\n".join(differing)
+        + hint
+      )
+  processes.check_shared(workdir, "--workdir")
+  if processes.is_main():
+    atomic.write_json(path, config_lib.to_json(config))
