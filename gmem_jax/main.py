@@ -47,9 +47,10 @@ from ml_collections import config_flags
 
 import gmem_jax
 from gmem_jax.commands import huge_pages
+from gmem_jax.config import resolve, sections
 
 if TYPE_CHECKING:
-  from gmem_jax.config import resolve as config_lib
+  from gmem_jax.config import sections
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
@@ -131,7 +132,6 @@ def main(argv: list[str]) -> int:
   Returns:
     The exit status.
   """
-  from gmem_jax.config import resolve as config_lib
   from gmem_jax.parallel import processes
 
   _set_up_logging()
@@ -156,7 +156,7 @@ def main(argv: list[str]) -> int:
     tree = _CONFIG.value
     if _BANK.value is not None:
       tree.sample.bank = _BANK.value
-    config = config_lib.resolve(tree)
+    config = resolve.resolve(tree)
   except OSError as error:  # ml_collections opens the file only now
     return _fail(f"--config: {' '.join(str(error).split())}")
   except ValueError as error:
@@ -172,7 +172,7 @@ def main(argv: list[str]) -> int:
   return status
 
 
-def _work(config: "config_lib.Config") -> int:
+def _work(config: "sections.Config") -> int:
   """Joins the other processes and does what the mode says."""
   from gmem_jax.commands import (
     compile as compile_command,
@@ -182,7 +182,6 @@ def _work(config: "config_lib.Config") -> int:
     startup,
     train as train_command,
   )
-  from gmem_jax.config import resolve as config_lib
   from gmem_jax.parallel import jobs, processes
   from gmem_jax.train import loop, metrics
 
@@ -210,7 +209,7 @@ def _work(config: "config_lib.Config") -> int:
         card={
           "gmem_jax": gmem_jax.__version__,
           "--mode": _MODE.value,
-          **config_lib.flatten(config_lib.to_json(config), "config."),
+          **resolve.flatten({"config": resolve.to_json(config)}),
         },
       )
     if _MODE.value == "prepare":

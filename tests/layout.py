@@ -141,9 +141,7 @@ def count_lines(path: pathlib.Path) -> tuple[int, int, int]:
 
 def main() -> int:
   """Prints the layout; returns 1 where there is a circle."""
-  entries = sorted(
-    p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"
-  )
+  entries = sorted(p.name for p in PACKAGE.iterdir() if p.name != "__pycache__")
   print(f"{len(entries)} entries at the top level: {' '.join(entries)}\n")
   graph = package_graph()
   try:
@@ -162,7 +160,8 @@ def main() -> int:
     files, lines, code, comments = counts[name]
     print(
       f"{floor[name]:5}  {name:13} {files:6} {lines:6} {code:6}"
-      f" {1000 * comments / max(code, 1):17.0f}  {' '.join(sorted(graph[name]))}"
+      f" {1000 * comments / max(code, 1):17.0f}  "
+      + " ".join(sorted(graph[name]))
     )
   files, lines, code, comments = counts["all"]
   print(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve, sections
 from gmem_jax.convert import torch_export
 from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
@@ -130,7 +130,7 @@ def changes(
 
 def make_config(
   name: str, values: dict[str, Any], option: str = ""
-) -> config_lib.Config:
+) -> sections.Config:
   """A published config with changes."""
   spec = importlib.util.spec_from_file_location(
     name, tiny.ROOT / "configs" / f"{name}.py"
@@ -139,4 +139,4 @@ def make_config(
   spec.loader.exec_module(module)
   tree = module.get_config(*([option] if option else []))
   tree.update_from_flattened_dict(values)
-  return config_lib.resolve(tree)
+  return resolve.resolve(tree)

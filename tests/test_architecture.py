@@ -1,90 +1,25 @@
 """The directions of imports, and the rules that a reviewer cannot see."""
 
-import ast
-import pathlib
 import re
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-PACKAGE = ROOT / "gmem_jax"
-FILES = sorted(PACKAGE.rglob("*.py"))
+from gmem_jax.config import resolve
+from tests import layout
 
-# Layers, top first. A module imports from its own layer or from a lower one.
-LAYERS = (
-  ("main", "bank.__main__", "evaluate.__main__"),
-  (
-    "modes",
-    "photos",
-    "prepare_mode",
-    "compile_mode",
-    "sample_mode",
-    "sample_plan",
-    "bank_cli",
-    "bank_commands",
-    "bank_features",
-    "bank_sheet",
-    "sample_source",
-    "manipulate",
-    "report",
-    "convert",
-    "bench",
-    "evaluate",
-    "compile_cache",
-  ),
-  (
-    "abstract",
-    "train",
-    "sample",
-    "assemble",
-    "pretrained",
-    "pretrained_encoders",
-    "pretrained_files",
-    "init_from",
-    "run_directory",
-    "run_sampling",
-    "training_data",
-    "aot",
-  ),
-  (
-    "bank_store",
-    "checkpoint",
-    "checkpoint_part",
-    "files",
-    "data",
-    "metrics",
-    "clock",
-    "images",
-    "config",
-    "sections",
-    "strict",
-    "weights",
-    # The reader of PyTorch's files, which knows nothing of networks.
-    "convert.torch_file",
-    "convert.torch_legacy",
-    "convert.inert_pickle",
-    "convert.torch_types",
-  ),
-  ("distributed", "jobs", "peers", "stop_vote", "digest"),
-  (
-    "batch",
-    "train_step",
-    "train_state",
-    "retrieval",
-    "bank_placement",
-    "sharding",
-    "optim",
-  ),
-  ("diffusion", "bank", "models", "encoders"),
-  ("kernels", "rngs", "huge_pages"),
-)
+ROOT, FILES = layout.ROOT, layout.FILES
+module_name, imports = layout.module_name, layout.imports
+
+# Packages and modules of the top level, highest first; those of one floor do
+# not know each other. A package imports from lower floors only.
+ORDER = "main bench studio | commands | sample evaluate | train | data convert | models | bank | config | diffusion parallel files aot | rngs progress"  # noqa: E501
+# The method itself: pure functions of arrays, without files, clocks or flags.
 PURE = {
-  "rngs", "bank_placement", "sharding", "train_state", "train_step", "batch",
-  "optim", "retrieval",
-  "models", "encoders", "diffusion", "bank", "kernels",
+  "rngs", "diffusion", "models", "bank", "train.step", "train.state",
+  "train.batch", "train.optimizer", "parallel.sharding",
 }  # fmt: skip
-# Command lines and stores inside pure packages, at the edge by design.
-EDGES = {"bank.__main__"}
+# Entry points and files inside pure packages, at the edge by design.
+EDGES = {"bank.__main__", "bank.files"}
 PURE_IMPORTS = {
   "jax", "numpy", "optax", "einops", "flax", "jaxtyping", "ml_dtypes", "scipy",
   "gmem_jax",
@@ -92,46 +27,37 @@ PURE_IMPORTS = {
 NEVER = {"torch", "tensorflow", "transformers", "diffusers"}
 
 
-def module_name(path: pathlib.Path) -> str:
-  parts = path.relative_to(PACKAGE).with_suffix("").parts
-  return ".".join(p for p in parts if p != "__init__")
+def test_packages_import_downward_only():
+  floors = [floor.split() for floor in ORDER.split("|")]
+  height = {name: -i for i, floor in enumerate(floors) for name in floor}
+  graph = layout.package_graph()
+  assert not graph.keys() - height.keys(), "a package stands on no floor"
+  wrong = [
+    line
+    for name, below in graph.items()
+    for other, lines in below.items()
+    if height[other] >= height[name]
+    for line in lines
+  ]
+  assert not wrong, "upward or sideways: " + ", ".join(wrong)
 
 
-def imports(path: pathlib.Path) -> set[str]:
-  """Dotted names of all that a file imports, at its top or inside."""
-  names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Import):
-      names |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
-      assert node.level == 0, f"{path}: relative import"
-      names |= {f"{node.module}.{alias.name}" for alias in node.names}
-  return names
+def test_no_circle_and_few_floors():
+  layout.floors(layout.module_graph())
+  packages = {
+    name: set(below) for name, below in layout.package_graph().items()
+  }
+  assert max(layout.floors(packages).values()) < 9
 
 
-def layer_of(name: str) -> int:
-  # The longest prefix that stands in a layer decides.
-  parts = name.split(".")
-  for end in range(len(parts), 0, -1):
-    for i, layer in enumerate(LAYERS):
-      if ".".join(parts[:end]) in layer:
-        return i
-  raise AssertionError(f"gmem_jax.{name} stands in no layer of {__file__}")
+def test_a_circle_is_named():
+  with pytest.raises(ValueError, match="a -> b -> a"):
+    layout.floors({"a": {"b"}, "b": {"a"}})
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_imports_point_down(path):
-  name = module_name(path)
-  if not name:
-    return
-  for imported in imports(path):
-    parts = imported.split(".")
-    if parts[0] != "gmem_jax" or len(parts) < 2:
-      continue
-    target = ".".join(parts[1:])
-    if target in ("__version__",):
-      continue
-    assert layer_of(target) >= layer_of(name), f"{name} imports {target}"
+def test_the_top_level_can_be_held_in_the_head():
+  entries = [p for p in layout.PACKAGE.iterdir() if p.name != "__pycache__"]
+  assert len(entries) <= 20
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
@@ -139,7 +65,8 @@ def test_pure_core_imports_only_the_numerical_libraries(path):
   name = module_name(path)
   heads = {i.split(".")[0] for i in imports(path)}
   assert not heads & NEVER, f"{name} imports {heads & NEVER}"
-  if name.split(".")[0] not in PURE or name in EDGES:
+  parents = {name.rsplit(".", n)[0] for n in range(name.count(".") + 1)}
+  if not parents & PURE or name in EDGES:
     return
   import sys
 
@@ -168,8 +95,6 @@ def test_files_are_small():
 def test_configs_are_complete_and_resolve():
   import importlib.util
 
-  from gmem_jax.config import resolve as config_lib
-
   files = sorted((ROOT / "configs").glob("*.py"))
   assert files
   for path in files:
@@ -179,8 +104,8 @@ def test_configs_are_complete_and_resolve():
     options = getattr(module, "OPTIONS", None)
     for arguments in [(o,) for o in options] if options else [()]:
       tree = module.get_config(*arguments)
-      resolved = config_lib.resolve(tree)
-      assert config_lib.flatten(config_lib.to_json(resolved)).keys() == (
-        config_lib.flatten(tree.to_dict()).keys()
+      resolved = resolve.resolve(tree)
+      assert resolve.flatten(resolve.to_json(resolved)).keys() == (
+        resolve.flatten(tree.to_dict()).keys()
       )
     assert "python -m gmem_jax.main" in module.__doc__

@@ -10,12 +10,12 @@ import pytest
 import safetensors.numpy
 
 from gmem_jax.bank import bank as bank_lib, edit, files as bank_files, storage
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve
 from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.train import checkpoint, run_directory, setup
+from gmem_jax.train import run_directory, setup
 from tests import tiny
 from tests.convert import helpers
 
@@ -199,7 +199,7 @@ def test_runs_made_before_banks_had_a_storage_are_read(rows, mesh, tmp_path):
   info = dataclasses.asdict(_stored(rows).info)
   del info["crop"], info["edit"]
   ones = np.ones(4, np.float32)
-  checkpoint.save_tree(
+  weights.save_tree(
     tmp_path / "memory",
     {"rows": rows, "mean": ones, "std": ones},
     {"info": info, "latent_shape": [2, 2, 4], "token_dim": 0},
@@ -209,10 +209,10 @@ def test_runs_made_before_banks_had_a_storage_are_read(rows, mesh, tmp_path):
   assert bank_files.read(tmp_path).info.crop == ""
 
   now = tiny.make_config()
-  then = config_lib.to_json(now)
+  then = resolve.to_json(now)
   del then["bank"]
-  (tmp_path / "config_lib.json").write_text(json.dumps(then))
+  (tmp_path / "config.json").write_text(json.dumps(then))
   run_directory.claim(now, tmp_path)
-  (tmp_path / "config_lib.json").write_text(json.dumps(then))
+  (tmp_path / "config.json").write_text(json.dumps(then))
   with pytest.raises(ValueError, match=r"bank\.storage: 'float32' there"):
     run_directory.claim(tiny.make_config(bank__storage="int8"), tmp_path)

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 import pathlib
 import shutil
@@ -7,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.files import atomic as files
+from gmem_jax.config import training
+from gmem_jax.files import atomic as files, weights
 from gmem_jax.parallel import sharding
 from gmem_jax.train import checkpoint, state as train_state
 
-CONFIG = checkpoint.CheckpointConfig(every=10, keep_latest=2, keep_every=30)
+CONFIG = training.CheckpointConfig(every=10, keep_latest=2, keep_every=30)
 
 
 @pytest.fixture
@@ -217,13 +219,13 @@ def test_a_part_is_read_alone(written, mesh):
 
 def test_tree_round_trip(tmp_path, mesh):
   tree = {"rows": jnp.arange(6.0).reshape(2, 3)}
-  checkpoint.save_tree(tmp_path / "t", tree, {"name": "x"})
+  weights.save_tree(tmp_path / "t", tree, {"name": "x"})
   everywhere = sharding.replicated(mesh)
-  loaded, metadata = checkpoint.load_tree(tmp_path / "t", everywhere)
+  loaded, metadata = weights.load_tree(tmp_path / "t", everywhere)
   assert_same(loaded, tree)
-  assert metadata == checkpoint.read_metadata(tmp_path / "t") == {"name": "x"}
+  assert metadata == weights.read_tree_metadata(tmp_path / "t") == {"name": "x"}
   with pytest.raises(ValueError, match="no such checkpoint"):
-    checkpoint.load_tree(tmp_path / "absent", everywhere)
+    weights.load_tree(tmp_path / "absent", everywhere)
 
 
 def test_files_are_written_whole(tmp_path):
@@ -232,7 +234,7 @@ def test_files_are_written_whole(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("wrong", [(0, 1, 0), (1, 0, 0), (1, 1, -1)])
-def test_wrong_settings_name_the_key(wrong):
-  with pytest.raises(ValueError, match=r"checkpoint\.every"):
-    checkpoint.CheckpointConfig(*wrong)
+@pytest.mark.parametrize("key", ["every", "keep_latest", "keep_every"])
+def test_wrong_settings_name_the_key(key):
+  with pytest.raises(ValueError, match=rf"config\.checkpoint\.{key}=-1: must"):
+    dataclasses.replace(CONFIG, **{key: -1})

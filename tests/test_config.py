@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -20,17 +20,17 @@ def digits():
 
 
 def test_digits_resolves_to_frozen_sections():
-  resolved = config_lib.resolve(digits())
+  resolved = resolve.resolve(digits())
   assert resolved.model.width == 96
   with pytest.raises(dataclasses.FrozenInstanceError):
     resolved.seed = 1
-  assert hash(resolved) == hash(config_lib.resolve(digits()))
+  assert hash(resolved) == hash(resolve.resolve(digits()))
 
 
 def test_json_round_trip():
-  resolved = config_lib.resolve(digits())
-  text = json.dumps(config_lib.to_json(resolved))
-  assert config_lib.resolve(json.loads(text)) == resolved
+  resolved = resolve.resolve(digits())
+  text = json.dumps(resolve.to_json(resolved))
+  assert resolve.resolve(json.loads(text)) == resolved
 
 
 @pytest.mark.parametrize(
@@ -67,23 +67,23 @@ def test_wrong_value_names_the_key(key, value, match):
     section = section[name]
   section[last] = value
   with pytest.raises(ValueError, match=match):
-    config_lib.resolve(tree)
+    resolve.resolve(tree)
 
 
 def test_unknown_and_missing_keys_are_named():
   tree = digits().to_dict()
   tree["model"]["dpeth"] = 3
   with pytest.raises(ValueError, match=r"\['dpeth'\] in config\.model"):
-    config_lib.resolve(tree)
+    resolve.resolve(tree)
   tree = digits().to_dict()
   del tree["optim"]["b1"]
   with pytest.raises(ValueError, match=r"\['b1'\] in config\.optim"):
-    config_lib.resolve(tree)
+    resolve.resolve(tree)
 
 
 def test_whole_numbers_serve_as_floats():
   tree = digits().to_dict()
   tree["optim"]["weight_decay"] = 0
-  value = config_lib.resolve(tree).optim.weight_decay
+  value = resolve.resolve(tree).optim.weight_decay
   assert value == 0.0
   assert isinstance(value, float)

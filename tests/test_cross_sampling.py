@@ -88,7 +88,7 @@ def make(workdir, output, images=(), ends=(), **changes):
   config = tiny.make_config(**{**CROSS, **changes, "sample__output": output})
   sample_command.sample_mode(config, workdir, images, ends)
   files = sorted(pathlib.Path(output).glob("[0-9]*.png"))
-  record = json.loads((pathlib.Path(output) / "sampler_lib.json").read_text())
+  record = json.loads((pathlib.Path(output) / "sample.json").read_text())
   return np.stack([images_lib.read_png(f) for f in files]), record
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from gmem_jax.config import training
 from gmem_jax.train import optimizer as optimizer_lib
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-CONFIG = optimizer_lib.OptimConfig(
+CONFIG = training.OptimConfig(
   learning_rate=2e-4,
   schedule="constant",
   warmup_steps=0,
@@ -84,11 +85,11 @@ def test_schedule(changes, expected):
 @pytest.mark.parametrize(
   ("changes", "key"),
   [
-    ({"learning_rate": 0.0}, "optimizer_lib.learning_rate"),
-    ({"clip_norm": -1.0}, "optimizer_lib.clip_norm"),
-    ({"b2": 1.0}, "optimizer_lib.b2"),
-    ({"schedule": "cosine", "decay_steps": 0}, "optimizer_lib.decay_steps"),
-    ({"weight_decay": -0.1}, "optimizer_lib.weight_decay"),
+    ({"learning_rate": 0.0}, "optim.learning_rate"),
+    ({"clip_norm": -1.0}, "optim.clip_norm"),
+    ({"b2": 1.0}, "optim.b2"),
+    ({"schedule": "cosine", "decay_steps": 0}, "optim.decay_steps"),
+    ({"weight_decay": -0.1}, "optim.weight_decay"),
   ],
 )
 def test_wrong_settings_name_the_key(changes, key):

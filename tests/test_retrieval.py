@@ -7,6 +7,7 @@ import pytest
 
 from gmem_jax.bank import bank as bank_lib, lookup, sharding as bank_sharding
 from gmem_jax.commands import compile as compile_command
+from gmem_jax.config import networks
 from gmem_jax.models import retrieval
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
@@ -28,7 +29,7 @@ retrieve = jax.jit(retrieval.retrieve, static_argnums=0)
 
 
 def config(neighbours=3, exclude_own=True, dropout=0.0):
-  return retrieval.RetrievalConfig(neighbours, exclude_own, dropout)
+  return networks.RetrievalConfig(neighbours, exclude_own, dropout)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_dropped_neighbours_are_absent(bank):
 )
 def test_bad_settings_are_refused(bank, fields, message):
   with pytest.raises(ValueError, match=message):
-    retrieval.RetrievalConfig(*fields).check(bank)
+    networks.RetrievalConfig(*fields).check(bank)
 
 
 def test_as_many_neighbours_as_the_bank_has(bank):

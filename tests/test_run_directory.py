@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve
 from gmem_jax.train import run_directory
 from tests import tiny
 
@@ -30,11 +30,11 @@ def test_free_keys_may_change(tmp_path):
     tiny.make_config(train__steps=1600, mesh__fsdp=2, model__scan_layers=True),
     tmp_path,
   )
-  kept = json.loads((tmp_path / "config_lib.json").read_text())
+  kept = json.loads((tmp_path / "config.json").read_text())
   assert kept["train"]["steps"] == 1600
 
 
 def test_free_keys_exist():
-  flat = config_lib.flatten(config_lib.to_json(tiny.make_config()))
+  flat = resolve.flatten(resolve.to_json(tiny.make_config()))
   for key in run_directory.FREE:
     assert any(k.startswith(key) for k in flat), key

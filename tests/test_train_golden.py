@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from gmem_jax.bank import bank as bank_lib
+from gmem_jax.config import training as training_lib
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import dit
 from gmem_jax.train import (
@@ -49,7 +50,7 @@ def training(golden_dir):
   hyper = json.loads(str(data["hyper"]))
   golden = networks.load(golden_dir, "lightningdit_b_model")
   tx = optimizer_lib.make_optimizer(
-    optimizer_lib.OptimConfig(
+    training_lib.OptimConfig(
       learning_rate=hyper["lr"],
       schedule="constant",
       warmup_steps=0,

@@ -12,7 +12,7 @@ from gmem_jax.commands import (
   sample as sample_command,
   train as train_command,
 )
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import photos, records, store
 from gmem_jax.train import dataset as dataset_lib, metrics
 from tests import published
@@ -34,7 +34,7 @@ def base(tmp_path_factory):
   return base
 
 
-def make_config(base, **changes) -> config_lib.Config:
+def make_config(base, **changes) -> sections.Config:
   values = {
     "data.path": str(base / "photos"),
     "data.prepared": str(base / "prepared"),

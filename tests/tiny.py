@@ -4,7 +4,7 @@ import importlib.util
 import pathlib
 from typing import Any
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve, sections
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -32,7 +32,7 @@ CHANGES = {
 }
 
 
-def make_config(**changes: Any) -> config_lib.Config:
+def make_config(**changes: Any) -> sections.Config:
   """The tiny config; keys are dotted with "__", e.g. train__steps=4."""
   spec = importlib.util.spec_from_file_location(
     "digits", ROOT / "configs" / "digits.py"
@@ -42,7 +42,7 @@ def make_config(**changes: Any) -> config_lib.Config:
   tree = module.get_config()
   changes = {k.replace("__", "."): v for k, v in changes.items()}
   tree.update_from_flattened_dict(CHANGES | changes)
-  return config_lib.resolve(tree)
+  return resolve.resolve(tree)
 
 
 def flags(**changes: Any) -> list[str]:

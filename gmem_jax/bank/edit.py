@@ -23,6 +23,7 @@ from gmem_jax.bank import (
   lookup,
   storage,
 )
+from gmem_jax.config import networks, sections
 
 # Rows whose neighbours are looked up at a time.
 BATCH = 1024
@@ -90,7 +91,7 @@ def interpolate(
   second: int,
   weights: Float[np.ndarray, " n"],
   *,
-  method: paths.Method = "linear",
+  method: sections.Interpolation = "linear",
   key: Key[Array, ""] | None = None,
 ) -> Edited:
   """Adds memories between two rows.
@@ -130,7 +131,7 @@ def interpolate(
 
 
 def _mix(
-  method: paths.Method,
+  method: sections.Interpolation,
   a: Float[Array, " d"],
   b: Float[Array, " d"],
   weights: Float[np.ndarray, " n"],
@@ -267,7 +268,7 @@ def _undecided(others: np.ndarray, k: int, keep: np.ndarray) -> bool:
 def compress(
   bank: bank_lib.Bank,
   info: bank_lib.BankInfo,
-  target: bank_lib.Storage | None = None,
+  target: networks.Storage | None = None,
   *,
   rank: int | None = None,
 ) -> Edited:

@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib, edit
-from gmem_jax.data import store
 from gmem_jax.files import atomic, weights
-from gmem_jax.train import checkpoint
 
 # Storage -> kind of converted weights.
 KINDS = ("bank", "int8_bank", "low_rank_bank")
@@ -29,6 +27,8 @@ LOW_RANK = {
   "singular_values": "S",
   "mean": "mean",
 }
+# Folder of prepared data that holds the bank: rows.npy and info.json.
+PREPARED = "bank"
 IMAGES = "images.json"
 
 
@@ -172,11 +172,11 @@ def read(path: str | os.PathLike) -> Stored:
   try:
     if weights.is_converted(path):
       return _read_converted(path)
-    for directory in (path, path / store.BANK):
+    for directory in (path, path / PREPARED):
       if (directory / "rows.npy").exists():
         return _read_prepared(directory)
     for directory in (path, path / "memory"):
-      if directory.is_dir() and checkpoint.holds_tree(directory):
+      if directory.is_dir() and weights.holds_tree(directory):
         return _read_memory(directory)
   except (ValueError, OSError, KeyError, TypeError) as error:
     raise ValueError(f"{path}: cannot be read as a bank: {error}") from error
@@ -238,12 +238,12 @@ def _read_converted(path: pathlib.Path) -> Stored:
 
 def _read_prepared(directory: pathlib.Path) -> Stored:
   rows = np.load(directory / "rows.npy", mmap_mode="r", allow_pickle=False)
-  info = bank_lib.BankInfo(**store.read_json(directory / "info.json"))
+  info = bank_lib.BankInfo(**atomic.read_json(directory / "info.json"))
   return _checked(Stored(bank_lib.MemoryBank(rows), info))
 
 
 def _read_memory(directory: pathlib.Path) -> Stored:
-  tree, metadata = checkpoint.load_tree(directory, None)
+  tree, metadata = weights.load_tree(directory, None)
   info = bank_lib.BankInfo(**metadata["info"])
   return _checked(Stored(from_tree(tree), info))
 

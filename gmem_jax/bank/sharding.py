@@ -5,7 +5,7 @@ they divide evenly; reading them costs one all-reduce of what was read.
 """
 
 import dataclasses
-from typing import Any, cast, Literal
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gmem_jax.bank import bank as bank_lib, sharded_lookup as placement_lib
+from gmem_jax.config import networks
 from gmem_jax.parallel import sharding
 
 # Rows go to all devices, whatever the axes mean to the network.
@@ -22,27 +23,9 @@ ROWS = P(sharding.AXES)
 # the rest is for parameters, optimizer and activations.
 SHARE = 1 / 8
 
-Placement = Literal["auto", "replicated", "sharded"]
-
-
-@dataclasses.dataclass(frozen=True)
-class BankConfig:
-  """The memory bank on the devices.
-
-  Attributes:
-    storage: Type of the rows: "float32", "bfloat16" (half the memory) or "int8"
-      (a quarter) with a scale for each row.
-    placement: "replicated": every device holds all rows; "sharded": the rows
-      are split over all devices; "auto": sharded where a bank would take more
-      than an eighth of a device's memory, else replicated.
-  """
-
-  storage: bank_lib.Storage
-  placement: Placement
-
 
 def bank_sharding(
-  bank: bank_lib.Bank, mesh: Mesh, placement: Placement
+  bank: bank_lib.Bank, mesh: Mesh, placement: networks.Placement
 ) -> NamedSharding:
   """Decides where a bank's arrays go on the devices of this process.
 
@@ -58,7 +41,10 @@ def bank_sharding(
 
 
 def choose(
-  bank: bank_lib.Bank, mesh: Mesh, placement: Placement, limit: int | None
+  bank: bank_lib.Bank,
+  mesh: Mesh,
+  placement: networks.Placement,
+  limit: int | None,
 ) -> NamedSharding:
   """Decides where a bank's arrays go.
 
@@ -94,7 +80,9 @@ def memory_limit(device: Any) -> int | None:
   return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def place(bank: bank_lib.Bank, mesh: Mesh, placement: Placement) -> Any:
+def place(
+  bank: bank_lib.Bank, mesh: Mesh, placement: networks.Placement
+) -> Any:
   """Puts a bank on the devices of a mesh.
 
   Args:

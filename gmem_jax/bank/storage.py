@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from gmem_jax.bank import bank as bank_lib
+from gmem_jax.config import networks
 
 # Rows handled at a time, so that temporaries stay small.
 CHUNK = 65536
@@ -37,7 +38,7 @@ def decode(bank: bank_lib.Bank) -> Float32[np.ndarray, "m d"]:
 
 
 def encode(
-  rows: Float[np.ndarray, "m d"], storage: bank_lib.Storage
+  rows: Float[np.ndarray, "m d"], storage: networks.Storage
 ) -> bank_lib.MemoryBank:
   """Makes a bank of full rows.
 
@@ -79,7 +80,7 @@ def like(rows: Float[np.ndarray, "n d"], bank: bank_lib.Bank) -> bank_lib.Bank:
     A bank of the new rows alone.
   """
   if isinstance(bank, bank_lib.MemoryBank):
-    storage: bank_lib.Storage = bank.storage  # pyright: ignore
+    storage: networks.Storage = bank.storage  # pyright: ignore
     return encode(rows, storage)
   singular = np.asarray(bank.singular_values)
   # A row is U S V' and its coefficients U sqrt(S); the basis is V sqrt(S).

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from gmem_jax.config import sections
 from gmem_jax.data import (
   prepare_join,
   records as records_lib,
@@ -28,7 +29,7 @@ _POOL = 64  # different images
 _SHARD = 500  # images
 
 
-def schema(images: int, tokens: schema_lib.Tokens) -> schema_lib.Schema:
+def schema(images: int, tokens: sections.Tokens) -> schema_lib.Schema:
   """The schema of prepared data of the published shapes.
 
   Args:
@@ -54,7 +55,7 @@ def schema(images: int, tokens: schema_lib.Tokens) -> schema_lib.Schema:
 
 
 def write_prepared(
-  directory: pathlib.Path, images: int, tokens: schema_lib.Tokens
+  directory: pathlib.Path, images: int, tokens: sections.Tokens
 ) -> int:
   """Writes prepared data with the product's own writer.
 

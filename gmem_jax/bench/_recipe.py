@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import jax
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve, sections
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 DIGITS = str(CONFIGS / "digits.py")
@@ -132,9 +131,7 @@ def train_command(
   return [*command, f"--workdir={workdir}", *flags]
 
 
-def load(
-  args: argparse.Namespace, small: Mapping[str, Any]
-) -> config_lib.Config:
+def load(args: argparse.Namespace, small: Mapping[str, Any]) -> sections.Config:
   """Reads the config that the arguments name.
 
   Args:
@@ -144,15 +141,9 @@ def load(
   Raises:
     ValueError: If the file or a key is unknown, or a value does not fit.
   """
-  path, _, options = args.config.partition(":")
-  spec = importlib.util.spec_from_file_location("recipe", path)
-  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
-    raise ValueError(f"--config={args.config}: {path} is no Python file")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  tree = module.get_config(*([options] if options else []))
+  tree = resolve.load(args.config)
   try:
     tree.update_from_flattened_dict(changes_of(args, small))
   except (KeyError, TypeError) as error:
     raise ValueError(f"--change: {str(error)[:300]}") from None
-  return config_lib.resolve(tree)
+  return resolve.resolve(tree)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.bench import _torch_network
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.models import transformer
 
 torch = _torch_network.torch
@@ -40,7 +40,7 @@ class Step:
 
   def __init__(
     self,
-    config: config_lib.Config,
+    config: sections.Config,
     network: transformer.FlowTransformer,
     params: Mapping[str, Any],
     *,

@@ -15,7 +15,7 @@ from gmem_jax.aot import flops
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.bench import _products
 from gmem_jax.commands import abstract, compile as compile_command
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.diffusion import losses
 from gmem_jax.models import transformer
 from gmem_jax.parallel import sharding
@@ -44,7 +44,7 @@ class Work:
     products: Of a dispatch; see `_products.collect`.
   """
 
-  config: config_lib.Config
+  config: sections.Config
   network: transformer.FlowTransformer
   state: train_state.TrainState
   batch: dict[str, jax.Array]
@@ -66,7 +66,7 @@ class Work:
     return held + found.temp_size_in_bytes - found.alias_size_in_bytes
 
 
-def make(config: config_lib.Config) -> Work:
+def make(config: sections.Config) -> Work:
   """Compiles the product's own step for the first device, with random data.
 
   Args:

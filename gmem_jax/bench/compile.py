@@ -19,7 +19,7 @@ from typing import Any
 
 from gmem_jax.aot import chips, examine
 from gmem_jax.commands import compile as compile_command
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "xl_in1k.py"
 
@@ -65,7 +65,7 @@ def measure(row: Row) -> tuple[examine.Needs, ...] | str:
   try:
     with contextlib.redirect_stdout(io.StringIO()):
       return compile_command.compile_mode(
-        config_lib.resolve(tree), row.topology, compile_command.PUBLISHED_ROWS
+        resolve.resolve(tree), row.topology, compile_command.PUBLISHED_ROWS
       )
   except (ValueError, ModuleNotFoundError) as error:
     return str(error).splitlines()[0]

@@ -21,7 +21,7 @@ import numpy as np
 
 from gmem_jax.bank import sharding as bank_sharding
 from gmem_jax.commands import train as train_command
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve, sections
 from gmem_jax.evaluate import audit as audit_lib, build
 from gmem_jax.sample import run_sampling
 from gmem_jax.train import (
@@ -85,7 +85,7 @@ class Result:
 
 def load_config(
   path: str, changes: dict[str, Any], steps: int
-) -> config_lib.Config:
+) -> sections.Config:
   """A config file with changes.
 
   Args:
@@ -101,13 +101,13 @@ def load_config(
   tree: ml_collections.ConfigDict = module.get_config()
   changes = changes | {"report.unconditional": False}
   if steps:
-    changes |= {"loop.steps": steps, "optim.decay_steps": steps}
+    changes |= {"train.steps": steps, "optim.decay_steps": steps}
   tree.update_from_flattened_dict(changes)
-  return config_lib.resolve(tree)
+  return resolve.resolve(tree)
 
 
 def measure(
-  name: str, config: config_lib.Config, workdir: pathlib.Path
+  name: str, config: sections.Config, workdir: pathlib.Path
 ) -> Result:
   """Trains one variant and samples from it.
 

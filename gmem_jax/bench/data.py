@@ -27,6 +27,7 @@ import numpy as np
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _data_files as files
+from gmem_jax.config import training
 from gmem_jax.data import pipeline, records as records_lib, store, upstream
 from gmem_jax.diffusion import losses
 from gmem_jax.models import lightning_dit
@@ -179,7 +180,7 @@ def _make_step() -> tuple[Any, Any]:
     projector_depth=4,
   )
   tx = optimizer_lib.make_optimizer(
-    optimizer_lib.OptimConfig(
+    training.OptimConfig(
       learning_rate=1e-4,
       schedule="constant",
       warmup_steps=0,

@@ -32,7 +32,7 @@ from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _recipe, _reference_sampler, _results, _timing
 from gmem_jax.commands import abstract, compile as compile_command
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import images as images_lib
 from gmem_jax.diffusion import samplers
 from gmem_jax.models import retrieval
@@ -55,7 +55,7 @@ _DIFFER = 0.01
 Calls = dict[str, Callable[[], Any]]
 
 
-def make(config: config_lib.Config) -> tuple[Calls, int]:
+def make(config: sections.Config) -> tuple[Calls, int]:
   """Compiles both samplers, and the decoder alone, for the first device.
 
   Args:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.models import conditioning
 from gmem_jax.models.encoders import protocols, vae
 from gmem_jax.train import setup
@@ -16,7 +16,7 @@ FEATURE_WIDTH = 768
 
 
 def memory(
-  config: config_lib.Config,
+  config: sections.Config,
   bank_rows: int,
   mesh: jax.sharding.Mesh,
   device_memory: int | None = None,
@@ -47,7 +47,7 @@ def memory(
 
 
 def _bank(
-  config: config_lib.Config,
+  config: sections.Config,
   rows: int,
   mesh: jax.sharding.Mesh,
   device_memory: int | None,

@@ -5,8 +5,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from gmem_jax.bank import interpolate
 from gmem_jax.commands import bank_commands as commands
+from gmem_jax.config import sections
 
 _BANKS = (
   "BANK is a bank that this program or `python -m gmem_jax.convert` wrote, the"
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
   found.add_argument("second", metavar="B", type=int, help="another")
   found.add_argument(
     "--method",
-    choices=interpolate.Method.__args__,
+    choices=sections.Interpolation.__args__,
     default="spherical",
     help="default: spherical",
   )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gmem_jax import rngs
 from gmem_jax.aot import examine, topology
 from gmem_jax.commands import abstract
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.models import conditioning, transformer
 from gmem_jax.models.encoders import identity, protocols, vae
@@ -34,7 +34,7 @@ LARGE = 8 * 2**20
 
 
 def compile_mode(
-  config: config_lib.Config, name: str, bank_rows: int = PUBLISHED_ROWS
+  config: sections.Config, name: str, bank_rows: int = PUBLISHED_ROWS
 ) -> tuple[examine.Needs, ...]:
   """Compiles a config's programs for a machine and prints what they need.
 
@@ -73,7 +73,7 @@ def compile_mode(
 
 
 def training(
-  config: config_lib.Config,
+  config: sections.Config,
   mesh: jax.sharding.Mesh,
   bank_rows: int,
   device_memory: int | None = None,
@@ -143,7 +143,7 @@ def training(
 
 
 def sampling(
-  config: config_lib.Config,
+  config: sections.Config,
   mesh: jax.sharding.Mesh,
   bank_rows: int,
   device_memory: int | None = None,
@@ -200,7 +200,7 @@ def sampling(
 
 
 def advice(
-  config: config_lib.Config, mesh: jax.sharding.Mesh, program: examine.Program
+  config: sections.Config, mesh: jax.sharding.Mesh, program: examine.Program
 ) -> list[str]:
   """What to change where a program is too big, dearest last.
 
@@ -248,7 +248,7 @@ def advice(
 
 
 def _init(
-  config: config_lib.Config,
+  config: sections.Config,
   network: transformer.FlowTransformer,
   memory: setup.Memory,
 ) -> Any:
@@ -260,7 +260,7 @@ def _init(
   return network.init(rngs.key(config.seed, "init"), *inputs)["params"]
 
 
-def _tokenizer(config: config_lib.Config) -> protocols.Tokenizer:
+def _tokenizer(config: sections.Config) -> protocols.Tokenizer:
   """The tokenizer, with weights of no meaning."""
   name, side = config.encoder.tokenizer, config.encoder.image_size
   if name == "identity":

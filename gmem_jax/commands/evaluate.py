@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import images as images_lib
 from gmem_jax.evaluate import (
   audit as audit_lib,
@@ -41,7 +41,7 @@ class Subject:
   step: int
 
 
-def evaluate_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   """Scores images and writes WORKDIR/evaluations/NAME.json.
 
   Args:
@@ -89,7 +89,7 @@ def _print(text: str) -> None:
     print(text)
 
 
-def _given(config: config_lib.Config, channels: int) -> Subject:
+def _given(config: sections.Config, channels: int) -> Subject:
   """The images that `eval.images` names."""
   path = pathlib.Path(config.eval.images).absolute()
   try:
@@ -100,7 +100,7 @@ def _given(config: config_lib.Config, channels: int) -> Subject:
 
 
 def _sampled(
-  config: config_lib.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> Subject:
   """The images that `--mode=sample` would make, made as they are needed."""
   source = source_lib.load(config, workdir, mesh)

@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import (
   encode,
   folder,
@@ -16,7 +16,7 @@ from gmem_jax.data import (
 )
 
 
-def prepare_mode(config: config_lib.Config) -> None:
+def prepare_mode(config: sections.Config) -> None:
   """Prepares the images of `config.data` and prints the report.
 
   Args:
@@ -41,7 +41,7 @@ def prepare_mode(config: config_lib.Config) -> None:
     print(prepare_join.describe(directory, report))
 
 
-def open_source(config: config_lib.Config) -> sources.Source:
+def open_source(config: sections.Config) -> sources.Source:
   """Opens the images of a config.
 
   Args:
@@ -57,7 +57,7 @@ def open_source(config: config_lib.Config) -> sources.Source:
   return sources.digits()
 
 
-def load_networks(config: config_lib.Config, channels: int) -> encode.Frozen:
+def load_networks(config: sections.Config, channels: int) -> encode.Frozen:
   """Loads the frozen networks.
 
   Args:
@@ -76,7 +76,7 @@ def load_networks(config: config_lib.Config, channels: int) -> encode.Frozen:
 
 
 def make_schema(
-  config: config_lib.Config, source: sources.Source, networks: encode.Frozen
+  config: sections.Config, source: sources.Source, networks: encode.Frozen
 ) -> schema_lib.Schema:
   """Says how the records will be laid out.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import images as images_lib
 from gmem_jax.diffusion import samplers
 from gmem_jax.parallel import processes, sharding
@@ -14,7 +14,7 @@ from gmem_jax.sample import plan as plan_lib, source as source_lib
 
 
 def sample_mode(
-  config: config_lib.Config,
+  config: sections.Config,
   workdir: pathlib.Path,
   images: Sequence[str] = (),
   ends: Sequence[str] = (),
@@ -61,7 +61,7 @@ def calls_in_words(sampler: samplers.SamplerConfig) -> str:
 
 
 def _write(
-  config: config_lib.Config,
+  config: sections.Config,
   source: source_lib.Source,
   plan: plan_lib.Plan,
   mesh: jax.sharding.Mesh,
@@ -86,7 +86,7 @@ def _write(
 
 
 def _write_grid(
-  config: config_lib.Config, plan: plan_lib.Plan, directory: pathlib.Path
+  config: sections.Config, plan: plan_lib.Plan, directory: pathlib.Path
 ) -> None:
   """The contact sheet: with labels, one row of it for each group."""
   shown = min(plan.count, config.sample.grid)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.commands import report
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import images, load_encoders, sources as data_sources
 from gmem_jax.evaluate import build, catalogue, scores, sources
 from gmem_jax.parallel import processes, sharding
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 NEIGHBOURS = 8
 
 
-def train_mode(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   """Trains, and compares with a network without memory if so configured.
 
   Args:
@@ -97,7 +97,7 @@ def neighbours(
 
 
 def make_run(
-  config: config_lib.Config,
+  config: sections.Config,
   workdir: pathlib.Path,
   mesh: jax.sharding.Mesh,
   dataset: dataset_lib.Dataset,
@@ -150,7 +150,7 @@ def make_run(
 
 
 def make_evaluator(
-  config: config_lib.Config,
+  config: sections.Config,
   mesh: jax.sharding.Mesh,
   latent_shape: tuple[int, int, int],
   own: data_sources.Images | None,
@@ -186,7 +186,7 @@ def make_evaluator(
 
 
 def draw_samples(
-  config: config_lib.Config,
+  config: sections.Config,
   sample_fn: sampler_lib.SampleFn,
   weights: sampler_lib.Weights,
   bank: bank_lib.MemoryBank,
@@ -208,7 +208,7 @@ def draw_samples(
   return report.Samples(sample_fn(weights, numbers, features, own), rows)
 
 
-def make_mesh(config: config_lib.Config) -> jax.sharding.Mesh:
+def make_mesh(config: sections.Config) -> jax.sharding.Mesh:
   """The mesh of a run, once the batches are known to fit it.
 
   Args:

@@ -1,10 +1,23 @@
-"""The config's sections that belong to no one module."""
+"""The config: all of its keys, as frozen dataclasses.
+
+`Config` is a whole run. The sections of networks and training are beside it in
+`networks` and `training`; path, loss, sampler and mesh have theirs with the
+code that they are for. Checks of one section are in the section, checks between
+sections in `resolve`.
+"""
 
 import dataclasses
 from typing import Literal
 
-from gmem_jax.bank import interpolate
-from gmem_jax.data import schema
+from gmem_jax.config import checks, networks, training
+from gmem_jax.diffusion import losses, schedule
+from gmem_jax.parallel import sharding
+
+# How prepared data keeps latents and the projection's targets.
+Latents = Literal["posterior", "sample"]
+Tokens = Literal["bf16", "int8", "pixels", "none"]
+# How the path between two memories goes.
+Interpolation = Literal["linear", "spherical", "concat", "mask"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,62 +60,34 @@ class DataConfig:
   prepared: str
   holdout: int
   mirror: bool
-  latents: schema.Latents
-  tokens: schema.Tokens
+  latents: Latents
+  tokens: Tokens
   shard_size: int
   device_batch: int
   independent_flips: bool
 
-
-@dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-  """The frozen networks. Weights are what `python -m gmem_jax.convert` wrote.
-
-  Attributes:
-    tokenizer: "identity": latents are pixels; or a published autoencoder.
-    tokenizer_weights: Its weights; unused by "identity".
-    latent_stats: Statistics that the latents of `sample.network` are normalised
-      with; "" for the tokenizer's own scale, if it has one. A run keeps those
-      of its data.
-    features: "random_conv": fixed random convolutions, 768 wide; "dinov2".
-    features_weights: Its weights; unused by "random_conv".
-    image_size: Side of the images that features are made of, in pixels.
-  """
-
-  tokenizer: Literal["identity", "va_vae", "mar_vae", "sd_vae"]
-  tokenizer_weights: str
-  latent_stats: str
-  features: Literal["random_conv", "dinov2"]
-  features_weights: str
-  image_size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """The loop.
-
-  Attributes:
-    steps: Steps of the whole run.
-    batch_size: Global batch size.
-    accumulation: Parts of the batch that follow one another inside a step,
-      which then needs as much less memory for activations; the step is the
-      same.
-    steps_per_dispatch: Steps per call of the compiled function; a few help
-      where a step takes milliseconds.
-    ema_decay: Decay of the parameters' moving average per step.
-    log_every: Steps between log lines.
-    init_from: Where a new run's parameters come from: converted weights, or the
-      directory of a run (its moving average), also of another conditioning; ""
-      to draw them.
-  """
-
-  steps: int
-  batch_size: int
-  accumulation: int
-  steps_per_dispatch: int
-  ema_decay: float
-  log_every: int
-  init_from: str
+  def __post_init__(self):
+    checks.positive("data", self, "shard_size", "device_batch")
+    for key, sources in (
+      ("path", ("folder", "upstream")),
+      ("tfds", ("tfds",)),
+      ("split", ("tfds",)),
+      ("prepared", ("folder", "tfds")),
+    ):
+      if self.source in sources and not getattr(self, key):
+        raise ValueError(
+          f"config.data.{key} is empty: it is needed with config.data.source="
+          f"{self.source!r}"
+        )
+    if self.holdout and (self.source != "digits" or self.prepared):
+      raise ValueError(
+        f"config.data.holdout={self.holdout}: must be 0 unless"
+        " config.data.source='digits' with config.data.prepared=''"
+      )
+    if self.independent_flips and not self.mirror:
+      raise ValueError(
+        "config.data.independent_flips=True needs config.data.mirror=True"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,10 +136,30 @@ class SampleConfig:
   format: Literal["png", "npz", "both"]
   grid: int
   output: str
-  interpolation: interpolate.Method
+  interpolation: Interpolation
   points: int
   reading: Literal["bank", "published"]
   decode_dtype: Literal["float32", "bfloat16"]
+
+  def __post_init__(self):
+    checks.positive("sample", self, "count", "batch_size", "device_batch")
+    checks.positive("sample", self, "per_row", "points")
+    checks.not_negative("sample", self, "grid")
+    if any(row < 0 for row in self.rows):
+      raise ValueError(
+        f"config.sample.rows={self.rows}: bank rows are numbered from 0"
+      )
+    if self.draw == "noise" and (self.rows or self.per_row > 1):
+      raise ValueError(
+        "config.sample.draw='noise' lets every image choose its row, so"
+        f" config.sample.rows={self.rows} must be () and"
+        f" config.sample.per_row={self.per_row} must be 1"
+      )
+    if self.interpolation in ("linear", "spherical") and self.points < 2:
+      raise ValueError(
+        f"config.sample.points={self.points}: must be at least 2 with"
+        f" config.sample.interpolation={self.interpolation!r}"
+      )
 
 
 # What images are scored by; `gmem_jax.evaluate.catalogue` says how.
@@ -212,6 +217,10 @@ class EvalConfig:
   save_every: float
   audit: int
 
+  def __post_init__(self):
+    checks.positive("eval", self, "count", "grid", "device_batch")
+    checks.not_negative("eval", self, "audit", "save_every")
+
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
@@ -223,3 +232,32 @@ class ReportConfig:
   """
 
   unconditional: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run; each section says what its keys mean.
+
+  Attributes:
+    seed: Seed of parameters, data order, noise and encoders.
+    compile_cache: Directory of compiled programs, which a second start need not
+      compile again; a relative one lies in the run's directory. "" for none.
+      The environment's JAX_COMPILATION_CACHE_DIR wins.
+  """
+
+  seed: int
+  compile_cache: str
+  data: DataConfig
+  encoder: networks.EncoderConfig
+  bank: networks.BankConfig
+  model: networks.ModelConfig
+  retrieval: networks.RetrievalConfig
+  loss: losses.LossConfig
+  optim: training.OptimConfig
+  train: training.TrainConfig
+  mesh: sharding.MeshConfig
+  checkpoint: training.CheckpointConfig
+  sampler: schedule.SamplerConfig
+  sample: SampleConfig
+  eval: EvalConfig
+  report: ReportConfig

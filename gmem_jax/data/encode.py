@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int8, Int32, UInt8
 
 from gmem_jax import rngs
-from gmem_jax.data import schema
+from gmem_jax.config import sections
 from gmem_jax.models.encoders import protocols, vae
 
 
@@ -25,8 +25,8 @@ def encode(
   encoder: protocols.FeatureEncoder,
   pixels: UInt8[Array, "b H W ch"],
   numbers: Int32[Array, " b"],
-  latents: schema.Latents,
-  tokens: schema.Tokens,
+  latents: sections.Latents,
+  tokens: sections.Tokens,
   mirrored: bool,
   seed: int,
 ) -> dict[str, Array]:
@@ -103,8 +103,8 @@ class Frozen:
     tokenizer: protocols.Tokenizer,
     encoder: protocols.FeatureEncoder,
     *,
-    latents: schema.Latents,
-    tokens: schema.Tokens,
+    latents: sections.Latents,
+    tokens: sections.Tokens,
     mirrored: bool,
     seed: int,
     device_batch: int,

@@ -6,7 +6,6 @@ Shapes: n images, d feature width.
 import concurrent.futures
 import dataclasses
 import hashlib
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -22,12 +21,12 @@ import safetensors
 import safetensors.numpy
 from PIL import Image
 
+from gmem_jax import progress
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.config import resolve as config_lib
-from gmem_jax.data import crop, decode, folder, load_encoders, store
-from gmem_jax.files import atomic as files_lib
+from gmem_jax.config import resolve, sections
+from gmem_jax.data import crop, decode, folder, load_encoders
+from gmem_jax.files import atomic, atomic as files_lib
 from gmem_jax.models.encoders import protocols
-from gmem_jax.train import metrics
 
 # Images that the encoder sees at a time, and that a killed build repeats.
 BATCH, BLOCK = 32, 4096
@@ -53,7 +52,7 @@ class Encoded:
 class Encoder:
   """A config's feature encoder, reading images as banks are made."""
 
-  def __init__(self, config: config_lib.Config):
+  def __init__(self, config: sections.Config):
     """Loads the weights.
 
     Args:
@@ -118,26 +117,20 @@ class Encoder:
     )
 
 
-def load_config(text: str, weights: str | None) -> config_lib.Config:
-  """Reads a config file.
+def load_config(text: str, weights: str | None) -> sections.Config:
+  """Reads a config file, with other weights of the encoder if they are given.
 
   Args:
     text: FILE.py, or FILE.py:OPTION.
     weights: Instead of its `encoder.features_weights`.
 
   Raises:
-    ValueError: If it is none.
+    ValueError: If there is no such file, or a value does not fit.
   """
-  path, _, option = text.partition(":")
-  spec = importlib.util.spec_from_file_location("bank_config", path)
-  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
-    raise ValueError(f"--config={text}: there is no such config file")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  tree = module.get_config(option) if option else module.get_config()
+  tree = resolve.load(text)
   if weights is not None:
-    tree.encoder.features_weights = weights
-  return config_lib.resolve(tree)
+    tree.update_from_flattened_dict({"encoder.features_weights": weights})
+  return resolve.resolve(tree)
 
 
 def list_images(paths: Sequence[str]) -> tuple[str, list[pathlib.Path]]:
@@ -186,12 +179,12 @@ def encode_all(
   settings = {"encoder": encoder.name, "crop": encoder.crop, "files": paths}
   note = partial / "settings.json"
   if partial.exists() and (
-    not note.exists() or store.read_json(note) != settings
+    not note.exists() or atomic.read_json(note) != settings
   ):
     shutil.rmtree(partial)
   partial.mkdir(parents=True, exist_ok=True)
   files_lib.write_json(note, settings)
-  line = metrics.Progress("encode", 0, len(files), unit="image")
+  line = progress.Progress("encode", 0, len(files), unit="image")
   done, parts = 0, []
 
   def advance(n: int) -> None:

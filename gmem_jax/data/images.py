@@ -12,9 +12,9 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gmem_jax import progress
 from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
-from gmem_jax.train import metrics
 
 # Threads that encode PNG files beside the device; zlib lets go of the
 # interpreter.
@@ -100,9 +100,7 @@ def write_images(
   """
   directory.mkdir(parents=True, exist_ok=True)
   missing = _missing(directory, count)
-  progress = metrics.Progress(
-    "sample", count - len(missing), count, unit="image"
-  )
+  bar = progress.Progress("sample", count - len(missing), count, unit="image")
   with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
     writing: list[concurrent.futures.Future[None]] = []
     for start in range(0, len(missing), batch_size):
@@ -115,9 +113,9 @@ def write_images(
         for i, image in zip(part, pixels, strict=True)
         if i % jax.process_count() == jax.process_index()
       ]
-      progress.update(count - len(missing) + start + len(part))
+      bar.update(count - len(missing) + start + len(part))
     _wait(writing)
-  progress.close()
+  bar.close()
   processes.wait_for_all("images")
   return len(missing)
 

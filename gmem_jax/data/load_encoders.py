@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.config.resolve import Config
+from gmem_jax.config import sections
 from gmem_jax.files import pretrained_files, weights
 from gmem_jax.models.encoders import (
   dinov2,
@@ -18,7 +18,7 @@ from gmem_jax.models.encoders import (
 )
 
 
-def load_tokenizer(config: Config) -> protocols.Tokenizer:
+def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
   """The tokenizer, with its weights if it has any.
 
   Args:
@@ -44,7 +44,7 @@ def load_tokenizer(config: Config) -> protocols.Tokenizer:
   return vae.Tokenizer(name=name, network=network, params=params)
 
 
-def load_decoder(config: Config) -> protocols.Tokenizer:
+def load_decoder(config: sections.Config) -> protocols.Tokenizer:
   """The tokenizer that samples are decoded with, in `sample.decode_dtype`.
 
   Args:
@@ -69,7 +69,7 @@ def decoder(tokenizer: protocols.Tokenizer, dtype: str) -> protocols.Tokenizer:
   return dataclasses.replace(tokenizer, network=network)
 
 
-def tokenizer_info(config: Config) -> dict[str, Any]:
+def tokenizer_info(config: sections.Config) -> dict[str, Any]:
   """What identifies the tokenizer in a record of samples.
 
   Args:
@@ -97,7 +97,7 @@ def hashable(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_stats(
-  config: Config, tokenizer: protocols.Tokenizer, channels: int
+  config: sections.Config, tokenizer: protocols.Tokenizer, channels: int
 ) -> protocols.LatentStats:
   """Reads `encoder.latent_stats`, or takes the tokenizer's own scale.
 
@@ -139,7 +139,9 @@ def load_stats(
   return protocols.LatentStats(mean=jnp.asarray(mean), std=jnp.asarray(std))
 
 
-def load_features(config: Config, channels: int) -> protocols.FeatureEncoder:
+def load_features(
+  config: sections.Config, channels: int
+) -> protocols.FeatureEncoder:
   """The feature encoder, with its weights if it has any.
 
   Args:
@@ -156,7 +158,7 @@ def load_features(config: Config, channels: int) -> protocols.FeatureEncoder:
   return dinov2.Encoder(_dinov2_name(metadata), network, params)
 
 
-def features_name(config: Config) -> str | None:
+def features_name(config: sections.Config) -> str | None:
   """The name of the feature encoder, without loading it.
 
   Args:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gmem_jax import progress
 from gmem_jax.data import (
   crop,
   decode,
@@ -32,7 +33,6 @@ from gmem_jax.data import (
   store,
 )
 from gmem_jax.files import atomic
-from gmem_jax.train import metrics
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def write_store(
       f"{error}\nThe shards that are whole are kept in {directory}: make room"
       " or give access, and give the same command again."
     ) from None
-  return store.read_json(directory / store.REPORT)
+  return atomic.read_json(directory / store.REPORT)
 
 
 def _claim(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
@@ -244,7 +244,7 @@ class _Progress:
   """Images per second and ETA, of this call."""
 
   def __init__(self, done: int, total: int):
-    self._line = metrics.Progress("prepare", done, total, unit="image")
+    self._line = progress.Progress("prepare", done, total, unit="image")
     self._done, self._skipped = done, 0
     self._lap = done, time.monotonic()
 

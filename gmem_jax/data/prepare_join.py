@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.data import schema as schema_lib, shards, store
 from gmem_jax.files import atomic
 
@@ -34,7 +34,7 @@ def join(
       share no disk cannot prepare together.
   """
   facts = [
-    store.read_json(directory / f"{schema.shard_name(i)}.json")
+    atomic.read_json(directory / f"{schema.shard_name(i)}.json")
     for i in range(schema.shards)
   ]
   skipped = [s for fact in facts for s in fact["skipped"]]
@@ -50,7 +50,8 @@ def join(
     {
       "images": images,
       "shards": schema.shards,
-      "bytes": size + (directory / store.BANK / "rows.npy").stat().st_size,
+      "bytes": size
+      + (directory / bank_files.PREPARED / "rows.npy").stat().st_size,
       "bank": info.digest,
       "skipped": skipped,
       "noted": [n for fact in facts for n in fact["noted"]],
@@ -65,11 +66,11 @@ def clean(directory: pathlib.Path) -> None:
   Args:
     directory: Of prepared data, whole.
   """
-  for folder in (directory, directory / store.BANK):
+  for folder in (directory, directory / bank_files.PREPARED):
     for pattern in (".*.partial", ".*.tmp"):
       for path in folder.glob(pattern):
         path.unlink()
-  for path in (directory / store.BANK).glob("train-*.npy"):
+  for path in (directory / bank_files.PREPARED).glob("train-*.npy"):
     path.unlink()
 
 
@@ -130,7 +131,7 @@ def _join_bank(
   directory: pathlib.Path, schema: schema_lib.Schema, images: int
 ) -> bank_lib.BankInfo:
   """Joins the rows of all shards, without holding them in memory."""
-  path = directory / store.BANK / "rows.npy"
+  path = directory / bank_files.PREPARED / "rows.npy"
   partial = shards.partial_path(path)
   header = {
     "descr": "<f4",

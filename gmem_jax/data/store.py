@@ -4,19 +4,16 @@
 """
 
 import dataclasses
-import json
 import pathlib
-from typing import Any
 
 import numpy as np
 
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.data import schema as schema_lib
 from gmem_jax.files import atomic
 
 REPORT = "report.json"
 STATISTICS = "statistics.json"
-BANK = "bank"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,9 @@ class Store:
 
   def bank_rows(self) -> np.ndarray:
     """The bank's rows, float32 [images, d], read by memory map."""
-    return np.load(self.directory / BANK / "rows.npy", mmap_mode="r")
+    return np.load(
+      self.directory / bank_files.PREPARED / "rows.npy", mmap_mode="r"
+    )
 
 
 def open_store(directory: pathlib.Path) -> Store:
@@ -81,7 +80,7 @@ def open_store(directory: pathlib.Path) -> Store:
   shards = []
   for number in range(schema.shards):
     name = schema.shard_name(number)
-    facts = read_json(directory / f"{name}.json")
+    facts = atomic.read_json(directory / f"{name}.json")
     path = directory / f"{name}.array_record"
     if not path.exists():
       raise ValueError(f"{path} is missing")
@@ -98,8 +97,10 @@ def open_store(directory: pathlib.Path) -> Store:
       )
     if facts["images"]:
       shards.append(Shard(path, facts["images"]))
-  statistics = read_json(directory / STATISTICS)
-  info = bank_lib.BankInfo(**read_json(directory / BANK / "info.json"))
+  statistics = atomic.read_json(directory / STATISTICS)
+  info = bank_lib.BankInfo(
+    **atomic.read_json(directory / bank_files.PREPARED / "info.json")
+  )
   return Store(
     directory,
     schema,
@@ -117,22 +118,5 @@ def write_info(directory: pathlib.Path, info: bank_lib.BankInfo) -> None:
     directory: Of prepared data.
     info: The bank's.
   """
-  path = directory / BANK / "info.json"
+  path = directory / bank_files.PREPARED / "info.json"
   atomic.write_json(path, dataclasses.asdict(info))
-
-
-def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file of the directory.
-
-  Args:
-    path: The file.
-
-  Raises:
-    ValueError: If it is missing or damaged.
-  """
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
-    raise ValueError(f"{path} is missing") from None
-  except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}") from None

@@ -12,15 +12,13 @@ noise. With x64 off, as on TPU, the state is float32, which moves the result by
 float32 rounding alone (a few 1e-7 of the maximum).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from gmem_jax.diffusion import guidance, samplers, schedule
-from gmem_jax.models import embeddings
 
 # Where Euler-Maruyama stops adding noise, in the release's time.
 LAST_TIME = 0.04
@@ -46,37 +44,6 @@ def turn_time(
     return -output
 
   return turned
-
-
-def turn_params(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Turns the weights of the release, so that the network needs no turning.
-
-  The network sees the time t through cos(w t) and sin(w t), and those of 1 - t
-  are linear in them, so the turn goes into the first layer of the timestep's
-  embedding; the sign goes into the output layer.
-
-  Args:
-    params: of a network of the release.
-
-  Returns:
-    Parameters whose network is `turn_time` of the release's, up to rounding.
-  """
-  embed, final = params["time_embed"], params["final"]
-  kernel = np.asarray(embed["fc1"]["kernel"], np.float64)
-  cos_rows, sin_rows = np.split(kernel, 2)
-  # cos and sin of w itself, what the embedding makes of t = 1.
-  features = embeddings.timestep_features(jnp.ones(1))[0]
-  cos, sin = np.split(np.asarray(features, np.float64)[:, None], 2)
-  turned = np.concatenate(
-    [cos * cos_rows + sin * sin_rows, sin * cos_rows - cos * sin_rows]
-  )
-  fc1 = {**embed["fc1"], "kernel": turned.astype(np.float32)}
-  linear = {name: -array for name, array in final["linear"].items()}
-  return {
-    **params,
-    "time_embed": {**embed, "fc1": fc1},
-    "final": {**final, "linear": linear},
-  }
 
 
 def sampler_config(

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
+from gmem_jax import progress
 from gmem_jax.bank import bank as bank_lib, lookup
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import load_encoders, records as records_lib
 from gmem_jax.evaluate import accumulate, sources
 from gmem_jax.models.encoders import protocols
-from gmem_jax.train import dataset as dataset_lib, metrics
+from gmem_jax.train import dataset as dataset_lib
 
 # Training latents that are compared at a time, and real ones that are compared
 # with all others.
@@ -127,14 +128,14 @@ def nearest(
   own = np.full(len(queries), -1) if own is None else own
   best = jnp.full(len(queries), jnp.inf, jnp.float32)
   rows = jnp.full(len(queries), -1, jnp.int32)
-  progress = metrics.Progress("audit", 0, latents.count, unit="latent")
+  bar = progress.Progress("audit", 0, latents.count, unit="latent")
   for start in range(0, latents.count, _BLOCK):
     numbers = np.arange(start, min(start + _BLOCK, latents.count))
     block = _flat(latents.read(numbers))
     allowed = own[:, None] != numbers[None]
     best, rows = _nearer(best, rows, queries, block, np.int32(start), allowed)
-    progress.update(int(numbers[-1]) + 1)
-  progress.close()
+    bar.update(int(numbers[-1]) + 1)
+  bar.close()
   found = np.asarray(rows)
   # Again, of differences: products cancel between near pairs.
   differences = queries - _flat(latents.read(found))
@@ -191,7 +192,7 @@ def of_records(records: records_lib.Records) -> Latents:
 
 
 def prepare(
-  config: config_lib.Config,
+  config: sections.Config,
   dataset: dataset_lib.Dataset | None,
   count: int,
   shape: tuple[int, int, int],

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import sources as data_sources
 from gmem_jax.evaluate import (
   catalogue,
@@ -20,7 +20,7 @@ from gmem_jax.evaluate import (
 
 
 def make_evaluator(
-  config: config_lib.Config,
+  config: sections.Config,
   mesh: Mesh,
   own: data_sources.Images | None,
 ) -> scores.Evaluator:
@@ -58,7 +58,7 @@ def make_evaluator(
 
 
 def with_reference(
-  config: config_lib.Config,
+  config: sections.Config,
   evaluator: scores.Evaluator,
   shape: tuple[int, int, int],
   own: data_sources.Images | None,
@@ -84,7 +84,7 @@ def with_reference(
 
 
 def _with_reference(
-  config: config_lib.Config,
+  config: sections.Config,
   evaluator: scores.Evaluator,
   shape: tuple[int, int, int],
   own: data_sources.Images | None,
@@ -121,7 +121,7 @@ def _with_reference(
 
 
 def _classifier(
-  config: config_lib.Config, own: data_sources.Images | None
+  config: sections.Config, own: data_sources.Images | None
 ) -> networks.Network:
   if own is None or (own.labels < 0).any():
     raise ValueError(

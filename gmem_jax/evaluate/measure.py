@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from gmem_jax import progress
 from gmem_jax.evaluate import (
   accumulate as tally_lib,
   features as extractor_lib,
   sources,
 )
 from gmem_jax.parallel import processes
-from gmem_jax.train import metrics
 
 
 class Store:
@@ -97,20 +97,20 @@ def measure(
     processes.wait_for_all(f"restored {directory.name}")
     if processes.is_main():
       tally_lib.claim(directory, settings)
-  progress = metrics.Progress(name, tally.done, count, unit="image")
+  bar = progress.Progress(name, tally.done, count, unit="image")
   saved = reported = time.monotonic()
   first = tally.done
   for done in _batches(source, count, extractor, tally):
     now = time.monotonic()
-    progress.update(done)
+    bar.update(done)
     if now - reported >= 10:
-      progress.report(done, (done - first) / (now - reported), {})
+      bar.report(done, (done - first) / (now - reported), {})
       first, reported = done, now
     if store and directory and now - saved >= store.every:
       if processes.is_main():
         tally.save(directory)
       saved = now
-  progress.close()
+  bar.close()
   if directory and processes.is_main():
     tally.save(directory)
 

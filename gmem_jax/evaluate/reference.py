@@ -12,6 +12,7 @@ from gmem_jax.evaluate import (
   sources,
   statistics,
 )
+from gmem_jax.files import atomic
 
 
 def measure_statistics(
@@ -128,7 +129,7 @@ def _open(
       return statistics.load(path), None
     return None, sources.open_images(path, channels=channels)
   if path.suffix == ".npz" and path.exists():
-    names = sources.array_names(path)
+    names = atomic.array_names(path)
     images = sources.open_images(path) if "arr_0" in names else None
     holds = "mu" in names or "meta" in names or not images
     return statistics.load(path) if holds else None, images

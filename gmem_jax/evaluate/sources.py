@@ -21,6 +21,7 @@ from gmem_jax.data import (
   schema as schema_lib,
 )
 from gmem_jax.evaluate import prepared
+from gmem_jax.files import atomic
 
 _READERS = 8
 
@@ -191,26 +192,9 @@ class Npz:
     return np.asarray(self._pixels[numbers])
 
 
-def array_names(path: pathlib.Path) -> list[str]:
-  """Names of the arrays in an .npz.
-
-  Args:
-    path: The file.
-
-  Raises:
-    ValueError: If it is no such file.
-  """
-  try:
-    with zipfile.ZipFile(path) as archive:
-      names = archive.namelist()
-  except (zipfile.BadZipFile, OSError) as error:
-    raise ValueError(f"{path} is no .npz file: {error}") from None
-  return [name.removesuffix(".npy") for name in names]
-
-
 def _open_array(path: pathlib.Path, name: str) -> np.ndarray:
   """An array of an .npz, by memory map where it is not compressed."""
-  if name.removesuffix(".npy") not in array_names(path):
+  if name.removesuffix(".npy") not in atomic.array_names(path):
     raise ValueError(f"{path} holds no {name.removesuffix('.npy')}")
   with zipfile.ZipFile(path) as archive:
     info = archive.getinfo(name)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.evaluate import accumulate as tally_lib, frechet, sources
-from gmem_jax.files import weights
+from gmem_jax.files import atomic, weights
 
 VERSION = 1
 # Feature -> suffix of its moments' names in the file.
@@ -125,7 +125,7 @@ def load(path: pathlib.Path) -> Statistics:
       arrays = {name: file[name] for name in names}
   except Exception as error:  # Damage shows as many kinds of error.
     raise ValueError(f"{path}: cannot read it: {error}") from None
-  images = "arr_0" in sources.array_names(path)
+  images = "arr_0" in atomic.array_names(path)
   if "meta" in arrays:
     return _load_ours(path, arrays)
   return _unlabelled(path, arrays, adm=images or "mu_s" in arrays)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
+import jax
+import numpy as np
 import safetensors
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
@@ -162,3 +164,82 @@ def load_converted(
       flat = {n: file.get_tensor(n) for n in names}
     return flax.traverse_util.unflatten_dict(flat, sep="/")[tree], metadata
   return ocp.load_checkpointables(str(path), {tree: None})[tree], metadata
+
+
+def uncompressed() -> ocp.Context:
+  """Orbax's context for arrays without compression.
+
+  Several times faster to write and read, for a few percent of size.
+  """
+  context = ocp.Context()
+  context.array.saving.use_compression = False
+  return context
+
+
+def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
+  """Writes one pytree of arrays with JSON beside it, atomically.
+
+  Args:
+    path: Directory to write; replaced if it exists.
+    tree: Arrays.
+    metadata: JSON.
+  """
+  with uncompressed():
+    ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
+
+
+def holds_tree(path: pathlib.Path) -> bool:
+  """Whether `save_tree` wrote a directory.
+
+  Args:
+    path: The directory.
+  """
+  try:
+    return isinstance(ocp.metadata(str(path)).custom_metadata, dict)
+  # What is no checkpoint shows as anything.
+  except Exception:
+    return False
+
+
+def load_tree(
+  path: pathlib.Path, sharding: jax.sharding.Sharding | None
+) -> tuple[Any, dict[str, Any]]:
+  """Reads what `save_tree` wrote.
+
+  Args:
+    path: The directory.
+    sharding: Where every array goes; None: to the host, as numpy arrays.
+
+  Returns:
+    (nested dicts of arrays, metadata).
+
+  Raises:
+    ValueError: If there is nothing of the kind.
+  """
+
+  def target_of(x: Any) -> Any:
+    if sharding is None:
+      return np.ndarray
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  if not path.is_dir():
+    raise ValueError(f"{path}: no such checkpoint directory")
+  with uncompressed():
+    stored = ocp.metadata(str(path))
+    target = jax.tree.map(target_of, stored.metadata)
+    return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
+
+
+def read_tree_metadata(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the JSON that `save_tree` wrote beside a tree.
+
+  Args:
+    path: The directory.
+  """
+  return _json_dict(ocp.metadata(str(path)).custom_metadata)
+
+
+def _json_dict(value: Any) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    raise ValueError(f"checkpoint metadata is {value!r}, not a table")
+  return value

@@ -7,7 +7,6 @@ row, an image or a point between memories, all make it here.
 Shapes: b examples, k neighbours, d snippet width, m bank rows.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -20,52 +19,27 @@ from gmem_jax.bank import (
   lookup,
   sharded_lookup as placement_lib,
 )
+from gmem_jax.config import networks
 from gmem_jax.models import conditioning
 
 # The row of a memory that is not in the bank.
 OUTSIDE = -1
 
 
-@dataclasses.dataclass(frozen=True)
-class RetrievalConfig:
-  """What the cross-attention attends to; unused without.
+def check_bank(
+  config: networks.RetrievalConfig, bank: bank_lib.MemoryBank
+) -> None:
+  """Refuses a bank with too few rows.
 
-  Attributes:
-    neighbours: Snippets that it attends to.
-    exclude_own: Whether they are others only. Otherwise the first is the very
-      snippet that was looked up, also if it is not in the bank.
-    dropout: Rate at which a neighbour is left out in training.
+  Raises:
+    ValueError: If it has fewer rows than neighbours, the own row left out.
   """
-
-  neighbours: int
-  exclude_own: bool
-  dropout: float
-
-  def __post_init__(self):
-    if self.neighbours < 1:
-      raise ValueError(
-        f"config.retrieval.neighbours={self.neighbours}: must be positive"
-      )
-    if not 0 <= self.dropout < 1:
-      raise ValueError(
-        f"config.retrieval.dropout={self.dropout}: must lie in [0, 1)"
-      )
-
-  def check(self, bank: bank_lib.MemoryBank) -> None:
-    """Refuses a bank with too few rows.
-
-    Args:
-      bank: The bank.
-
-    Raises:
-      ValueError: If it has less rows than neighbours, own row left out.
-    """
-    if bank.size < self.neighbours + self.exclude_own:
-      own = " besides an example's own" if self.exclude_own else ""
-      raise ValueError(
-        f"config.retrieval.neighbours={self.neighbours}: the bank has"
-        f" {bank.size - self.exclude_own} rows{own}"
-      )
+  if bank.size < config.neighbours + config.exclude_own:
+    own = " besides an example's own" if config.exclude_own else ""
+    raise ValueError(
+      f"config.retrieval.neighbours={config.neighbours}: the bank has"
+      f" {bank.size - config.exclude_own} rows{own}"
+    )
 
 
 # (bank of unit rows, snippets, their rows, and the step while training) ->
@@ -74,7 +48,7 @@ RecallFn = Callable[..., conditioning.Neighbours]
 
 
 def retrieve(
-  config: RetrievalConfig,
+  config: networks.RetrievalConfig,
   bank: bank_lib.MemoryBank,
   snippet: Float[Array, "b d"],
   own: Integer[Array, " b"],
@@ -108,14 +82,14 @@ def retrieve(
 
 
 def make_recall(
-  config: RetrievalConfig,
+  config: networks.RetrievalConfig,
   placement: placement_lib.Placement | None,
   seed: int,
 ) -> RecallFn:
   """Makes what training and sampling look snippets up with.
 
   Args:
-    config: See `RetrievalConfig`.
+    config: See `networks.RetrievalConfig`.
     placement: See `retrieve`.
     seed: Of the dropout of neighbours, which depends on (seed, step).
 

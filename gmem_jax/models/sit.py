@@ -3,11 +3,14 @@
 Letters: `b` batch, `d` width, `s` snippet width.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
-from gmem_jax.models import blocks, layers, transformer
+from gmem_jax.models import blocks, embeddings, layers, transformer
 
 _WIDTHS = {
   "S": {"width": 384, "depth": 12, "heads": 6},
@@ -52,3 +55,35 @@ class SiT(transformer.FlowTransformer):
     """Linear layer, then dropout."""
     y = layers.dense(self.width, "float32", name=name)(snippet)
     return layers.dropout(y, self.snippet_dropout, dropout_key)
+
+
+def turn_params(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Turns the weights of the release, so that the network needs no turning.
+
+  The network sees the time t through cos(w t) and sin(w t), and those of 1 - t
+  are linear in them, so the turn goes into the first layer of the timestep's
+  embedding; the sign goes into the output layer.
+
+  Args:
+    params: of a network of the release.
+
+  Returns:
+    Parameters whose network is `turn_time` of the release's, up to
+    rounding.
+  """
+  embed, final = params["time_embed"], params["final"]
+  kernel = np.asarray(embed["fc1"]["kernel"], np.float64)
+  cos_rows, sin_rows = np.split(kernel, 2)
+  # cos and sin of w itself, what the embedding makes of t = 1.
+  features = embeddings.timestep_features(jnp.ones(1))[0]
+  cos, sin = np.split(np.asarray(features, np.float64)[:, None], 2)
+  turned = np.concatenate(
+    [cos * cos_rows + sin * sin_rows, sin * cos_rows - cos * sin_rows]
+  )
+  fc1 = {**embed["fc1"], "kernel": turned.astype(np.float32)}
+  linear = {name: -array for name, array in final["linear"].items()}
+  return {
+    **params,
+    "time_embed": {**embed, "fc1": fc1},
+    "final": {**final, "linear": linear},
+  }

@@ -14,7 +14,6 @@ from PIL import Image
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import sections
-from gmem_jax.config.resolve import Config
 from gmem_jax.data import crop, decode, load_encoders
 from gmem_jax.models.encoders import protocols
 
@@ -56,7 +55,7 @@ class Reader:
 
   def __init__(
     self,
-    config: Config,
+    config: sections.Config,
     *,
     channels: int,
     width: int,

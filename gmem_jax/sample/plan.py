@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib, draw
-from gmem_jax.config import resolve as config_lib, sections
+from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.diffusion import samplers
 from gmem_jax.models import conditioning, retrieval
@@ -43,7 +43,7 @@ class Plan:
   info: dict[str, Any]
 
 
-def plan_rows(config: config_lib.Config, source: source_lib.Source) -> Plan:
+def plan_rows(config: sections.Config, source: source_lib.Source) -> Plan:
   """Images from rows of the bank, given or drawn.
 
   Args:
@@ -98,7 +98,7 @@ def _row_fn(
 
 
 def plan_manipulation(
-  config: config_lib.Config,
+  config: sections.Config,
   source: source_lib.Source,
   images: Sequence[str],
   ends: Sequence[str],
@@ -146,7 +146,7 @@ def plan_manipulation(
 
 
 def name_of(
-  config: config_lib.Config, source: source_lib.Source, plan: Plan
+  config: sections.Config, source: source_lib.Source, plan: Plan
 ) -> str:
   """The directory's name in WORKDIR/images.
 
@@ -160,7 +160,7 @@ def name_of(
 
 
 def directory_of(
-  config: config_lib.Config,
+  config: sections.Config,
   workdir: pathlib.Path,
   source: source_lib.Source,
   plan: Plan,
@@ -179,7 +179,7 @@ def directory_of(
 
 
 def record(
-  config: config_lib.Config, source: source_lib.Source, plan: Plan
+  config: sections.Config, source: source_lib.Source, plan: Plan
 ) -> dict[str, Any]:
   """sample.json: all that the images depend on.
 
@@ -210,7 +210,7 @@ def record(
 
 
 def make_fn(
-  config: config_lib.Config,
+  config: sections.Config,
   source: source_lib.Source,
   plan: Plan,
   mesh: jax.sharding.Mesh,

@@ -1,22 +1,15 @@
 """Converted weights to the parts of a run, each checked against the config."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib, files as bank_files, storage
-from gmem_jax.config.resolve import Config
+from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.files import pretrained_files
 from gmem_jax.models import build, transformer
-
-# What converted weights know of a network besides what they are: these say how
-# it is run or trained.
-UNCHECKED = (
-  "snippet_dropout", "dtype", "float8", "scan_layers", "remat", "attention",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,30 +48,7 @@ class Network:
   info: dict[str, Any]
 
 
-def differing_keys(
-  config: Config, theirs: dict[str, Any], ignored: Sequence[str] = ()
-) -> str:
-  """Keys of the model in which converted weights differ from the config.
-
-  Args:
-    config: The run.
-    theirs: The model of the converted weights.
-    ignored: Keys that may differ.
-
-  Returns:
-    A line for each; "" if there are none.
-  """
-  ours = dataclasses.asdict(config.model)
-  return "\n".join(
-    f"  config.model.{key}: {theirs[key]!r} there, {ours[key]!r} in the config"
-    for key in ours
-    if key in theirs
-    and key not in (*UNCHECKED, *ignored)
-    and theirs[key] != ours[key]
-  )
-
-
-def load_network(config: Config) -> Network:
+def load_network(config: sections.Config) -> Network:
   """Reads `sample.network`.
 
   Args:
@@ -92,7 +62,7 @@ def load_network(config: Config) -> Network:
     "sample.network", path, ("lightning_dit", "sit")
   )
   theirs = metadata["model"]
-  if differing := differing_keys(config, theirs):
+  if differing := build.differing_keys(config.model, theirs):
     if theirs["conditioning"] != config.model.conditioning:
       differing += (
         "\nTo give it the config's conditioning, train on from it:"
@@ -126,7 +96,7 @@ def load_network(config: Config) -> Network:
   )
 
 
-def load_bank(config: Config) -> Bank:
+def load_bank(config: sections.Config) -> Bank:
   """Reads `sample.bank`.
 
   Args:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib, draw, sharding as bank_sharding
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sampler as sampler_lib
@@ -16,7 +16,7 @@ from gmem_jax.train import checkpoint, setup
 
 
 def load_params(
-  config: config_lib.Config,
+  config: sections.Config,
   workdir: pathlib.Path,
   memory: setup.Memory,
   mesh: jax.sharding.Mesh,
@@ -49,7 +49,7 @@ def load_params(
 
 
 def draw_snippets(
-  config: config_lib.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
+  config: sections.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """What the samples of an evaluation are made of.
 
@@ -69,7 +69,7 @@ def draw_snippets(
 
 
 def make_sample_fn(
-  config: config_lib.Config,
+  config: sections.Config,
   memory: setup.Memory,
   mesh: jax.sharding.Mesh,
   seed: int,
@@ -94,7 +94,7 @@ def make_sample_fn(
 
 
 def make_weights(
-  config: config_lib.Config, memory: setup.Memory, params: Any
+  config: sections.Config, memory: setup.Memory, params: Any
 ) -> sampler_lib.Weights:
   """All that a run samples with.
 

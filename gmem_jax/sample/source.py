@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding, storage
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.models import conditioning, transformer
 from gmem_jax.sample import pretrained, run_sampling, sampler as sampler_lib
@@ -38,7 +38,7 @@ class Source:
 
 
 def load(
-  config: config_lib.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> Source:
   """Loads what the config names.
 
@@ -68,7 +68,7 @@ def load(
 
 
 def _from_run(
-  config: config_lib.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> Source:
   """The run's newest checkpoint and its memory."""
   if not (workdir / "config.json").exists():
@@ -102,7 +102,7 @@ def _from_run(
   )
 
 
-def _from_converted(config: config_lib.Config) -> Source:
+def _from_converted(config: sections.Config) -> Source:
   """Converted weights."""
   network = pretrained.load_network(config)
   tokenizer = load_encoders.load_decoder(config)

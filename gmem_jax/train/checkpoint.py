@@ -8,7 +8,6 @@ that flipped.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import logging
 import pathlib
@@ -20,6 +19,8 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from gmem_jax.config import training
+from gmem_jax.files import weights
 from gmem_jax.parallel import processes
 from gmem_jax.train import digest
 
@@ -28,39 +29,14 @@ _log = logging.getLogger(__name__)
 policies = ocp.training.preservation_policies
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-  """When checkpoints are written and which are kept.
-
-  Attributes:
-    every: Steps between checkpoints; the last step always has one.
-    keep_latest: How many of the newest are kept.
-    keep_every: Checkpoints at multiples of this step are kept for ever; 0 for
-      none.
-  """
-
-  every: int
-  keep_latest: int
-  keep_every: int
-
-  def __post_init__(self):
-    if self.every < 1 or self.keep_latest < 1 or self.keep_every < 0:
-      raise ValueError(
-        f"checkpoint.every={self.every}, .keep_latest={self.keep_latest},"
-        f" .keep_every={self.keep_every}: the first two must be at least 1,"
-        " the last not negative"
-      )
-
-
 class Unreadable(ValueError):
   """A checkpoint is damaged; all processes agree on that."""
 
 
 def _context(*, alone: bool = False) -> ocp.Context:
-  """Uncompressed arrays: several times faster, a few percent larger."""
-  context = ocp.Context()
-  context.array.saving.use_compression = False
-  if alone:  # Where one process fails to read, none waits for it.
+  """Uncompressed arrays; `alone`, no process waits for one that cannot read."""
+  context = weights.uncompressed()
+  if alone:
     me, options = jax.process_index(), context.multiprocessing
     options.primary_host, options.active_processes = me, {me}
     options.barrier_sync_key_prefix = f"process_{me}"
@@ -70,7 +46,9 @@ def _context(*, alone: bool = False) -> ocp.Context:
 class Checkpoints:
   """The checkpoints of one run."""
 
-  def __init__(self, directory: pathlib.Path, config: CheckpointConfig):
+  def __init__(
+    self, directory: pathlib.Path, config: training.CheckpointConfig
+  ):
     """Opens the directory, which is made if need be.
 
     Args:
@@ -244,7 +222,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def opened(
-  directory: pathlib.Path, config: CheckpointConfig
+  directory: pathlib.Path, config: training.CheckpointConfig
 ) -> Iterator[Checkpoints]:
   """Opens checkpoints and closes them again, also after an error.
 
@@ -257,75 +235,6 @@ def opened(
     yield checkpoints
   finally:
     checkpoints.close()
-
-
-def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
-  """Writes one pytree of arrays with JSON beside it, atomically.
-
-  Args:
-    path: Directory to write; replaced if it exists.
-    tree: Arrays.
-    metadata: JSON.
-  """
-  with _context():
-    ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
-
-
-def holds_tree(path: pathlib.Path) -> bool:
-  """Whether `save_tree` wrote a directory.
-
-  Args:
-    path: The directory.
-  """
-  try:
-    return isinstance(ocp.metadata(str(path)).custom_metadata, dict)
-  # What is no checkpoint shows as anything.
-  except Exception:
-    return False
-
-
-def load_tree(
-  path: pathlib.Path, sharding: jax.sharding.Sharding | None
-) -> tuple[Any, dict[str, Any]]:
-  """Reads what `save_tree` wrote.
-
-  Args:
-    path: The directory.
-    sharding: Where every array goes; None: to the host, as numpy arrays.
-
-  Returns:
-    (nested dicts of arrays, metadata).
-
-  Raises:
-    ValueError: If there is nothing of the kind.
-  """
-
-  def target_of(x: Any) -> Any:
-    if sharding is None:
-      return np.ndarray
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-  if not path.is_dir():
-    raise ValueError(f"{path}: no such checkpoint directory")
-  with _context():
-    stored = ocp.metadata(str(path))
-    target = jax.tree.map(target_of, stored.metadata)
-    return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
-
-
-def read_metadata(path: pathlib.Path) -> dict[str, Any]:
-  """Reads the JSON that `save_tree` wrote beside a tree.
-
-  Args:
-    path: The directory.
-  """
-  return _json_dict(ocp.metadata(str(path)).custom_metadata)
-
-
-def _json_dict(value: Any) -> dict[str, Any]:
-  if not isinstance(value, dict):
-    raise ValueError(f"checkpoint metadata is {value!r}, not a table")
-  return value
 
 
 def _move_aside(path: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.config.resolve import Config
+from gmem_jax.config import sections
 from gmem_jax.data import (
   in_memory,
   load_encoders,
@@ -39,7 +39,7 @@ class Dataset:
   encoder: protocols.FeatureEncoder | None = None
 
 
-def require(config: Config) -> None:
+def require(config: sections.Config) -> None:
   """Refuses to train without training data, before anything is loaded.
 
   Args:
@@ -63,11 +63,11 @@ def require(config: Config) -> None:
       ) from None
 
 
-def _directory(config: Config) -> pathlib.Path:
+def _directory(config: sections.Config) -> pathlib.Path:
   return pathlib.Path(config.data.prepared).absolute()
 
 
-def load(config: Config) -> Dataset:
+def load(config: sections.Config) -> Dataset:
   """Reads, or encodes, what the config trains on.
 
   Args:
@@ -87,7 +87,7 @@ def load(config: Config) -> Dataset:
   return dataset
 
 
-def _encode_digits(config: Config) -> Dataset:
+def _encode_digits(config: sections.Config) -> Dataset:
   """The digits, encoded in memory."""
   images = sources.digits()
   side = images.pixels.shape[1]
@@ -107,7 +107,7 @@ def _encode_digits(config: Config) -> Dataset:
   )
 
 
-def _load_prepared(config: Config) -> Dataset:
+def _load_prepared(config: sections.Config) -> Dataset:
   """What `--mode=prepare` wrote."""
   store = store_lib.open_store(_directory(config))
   schema = store.schema
@@ -126,7 +126,7 @@ def _load_prepared(config: Config) -> Dataset:
   return Dataset(train=train, encoder=encoder)
 
 
-def _load_upstream(config: Config) -> Dataset:
+def _load_upstream(config: sections.Config) -> Dataset:
   """The published code's features."""
   path = config.data.path
   try:
@@ -154,7 +154,7 @@ def _stats(mean: np.ndarray, std: np.ndarray) -> protocols.LatentStats:
   return protocols.LatentStats(mean=jnp.asarray(mean), std=jnp.asarray(std))
 
 
-def _check_schema(config: Config, schema: schema_lib.Schema) -> None:
+def _check_schema(config: sections.Config, schema: schema_lib.Schema) -> None:
   """Checks that data were prepared as the config says."""
   name = load_encoders.features_name(config)
   pairs = [
@@ -183,7 +183,7 @@ def _check_schema(config: Config, schema: schema_lib.Schema) -> None:
     )
 
 
-def _check_tokens(config: Config, train: in_memory.Prepared) -> None:
+def _check_tokens(config: sections.Config, train: in_memory.Prepared) -> None:
   """Checks that the projection has a target for each token."""
   if not config.loss.projection_weight:
     return

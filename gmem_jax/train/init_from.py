@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.config.resolve import Config
-from gmem_jax.diffusion import sit_release
+from gmem_jax.config import sections
 from gmem_jax.files import pretrained_files, weights
+from gmem_jax.models import build, sit
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import pretrained
 from gmem_jax.train import checkpoint_part, state as train_state
 
 _log = logging.getLogger(__name__)
@@ -37,7 +36,9 @@ SILENT = {"memory_embed", "memory_norm", "cross", "projector"}
 
 
 def start(
-  config: Config, state: train_state.TrainState, mesh: jax.sharding.Mesh
+  config: sections.Config,
+  state: train_state.TrainState,
+  mesh: jax.sharding.Mesh,
 ) -> train_state.TrainState:
   """Gives a fresh state the parameters that `train.init_from` names.
 
@@ -69,20 +70,20 @@ def start(
   return dataclasses.replace(state, params=params, ema=average)
 
 
-def _converted(config: Config, where: str) -> dict[str, Any]:
+def _converted(config: sections.Config, where: str) -> dict[str, Any]:
   kinds = ("lightning_dit", "sit")
   given, metadata = pretrained_files.read(
     "train.init_from", config.train.init_from, kinds
   )
-  differing = pretrained.differing_keys(
-    config, metadata["model"], ignored=("conditioning",)
+  differing = build.differing_keys(
+    config.model, metadata["model"], ignored=("conditioning",)
   )
   if differing:
     raise ValueError(
       f"{where} holds another network than config.model:\n{differing}"
     )
   # The first release counts time from the data, a run from the noise.
-  return sit_release.turn_params(given) if metadata["kind"] == "sit" else given
+  return sit.turn_params(given) if metadata["kind"] == "sit" else given
 
 
 def _of_run(

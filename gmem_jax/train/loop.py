@@ -21,7 +21,7 @@ from clu import parameter_overview
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import sections
 from gmem_jax.data import images, pipeline
 from gmem_jax.models import transformer
 from gmem_jax.models.encoders import protocols
@@ -64,7 +64,7 @@ class Run:
     evaluate: Called at evaluations, or None.
   """
 
-  config: config_lib.Config
+  config: sections.Config
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
   dataset: dataset_lib.Dataset
@@ -92,7 +92,7 @@ def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
 
 
 def jit_step(
-  config: config_lib.Config,
+  config: sections.Config,
   network: transformer.FlowTransformer,
   stats: protocols.LatentStats,
   mesh: jax.sharding.Mesh,
@@ -201,7 +201,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   batches = pipeline.batches(_dataset(run), step // k, to_devices)
   trained = progress["train_seconds"]
   clock = clock_lib.Clock(step, trained, config.train.batch_size)
-  line = metrics.Progress("train", step, config.train.steps)
+  line = progress.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
 
   def report(closed):

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
-from tqdm import auto as tqdm
 
 from gmem_jax.files import atomic
 
@@ -225,68 +223,3 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
     except json.JSONDecodeError:
       _log.warning("%s: a broken line was left out", path)
   return records
-
-
-class Progress:
-  """One line with steps/s and ETA; plain log lines off a terminal."""
-
-  def __init__(self, name: str, first: int, total: int, unit: str = "step"):
-    """Starts the line.
-
-    Args:
-      name: What is being done.
-      first: Steps already done.
-      total: Steps in all.
-      unit: What is counted.
-    """
-    self._name, self._unit = name, unit
-    self._terminal = sys.stderr.isatty() and jax.process_index() == 0
-    self._bar = tqdm.tqdm(
-      initial=first,
-      total=total,
-      desc=name,
-      unit=unit,
-      dynamic_ncols=True,
-      disable=None if self._terminal else True,
-    )
-    self._done, self._total = first, total
-
-  def update(self, done: int) -> None:
-    """Moves the line to `done` steps.
-
-    Args:
-      done: Steps done so far.
-    """
-    self._bar.update(done - self._done)
-    self._done = done
-
-  def report(
-    self, done: int, per_second: float, scalars: Mapping[str, float]
-  ) -> None:
-    """Shows numbers beside the progress.
-
-    Args:
-      done: Steps that the numbers are of; the line may be further.
-      per_second: Steps per second of the last interval.
-      scalars: Name -> number.
-    """
-    shown = {k.split("/")[-1]: f"{v:.4g}" for k, v in scalars.items()}
-    if self._terminal:
-      self._bar.set_postfix(shown)
-      return
-    eta = (self._total - done) / max(per_second, 1e-9)
-    _log.info(
-      "%s %d/%d %ss  %.1f %ss/s  ETA %s  %s",
-      self._name,
-      done,
-      self._total,
-      self._unit,
-      per_second,
-      self._unit,
-      tqdm.tqdm.format_interval(eta),
-      "  ".join(f"{k} {v}" for k, v in shown.items()),
-    )
-
-  def close(self) -> None:
-    """Ends the line."""
-    self._bar.close()

@@ -1,12 +1,13 @@
 """The optimizer: clip by global norm, then AdamW (as published)."""
 
-import dataclasses
 import re
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from gmem_jax.config import training
 
 # Parameters that are kept in checkpoints but never trained.
 FROZEN = re.compile(r"(^|/)pos_embed$")
@@ -14,53 +15,7 @@ FROZEN = re.compile(r"(^|/)pos_embed$")
 CLIP_EPS = 1e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-  """Settings of the optimizer.
-
-  Attributes:
-    learning_rate: Peak learning rate.
-    schedule: "constant" (published), or "cosine" down to zero.
-    warmup_steps: Steps of linear warm-up from zero; 0 for none.
-    decay_steps: Step at which the cosine reaches zero; unused by "constant".
-    b1: Decay of the first moment.
-    b2: Decay of the second moment.
-    eps: Added to the root of the second moment.
-    weight_decay: Decoupled weight decay; frozen parameters are left out.
-    clip_norm: Largest global norm of the gradient.
-  """
-
-  learning_rate: float
-  schedule: Literal["constant", "cosine"]
-  warmup_steps: int
-  decay_steps: int
-  b1: float
-  b2: float
-  eps: float
-  weight_decay: float
-  clip_norm: float
-
-  def __post_init__(self):
-    for field in ("learning_rate", "eps", "clip_norm"):
-      if not getattr(self, field) > 0:
-        raise ValueError(f"optim.{field}={getattr(self, field)}: must be > 0")
-    for field in ("b1", "b2"):
-      if not 0 <= getattr(self, field) < 1:
-        raise ValueError(
-          f"optim.{field}={getattr(self, field)}: must lie in [0, 1)"
-        )
-    if self.warmup_steps < 0 or self.weight_decay < 0:
-      raise ValueError(
-        "optim.warmup_steps and optim.weight_decay must not be negative"
-      )
-    if self.schedule == "cosine" and self.decay_steps <= self.warmup_steps:
-      raise ValueError(
-        f"optim.decay_steps={self.decay_steps} must exceed"
-        f" optim.warmup_steps={self.warmup_steps}"
-      )
-
-
-def learning_rate(config: OptimConfig) -> optax.Schedule:
+def learning_rate(config: training.OptimConfig) -> optax.Schedule:
   """The learning rate as a function of the step.
 
   Args:
@@ -118,7 +73,9 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(optax.init_empty_state, update)
 
 
-def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+def make_optimizer(
+  config: training.OptimConfig,
+) -> optax.GradientTransformation:
   """Builds the optimizer.
 
   Args:

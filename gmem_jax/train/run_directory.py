@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from gmem_jax.config import resolve as config_lib
+from gmem_jax.config import resolve, sections
 from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
 
@@ -46,7 +46,7 @@ BEFORE = {
 }
 
 
-def claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
+def claim(config: sections.Config, workdir: pathlib.Path) -> None:
   """Makes a directory this run's, or checks that it already is.
 
   Args:
@@ -59,8 +59,8 @@ def claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """
   path = workdir / "config.json"
   if path.exists():
-    theirs = BEFORE | config_lib.flatten(json.loads(path.read_text()))
-    ours = config_lib.flatten(config_lib.to_json(config))
+    theirs = BEFORE | resolve.flatten(json.loads(path.read_text()))
+    ours = resolve.flatten(resolve.to_json(config))
     differing = [
       f"  config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
       for key in sorted(theirs.keys() | ours.keys())
@@ -80,4 +80,4 @@ def claim(config: config_lib.Config, workdir: pathlib.Path) -> None:
       )
   processes.check_shared(workdir, "--workdir")
   if processes.is_main():
-    atomic.write_json(path, config_lib.to_json(config))
+    atomic.write_json(path, resolve.to_json(config))

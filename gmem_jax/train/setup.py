@@ -15,12 +15,12 @@ from gmem_jax.bank import (
   lookup,
   sharding as bank_sharding,
 )
-from gmem_jax.config.resolve import Config
+from gmem_jax.config import networks, sections
+from gmem_jax.files import weights
 from gmem_jax.models import build, conditioning, retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
-  checkpoint,
   dataset as dataset_lib,
   optimizer as optimizer_lib,
   state as train_state,
@@ -54,7 +54,9 @@ class Memory:
     return self.bank if self.unit is None else self.unit
 
 
-def network(config: Config, memory: Memory) -> transformer.FlowTransformer:
+def network(
+  config: sections.Config, memory: Memory
+) -> transformer.FlowTransformer:
   """Builds the network for a memory.
 
   Args:
@@ -70,7 +72,7 @@ def network(config: Config, memory: Memory) -> transformer.FlowTransformer:
   )
 
 
-def make_init(config: Config, memory: Memory) -> Any:
+def make_init(config: sections.Config, memory: Memory) -> Any:
   """The function that creates the run's state at step 0.
 
   Args:
@@ -92,7 +94,7 @@ def make_init(config: Config, memory: Memory) -> Any:
 
 
 def lookup_bank(
-  config: Config, bank: bank_lib.MemoryBank
+  config: sections.Config, bank: bank_lib.MemoryBank
 ) -> bank_lib.MemoryBank | None:
   """What the network's neighbours are looked up in.
 
@@ -109,7 +111,7 @@ def lookup_bank(
   """
   if not conditioning.uses_cross(config.model.conditioning):
     return None
-  config.retrieval.check(bank)
+  retrieval.check_bank(config.retrieval, bank)
   where = bank_sharding.sharding_of(bank)
   # The kernels want multiples of 8 rows, of every shard.
   multiple = 8 if where.is_fully_replicated else 8 * where.num_devices
@@ -118,7 +120,7 @@ def lookup_bank(
 
 
 def make_recall(
-  config: Config, bank: bank_lib.MemoryBank | None
+  config: sections.Config, bank: bank_lib.MemoryBank | None
 ) -> retrieval.RecallFn | None:
   """How neighbours are looked up, in training and in sampling.
 
@@ -136,7 +138,7 @@ def make_recall(
 
 
 def make_memory(
-  config: Config, dataset: dataset_lib.Dataset, mesh: Mesh
+  config: sections.Config, dataset: dataset_lib.Dataset, mesh: Mesh
 ) -> Memory:
   """Puts what sampling needs on the devices of a mesh.
 
@@ -162,7 +164,7 @@ def make_memory(
 
 
 def _stored(
-  config: Config, bank: bank_lib.MemoryBank, info: bank_lib.BankInfo
+  config: sections.Config, bank: bank_lib.MemoryBank, info: bank_lib.BankInfo
 ) -> tuple[bank_lib.Bank, bank_lib.BankInfo]:
   """The bank with its rows of the configured type."""
   if config.bank.storage == bank.storage:
@@ -182,7 +184,7 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
     ValueError: If another bank is kept there: the data has changed.
   """
   if processes.agree(path.exists()):
-    metadata = checkpoint.read_metadata(path)
+    metadata = weights.read_tree_metadata(path)
     if metadata["info"]["digest"] != memory.info.digest:
       raise ValueError(
         f"{path} keeps the bank of other images (digest"
@@ -190,7 +192,7 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
         " the data of this run has changed. Take another --workdir."
       )
     return
-  checkpoint.save_tree(
+  weights.save_tree(
     path,
     {
       **_arrays(memory.bank),
@@ -216,7 +218,7 @@ def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
 def load_memory(
   path: pathlib.Path,
   mesh: Mesh,
-  placement: bank_sharding.Placement = "auto",
+  placement: networks.Placement = "auto",
 ) -> Memory:
   """Reads the memory of a run.
 
@@ -228,7 +230,7 @@ def load_memory(
   Raises:
     ValueError: If there is none.
   """
-  tree, metadata = checkpoint.load_tree(path, None)
+  tree, metadata = weights.load_tree(path, None)
   stats = {name: tree.pop(name) for name in ("mean", "std")}
   bank = bank_lib.MemoryBank(**tree)
   return Memory(

@@ -1,0 +1,109 @@
+"""The config's sections of training."""
+
+import dataclasses
+from typing import Literal
+
+from gmem_jax.config import checks
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """The loop.
+
+  Attributes:
+    steps: Steps of the whole run.
+    batch_size: Global batch size.
+    accumulation: Parts of the batch that follow one another inside a step,
+      which then needs as much less memory for activations; the step is the
+      same.
+    steps_per_dispatch: Steps per call of the compiled function; a few help
+      where a step takes milliseconds.
+    ema_decay: Decay of the parameters' moving average per step.
+    log_every: Steps between log lines.
+    init_from: Where a new run's parameters come from: converted weights, or the
+      directory of a run (its moving average), also of another conditioning; ""
+      to draw them.
+  """
+
+  steps: int
+  batch_size: int
+  accumulation: int
+  steps_per_dispatch: int
+  ema_decay: float
+  log_every: int
+  init_from: str
+
+  def __post_init__(self):
+    checks.positive(
+      "train",
+      self,
+      *("steps", "batch_size", "accumulation", "steps_per_dispatch"),
+      "log_every",
+    )
+    checks.fraction("train", self, "ema_decay")
+    k = self.steps_per_dispatch
+    if self.log_every % k or self.steps % k:
+      raise ValueError(
+        f"config.train.log_every={self.log_every} and config.train.steps="
+        f"{self.steps} must be multiples of config.train.steps_per_dispatch={k}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """Settings of the optimizer.
+
+  Attributes:
+    learning_rate: Peak learning rate.
+    schedule: "constant" (published), or "cosine" down to zero.
+    warmup_steps: Steps of linear warm-up from zero; 0 for none.
+    decay_steps: Step at which the cosine reaches zero; unused by "constant".
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    eps: Added to the root of the second moment.
+    weight_decay: Decoupled weight decay; frozen parameters are left out.
+    clip_norm: Largest global norm of the gradient.
+  """
+
+  learning_rate: float
+  schedule: Literal["constant", "cosine"]
+  warmup_steps: int
+  decay_steps: int
+  b1: float
+  b2: float
+  eps: float
+  weight_decay: float
+  clip_norm: float
+
+  def __post_init__(self):
+    for key in ("learning_rate", "eps", "clip_norm"):
+      value = getattr(self, key)
+      if not value > 0:
+        raise ValueError(f"config.optim.{key}={value}: must be positive")
+    checks.fraction("optim", self, "b1", "b2")
+    checks.not_negative("optim", self, "warmup_steps", "weight_decay")
+    if self.schedule == "cosine" and self.decay_steps <= self.warmup_steps:
+      raise ValueError(
+        f"config.optim.decay_steps={self.decay_steps} must exceed"
+        f" config.optim.warmup_steps={self.warmup_steps}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When checkpoints are written and which are kept.
+
+  Attributes:
+    every: Steps between checkpoints; the last step always has one.
+    keep_latest: How many of the newest are kept.
+    keep_every: Checkpoints at multiples of this step are kept for ever; 0 for
+      none.
+  """
+
+  every: int
+  keep_latest: int
+  keep_every: int
+
+  def __post_init__(self):
+    checks.positive("checkpoint", self, "every", "keep_latest")
+    checks.not_negative("checkpoint", self, "keep_every")
