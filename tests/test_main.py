@@ -161,7 +161,7 @@ def test_sigterm_saves_and_says_so(uninterrupted, environment, run, tmp_path):
   )
 
 
-@pytest.mark.slow  # tests/test_sample_published.py has it, too
+@pytest.mark.slow  # tests/sample/test_published.py has it, too
 def test_sampling_continues_and_does_not_depend_on_the_batch(
   uninterrupted, run
 ):
@@ -186,7 +186,7 @@ def test_nan_stops_and_names_the_step(run, tmp_path):
   assert "Traceback" not in result.stderr
 
 
-@pytest.mark.slow  # tests/test_train.py has it, in process
+@pytest.mark.slow  # tests/train/test_loop.py has it, in process
 def test_nan_keeps_the_last_good_checkpoint(uninterrupted, run, tmp_path):
   """The run goes on at a rate that blows it up."""
   workdir = tmp_path / "run"

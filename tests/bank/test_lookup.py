@@ -13,7 +13,7 @@ from gmem_jax.bank import (
 )
 from gmem_jax.bank.kernels import arg_specs
 from gmem_jax.parallel import sharding
-from tests.kernels import oracle
+from tests.bank.kernels import oracle
 
 SPEC = arg_specs.ArgSpec(8, 1503, 16, 10)
 

@@ -22,7 +22,7 @@ from gmem_jax.convert.names import dinov2, dit, vae
 from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models.encoders import dinov2 as dinov2_net, vae as vae_net
 from tests.convert import helpers
-from tests.convert.test_torch_file import tensor_program
+from tests.files.torch_reader.test_torch_file import tensor_program
 
 MANIFESTS = pathlib.Path(__file__).parents[2] / "third_party" / "manifests"
 # File of names: the title it must be given, in the layout it is published in.

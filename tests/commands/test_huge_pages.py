@@ -16,7 +16,7 @@ huge_pages.restart()
 print(os.environ.get("GLIBC_TUNABLES"), os.getpid(), sys.argv[1:])
 print(sys._xoptions)
 """
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 available = pytest.mark.skipif(
   not huge_pages.SWITCH.exists()

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from gmem_jax.train import dataset as dataset_lib
-from tests import test_train_step as steps, tiny
+from tests import tiny
+from tests.train import test_step as steps
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from gmem_jax.bank.kernels import (
   topk_xla,
   two_stage,
 )
-from tests.kernels import oracle
+from tests.bank.kernels import oracle
 
 SEEDS = 26
 SMALL = [pytest.param(s, id=str(s)) for s in arg_specs.SMALL]

@@ -7,7 +7,7 @@ import pytest
 
 from gmem_jax.config import resolve
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def digits():

@@ -42,7 +42,7 @@ def compile_something(directory, **variables):
     [sys.executable, "-c", code],
     env=environment | variables,
     check=True,
-    cwd=pathlib.Path(__file__).parents[1],
+    cwd=pathlib.Path(__file__).parents[2],
     stderr=subprocess.PIPE,
     text=True,
   )
