@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from gmem_jax import rngs
+from gmem_jax import progress as progress_lib, rngs
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import images, pipeline
@@ -201,7 +201,7 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   batches = pipeline.batches(_dataset(run), step // k, to_devices)
   trained = progress["train_seconds"]
   clock = clock_lib.Clock(step, trained, config.train.batch_size)
-  line = progress.Progress("train", step, config.train.steps)
+  line = progress_lib.Progress("train", step, config.train.steps)
   interval, late = metrics.Interval(), None
 
   def report(closed):
