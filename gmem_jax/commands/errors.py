@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import Any
 
 # Of main, bank, convert, evaluate and argparse alike. Launch scripts start a
 # command again on every status but 0 and this one.
@@ -28,7 +28,7 @@ def fail(message: str) -> int:
   return BAD_INPUT
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
+def say(text: str, stream: Any = None) -> None:
   """Prints text that may come from a file.
 
   Names inside a hostile file could otherwise drive the terminal.
