@@ -171,8 +171,8 @@ def sampling(
   weights = sharding.abstract(
     weights, jax.tree.map(lambda _: everywhere, weights)
   )
-  recall = setup.make_recall(config, memory.bank)
-  if recall is not None:
+  retrieve = setup.make_retrieve(config, memory.bank)
+  if retrieve is not None:
     weights = dataclasses.replace(weights, bank=memory.bank)
   count = config.sample.device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
   batch = sharding.batch_sharding(mesh)
@@ -184,7 +184,7 @@ def sampling(
       memory.latent_shape,
       mesh,
       seed=config.sample.seed,
-      recall=recall,
+      retrieve=retrieve,
     ),
     (
       weights,
@@ -195,7 +195,7 @@ def sampling(
       jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch),
     ),
     {"parameters": weights.params, "tokenizer": weights.tokenizer}
-    | ({"searched bank": weights.bank} if recall else {}),
+    | ({"searched bank": weights.bank} if retrieve else {}),
   )
 
 

@@ -44,7 +44,7 @@ def check_bank(
 
 # (bank of unit rows, snippets, their rows, and the step while training) ->
 # neighbours.
-RecallFn = Callable[..., conditioning.Neighbours]
+RetrieveFn = Callable[..., conditioning.Neighbours]
 
 
 def retrieve(
@@ -81,11 +81,11 @@ def retrieve(
   return conditioning.Neighbours(*jax.lax.stop_gradient((found, scores)))
 
 
-def make_recall(
+def make_retrieve(
   config: networks.RetrievalConfig,
   placement: placement_lib.Placement | None,
   seed: int,
-) -> RecallFn:
+) -> RetrieveFn:
   """Makes what training and sampling look snippets up with.
 
   Args:
@@ -97,14 +97,14 @@ def make_recall(
     The function, for the inside of a jit.
   """
 
-  def recall(bank, snippet, rows, step=None):
+  def retrieve_fn(bank, snippet, rows, step=None):
     found = retrieve(config, bank, snippet, rows, placement)
     if step is None or not config.dropout:
       return found
     key = rngs.key(seed, "train/neighbours", step)
     return drop(found, config.dropout, key)
 
-  return recall
+  return retrieve_fn
 
 
 def drop(

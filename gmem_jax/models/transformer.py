@@ -266,7 +266,7 @@ class FlowTransformer(nn.Module):
         side = round(tokens**0.5) * self.patch
         raise ValueError(
           f"the latent is {grid * self.patch} pixels wide, but these "
-          f"parameters are for {side} (data.image_size over the tokenizer's "
+          f"parameters are for {side} (encoder.image_size over the tokenizer's "
           "downsampling)"
         )
     table = embeddings.sincos_positions(grid, self.width)

@@ -234,7 +234,7 @@ def make_fn(
     seed=config.sample.seed,
     device_batch=config.sample.device_batch,
     first_release=source.first_release,
-    recall=setup.make_recall(config, source.weights.bank),
+    retrieve=setup.make_retrieve(config, source.weights.bank),
   )
   weights = sampler_lib.place(source.weights, mesh)
   return lambda numbers: sample_fn(weights, numbers, *plan.features(numbers))

@@ -89,7 +89,7 @@ def make_sample_fn(
     mesh,
     seed=seed,
     device_batch=config.sample.device_batch,
-    recall=setup.make_recall(config, memory.unit),
+    retrieve=setup.make_retrieve(config, memory.unit),
   )
 
 

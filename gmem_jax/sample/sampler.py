@@ -79,7 +79,7 @@ def compile_sampler(
   *,
   seed: int,
   first_release: bool = False,
-  recall: retrieval.RecallFn | None = None,
+  retrieve: retrieval.RetrieveFn | None = None,
 ) -> Any:
   """Jits all from noise to bytes.
 
@@ -90,7 +90,7 @@ def compile_sampler(
     mesh: The devices; images are split over the axes of the batch.
     seed: Image i's noise depends on (seed, i) alone.
     first_release: See `make_sample_fn`.
-    recall: Looks up what a network with cross-attention attends to.
+    retrieve: Looks up what a network with cross-attention attends to.
 
   Returns:
     (weights, image numbers int32 [b], features [b d], bank rows int32 [b]) ->
@@ -130,9 +130,9 @@ def compile_sampler(
 
   def run(weights, images, features, rows):
     neighbours = None
-    if recall is not None:  # Here, as the bank's rows may be split.
+    if retrieve is not None:  # Here, as the bank's rows may be split.
       unit = bank_lib.normalise(features)
-      neighbours = recall(weights.bank, unit, rows)
+      neighbours = retrieve(weights.bank, unit, rows)
     bare = dataclasses.replace(weights, bank=None)
     return split(bare, images, features, neighbours)
 
@@ -160,7 +160,7 @@ def make_sample_fn(
   seed: int,
   device_batch: int,
   first_release: bool = False,
-  recall: retrieval.RecallFn | None = None,
+  retrieve: retrieval.RetrieveFn | None = None,
 ) -> SampleFn:
   """Makes the sampling function.
 
@@ -173,7 +173,7 @@ def make_sample_fn(
     device_batch: Images on each device in one call.
     first_release: The network is that of the first release, which counts time
       from the data (t=0), and so is the rounding of pixels.
-    recall: Looks up what a network with cross-attention attends to, in the
+    retrieve: Looks up what a network with cross-attention attends to, in the
       weights' bank.
 
   Returns:
@@ -186,7 +186,7 @@ def make_sample_fn(
     mesh,
     seed=seed,
     first_release=first_release,
-    recall=recall,
+    retrieve=retrieve,
   )
   where = NamedSharding(mesh, sharding.BATCH)
   together = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]

@@ -122,7 +122,7 @@ def jit_step(
     seed=config.seed,
     ema_decay=config.train.ema_decay,
     accumulation=config.train.accumulation,
-    recall=setup.make_recall(config, bank),
+    retrieve=setup.make_retrieve(config, bank),
   )
   where = bank_sharding.sharding_of(bank)
   everywhere = sharding.replicated(mesh)

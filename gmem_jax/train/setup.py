@@ -119,9 +119,9 @@ def lookup_bank(
   return jax.jit(unit, out_shardings=where)(bank)
 
 
-def make_recall(
+def make_retrieve(
   config: sections.Config, bank: bank_lib.MemoryBank | None
-) -> retrieval.RecallFn | None:
+) -> retrieval.RetrieveFn | None:
   """How neighbours are looked up, in training and in sampling.
 
   Args:
@@ -134,7 +134,7 @@ def make_recall(
   if bank is None or not conditioning.uses_cross(config.model.conditioning):
     return None
   placement = bank_sharding.lookup_placement(bank)
-  return retrieval.make_recall(config.retrieval, placement, config.seed)
+  return retrieval.make_retrieve(config.retrieval, placement, config.seed)
 
 
 def make_memory(

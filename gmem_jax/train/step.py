@@ -169,7 +169,7 @@ def make_train_step(
   seed: int,
   ema_decay: float,
   accumulation: int = 1,
-  recall: retrieval.RecallFn | None = None,
+  retrieve: retrieval.RetrieveFn | None = None,
 ) -> StepFn:
   """Makes the training step.
 
@@ -181,7 +181,7 @@ def make_train_step(
     seed: Seed of the streams; with the step it addresses every random draw.
     ema_decay: Decay of the moving average.
     accumulation: See `make_update`.
-    recall: Looks up what cross-attention attends to; the bank then has unit
+    retrieve: Looks up what cross-attention attends to; the bank then has unit
       rows.
 
   Returns:
@@ -205,8 +205,8 @@ def make_train_step(
     snippet = neighbours = None
     if network.conditioning != "none":
       snippet = batch_lib.snippets(batch, bank)
-      if recall is not None:
-        neighbours = recall(bank, snippet, batch["row"], step)
+      if retrieve is not None:
+        neighbours = retrieve(bank, snippet, batch["row"], step)
     draws = Draws(
       x1=x1,
       x0=jax.random.normal(rngs.key(seed, "train/noise", step), x1.shape),

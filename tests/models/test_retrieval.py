@@ -117,7 +117,7 @@ def make_step(mesh, dataset, placement="replicated"):
     memory.stats,
     seed=0,
     ema_decay=0.9,
-    recall=setup.make_recall(settings, bank),
+    retrieve=setup.make_retrieve(settings, bank),
   )
   init = setup.make_init(settings, memory)
   shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
@@ -146,8 +146,8 @@ def test_split_rows_give_the_same_neighbours(bank, exclude_own):
     assert unit.rows.sharding.is_fully_replicated == (where == "replicated")
     # Whole multiples of 8 rows on every device, as the kernels want them.
     assert unit.rows.shape[0] == (40 if where == "replicated" else 64)
-    recall = jax.jit(setup.make_recall(settings, unit))
-    found.append(recall(unit, bank_lib.snippets(raw, own), own))
+    retrieve = jax.jit(setup.make_retrieve(settings, unit))
+    found.append(retrieve(unit, bank_lib.snippets(raw, own), own))
   np.testing.assert_array_equal(found[0].snippets, found[1].snippets)
   np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-6)
   assert (np.asarray(found[0].scores)[:, 0] > 0.999).all() != exclude_own

@@ -200,7 +200,7 @@ def test_guidance_drops_the_whole_memory(run):
       mesh,
       seed=0,
       device_batch=1,
-      recall=setup.make_recall(config, memory.unit),
+      retrieve=setup.make_retrieve(config, memory.unit),
     )
     loaded = run_sampling.make_weights(config, memory, params)
     features = np.asarray(memory.bank.rows)
