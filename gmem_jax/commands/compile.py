@@ -90,7 +90,7 @@ def training(
   Raises:
     ValueError: If the batch does not divide.
   """
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  ways = sharding.batch_ways(mesh)
   size, k = config.train.batch_size, config.train.steps_per_dispatch
   if size % ways:
     raise ValueError(
@@ -174,7 +174,7 @@ def sampling(
   retrieve = setup.make_retrieve(config, memory.bank)
   if retrieve is not None:
     weights = dataclasses.replace(weights, bank=memory.bank)
-  count = config.sample.device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
+  count = config.sample.device_batch * sharding.batch_ways(mesh)
   batch = sharding.batch_sharding(mesh)
   return examine.Program(
     f"sampler, {count} images",

@@ -218,7 +218,7 @@ def make_mesh(config: sections.Config) -> jax.sharding.Mesh:
     ValueError: Naming the key that does not fit.
   """
   mesh = sharding.make_mesh(config.mesh)
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  ways = sharding.batch_ways(mesh)
   batch, parts = config.train.batch_size, config.train.accumulation
   if batch % ways:
     raise ValueError(

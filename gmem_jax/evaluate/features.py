@@ -40,7 +40,7 @@ class Extractor:
     """
     self.networks = {network.name: network for network in networks}
     self.mesh = mesh
-    self.batch = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
+    self.batch = device_batch * sharding.batch_ways(mesh)
     everywhere = sharding.replicated(mesh)
     self._at = NamedSharding(mesh, sharding.BATCH)
     self._params = sharding.place([n.params for n in networks], everywhere)

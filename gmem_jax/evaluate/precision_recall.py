@@ -61,7 +61,7 @@ def precision_recall(
         f"precision and recall of {len(features)} {name}: more than"
         f" {neighbours} are needed"
       )
-  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  ways = sharding.batch_ways(mesh)
   largest = max(len(real), len(samples))
   block = -(-min(block, largest) // ways) * ways
   centre = real.mean(axis=0, dtype=np.float64)

@@ -170,6 +170,11 @@ def abstract(state: Any, shardings: Any) -> Any:
   )
 
 
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
+  """The number of parts that a batch is split into: data x fsdp."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The sharding of what every device holds whole, e.g. the bank."""
   return NamedSharding(mesh, P())

@@ -189,7 +189,7 @@ def make_sample_fn(
     retrieve=retrieve,
   )
   where = NamedSharding(mesh, sharding.BATCH)
-  together = device_batch * mesh.shape["data"] * mesh.shape["fsdp"]
+  together = device_batch * sharding.batch_ways(mesh)
 
   def sample(weights, images, features, rows=None):
     if rows is None:

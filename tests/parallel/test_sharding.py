@@ -64,6 +64,11 @@ def test_a_large_array_without_a_rule_is_an_error(mesh):
     sharding.spec_of("params/mystery", (1000, 1000), mesh)
 
 
+def test_batch_ways_leave_out_the_tensor_axis(mesh):
+  assert sharding.batch_ways(mesh) == 2
+  assert sharding.batch_ways(AbstractMesh((3, 2, 4), sharding.AXES)) == 6
+
+
 def test_batch_is_split_over_data_and_fsdp():
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=1))
   batch = {"x": np.arange(24, dtype=np.float32).reshape(3, 8)}
