@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gmem_jax.data import crop, decode, images
+from gmem_jax.data import image_files, images
 
 # Side of an image on the sheet, in pixels.
 SIDE = 96
@@ -36,8 +36,8 @@ def draw(
       tile = np.full((SIDE, SIDE, 3), 255, np.uint8)
       if path is not None:
         try:
-          tile = crop.center_crop(decode.read(path, SIDE)[0], SIDE)
-        except decode.BadImageError:
+          tile = image_files.load(path, 3, SIDE)
+        except image_files.BadImageError:
           missing += 1
       tiles.append(tile)
   grid = images.make_grid(np.stack(tiles), 1 + len(neighbours[0]), gap=4)

@@ -7,7 +7,6 @@ import jax
 from gmem_jax.config import sections
 from gmem_jax.data import (
   encode,
-  folder,
   load_encoders,
   prepare,
   prepare_join,
@@ -49,7 +48,7 @@ def open_source(config: sections.Config) -> sources.Source:
   """
   data, size = config.data, config.encoder.image_size
   if data.source == "folder":
-    return folder.Folder(pathlib.Path(data.path), size)
+    return sources.Folder(pathlib.Path(data.path), size)
   if data.source == "tfds":
     from gmem_jax.data import tfds_source  # seconds to import
 

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from PIL import Image
 
 from gmem_jax import progress
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import resolve, sections
-from gmem_jax.data import crop, decode, folder, load_encoders
+from gmem_jax.data import image_files, load_encoders, sources
 from gmem_jax.files import atomic, atomic as files_lib
 from gmem_jax.models.encoders import protocols
 
@@ -69,13 +68,9 @@ class Encoder:
   def _read(self, path: pathlib.Path) -> np.ndarray | str:
     """The pixels that the encoder sees, or why there are none."""
     try:
-      pixels, _ = decode.read(path, self.size)
-    except decode.BadImageError as error:
+      return image_files.load(path, self._channels, self.size)
+    except image_files.BadImageError as error:
       return str(error)
-    pixels = crop.center_crop(pixels, self.size)
-    if self._channels == 1:
-      pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return pixels
 
   def __call__(
     self, files: Sequence[pathlib.Path], progress: Any = None
@@ -94,7 +89,7 @@ class Encoder:
       warnings.catch_warnings(),
       concurrent.futures.ThreadPoolExecutor() as threads,
     ):
-      decode.silence_pillow()
+      image_files.silence_pillow()
       for start in range(0, len(files), BATCH):
         part = files[start : start + BATCH]
         read = list(threads.map(self._read, part))
@@ -151,7 +146,7 @@ def list_images(paths: Sequence[str]) -> tuple[str, list[pathlib.Path]]:
     path = pathlib.Path(text).absolute()
     if path.is_dir():
       try:
-        names, _ = folder.list_images(path)
+        names, _ = sources.list_images(path)
       except ValueError as error:
         raise ValueError(f"{text}: {error}") from None
       files += [path / name for name in names]

@@ -23,9 +23,8 @@ from jax.experimental import multihost_utils
 
 from gmem_jax import progress
 from gmem_jax.data import (
-  crop,
-  decode,
   encode,
+  image_files,
   prepare_join,
   schema as schema_lib,
   shards,
@@ -146,7 +145,7 @@ def _write_shards(
     concurrent.futures.ThreadPoolExecutor(threads) as pool,
     warnings.catch_warnings(),
   ):
-    decode.silence_pillow()
+    image_files.silence_pillow()
     # One stream of pictures over all shards: the pool never runs dry.
     numbers = [n for shard in missing for n in _images(schema, shard)]
     ahead = 2 * networks.batch_size
@@ -225,7 +224,7 @@ def _read(source: sources.Source, number: int, size: int) -> sources.Picture:
   pixels = picture.pixels
   if pixels is None or pixels.shape[:2] == (size, size):
     return picture
-  cut = crop.center_crop(pixels, size)
+  cut = image_files.center_crop(pixels, size)
   return sources.Picture(picture.name, picture.label, cut, picture.note)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from gmem_jax.data import decode, sources
+from gmem_jax.data import image_files, sources
 
 
 class TfdsImages:
@@ -85,8 +85,8 @@ class TfdsImages:
     label = -1 if self._label is None else int(record[self._label])
     try:
       data = io.BytesIO(record[self._image])
-      pixels, note = decode.read(data, self._size)
-    except decode.BadImageError as error:
+      pixels, note = image_files.read(data, self._size)
+    except image_files.BadImageError as error:
       return sources.Picture(name, label, None, str(error))
     return sources.Picture(name, label, pixels, note)
 

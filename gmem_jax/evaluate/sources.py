@@ -12,13 +12,11 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
 from gmem_jax.data import (
-  crop as crop_lib,
-  decode as decode_lib,
-  folder,
+  image_files,
   schema as schema_lib,
+  sources as data_sources,
 )
 from gmem_jax.evaluate import prepared
 from gmem_jax.files import atomic
@@ -96,7 +94,7 @@ class Folder:
     """
     self._channels, self._crop, self._root = channels, crop, path
     try:
-      files, _ = folder.list_images(path)
+      files, _ = data_sources.list_images(path)
     except ValueError as error:
       raise ValueError(f"{path}: {error}") from None
     if (path / "sample.json").exists():
@@ -141,14 +139,9 @@ class Folder:
   def _read_one(self, number: int) -> np.ndarray:
     path = self._root / self._files[number]
     try:
-      pixels, _ = decode_lib.read(path, self._crop)
-    except decode_lib.BadImageError as error:
+      return image_files.load(path, self._channels, self._crop)
+    except image_files.BadImageError as error:
       raise ValueError(f"cannot read {path} as an image: {error}") from None
-    if self._crop:
-      pixels = crop_lib.center_crop(pixels, self._crop)
-    if self._channels == 1:
-      pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
-    return pixels
 
 
 class Npz:

@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import sections
-from gmem_jax.data import crop, decode, load_encoders
+from gmem_jax.data import image_files, load_encoders
 from gmem_jax.models.encoders import protocols
 
 
@@ -98,16 +97,13 @@ class Reader:
     path = pathlib.Path(file)
     published = self._config.sample.reading == "published"
     size = self._config.encoder.image_size
+    crop = image_files.bilinear_crop if published else image_files.center_crop
     try:
-      pixels, _ = decode.read(path, size)
-    except decode.BadImageError as error:
+      pixels = image_files.load(path, self._channels, size, crop)
+    except image_files.BadImageError as error:
       raise ValueError(
         f"{key}: cannot read {path} as an image: {error}"
       ) from None
-    cut = crop.bilinear_crop if published else crop.center_crop
-    pixels = cut(pixels, size)
-    if self._channels == 1:
-      pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
     floats = protocols.to_float(jnp.asarray(pixels)[None])
     if published:
       floats = (floats + 1) / 2

@@ -15,9 +15,8 @@ from array_record.python import array_record_data_source
 from PIL import Image
 
 from gmem_jax.data import (
-  crop,
   encode as encode_lib,
-  folder,
+  image_files,
   prepare,
   prepare_join,
   schema as schema_lib,
@@ -139,7 +138,7 @@ def prepared(networks, tmp_path_factory):
   """A directory made of every kind of file."""
   base = tmp_path_factory.mktemp("zoo")
   bad = zoo(base / "images")
-  source = folder.Folder(base / "images", SIZE)
+  source = sources.Folder(base / "images", SIZE)
   schema = make_schema(source, networks)
   report = prepare.write_store(base / "out", schema, source, networks)
   return base / "out", source, report, bad
@@ -180,7 +179,7 @@ def test_rows_records_and_images_stay_aligned(prepared, networks):
     if name == "b/grey16.png":  # Pillow clips these to white.
       pixels = source.read(source.names.index(name)).pixels
       assert 50 < pixels.mean() < 200
-    pixels = crop.center_crop(pixels, SIZE)
+    pixels = image_files.center_crop(pixels, SIZE)
     for view in range(2):
       record, inside = opened.schema.locate(i, view)
       values = schema_lib.decode(layout, records[record], inside)
@@ -199,7 +198,7 @@ def test_rows_records_and_images_stay_aligned(prepared, networks):
 def test_statistics_are_those_of_the_images_as_they_are(prepared):
   directory, source, _, bad = prepared
   pixels = [
-    crop.center_crop(source.read(i).pixels, SIZE)
+    image_files.center_crop(source.read(i).pixels, SIZE)
     for i, name in enumerate(source.names)
     if name not in bad
   ]
@@ -225,15 +224,15 @@ def test_nothing_but_whole_files_is_left(prepared):
 def test_an_empty_folder_says_so(tmp_path):
   (tmp_path / "notes.txt").write_text("x")
   with pytest.raises(ValueError, match=r"config\.data\.path=.*no image.*\.txt"):
-    folder.Folder(tmp_path, SIZE)
+    sources.Folder(tmp_path, SIZE)
   with pytest.raises(ValueError, match=r"cannot list .*: No such file"):
-    folder.Folder(tmp_path / "nowhere", SIZE)
+    sources.Folder(tmp_path / "nowhere", SIZE)
 
 
 def test_no_readable_image_says_so(tmp_path, networks):
   (tmp_path / "in").mkdir()
   (tmp_path / "in" / "x.jpg").write_text("hello")
-  source = folder.Folder(tmp_path / "in", SIZE)
+  source = sources.Folder(tmp_path / "in", SIZE)
   schema = make_schema(source, networks)
   with pytest.raises(
     ValueError, match=r"no image can be used:\n *x.jpg: no im"

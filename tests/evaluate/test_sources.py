@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmem_jax.data import folder
+from gmem_jax.data import sources as data_sources
 from gmem_jax.evaluate import sources
 from tests.data import prepared
 from tests.evaluate import fakes
@@ -140,7 +140,7 @@ def test_a_folder_is_listed_as_prepare_lists_it(tmp_path):
   (tmp_path / "ref" / "b").symlink_to(tmp_path / "elsewhere")
   # A companion file of another system, which is no image.
   (tmp_path / "ref" / "a" / "._000000.png").write_bytes(b"no image")
-  names, ignored = folder.list_images(tmp_path / "ref")
+  names, ignored = data_sources.list_images(tmp_path / "ref")
   assert sources.Folder(tmp_path / "ref").count == len(names) == 5
   assert ignored == {"hidden": 1}
 

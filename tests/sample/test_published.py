@@ -16,7 +16,7 @@ from PIL import Image
 from gmem_jax import rngs
 from gmem_jax.bank import draw, interpolate, select
 from gmem_jax.commands import sample as sample_command, train as train_command
-from gmem_jax.data import crop, images as images_lib, load_encoders
+from gmem_jax.data import image_files, images as images_lib, load_encoders
 from gmem_jax.models.encoders import identity
 from gmem_jax.sample import pretrained
 from tests import published, tiny
@@ -242,7 +242,9 @@ def photographs(tmp_path_factory):
 
 def feature(config, path, *, published_reading=False):
   pixels = np.asarray(Image.open(path).convert("RGB"))
-  cut = crop.bilinear_crop if published_reading else crop.center_crop
+  cut = (
+    image_files.bilinear_crop if published_reading else image_files.center_crop
+  )
   floats = cut(pixels, 256).astype(np.float32) / 127.5 - 1
   if published_reading:
     floats = (floats + 1) / 2

@@ -1,11 +1,13 @@
-"""Crops against the pixels of the published code."""
+"""Image files: crops against the pixels of the published code."""
 
 import re
 
 import numpy as np
 import pytest
 
-from gmem_jax.data import crop
+from gmem_jax.data import image_files
+
+CROPS = image_files.center_crop, image_files.bilinear_crop
 
 
 def _images(data):
@@ -20,7 +22,7 @@ def test_center_crop_golden(golden_dir):
   for name, image in _images(data).items():
     number = name.removeprefix("img")
     size = int(data[f"size{number}"])
-    actual = crop.center_crop(image, size)
+    actual = image_files.center_crop(image, size)
     np.testing.assert_array_equal(actual, data[f"crop{number}"], name)
 
 
@@ -33,12 +35,12 @@ def test_bilinear_crop_golden(golden_dir):
   for key in keys:
     match = pattern.fullmatch(key)
     assert match, f"unknown key {key}"
-    actual = crop.bilinear_crop(data[match[2]], int(match[1]))
+    actual = image_files.bilinear_crop(data[match[2]], int(match[1]))
     expected = np.moveaxis(data[match[0]], 0, -1)  # float32, u8 / 255
     np.testing.assert_allclose(actual / np.float32(255), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("function", [crop.center_crop, crop.bilinear_crop])
+@pytest.mark.parametrize("function", CROPS)
 @pytest.mark.parametrize("hw", [(7, 7), (7, 12), (31, 9), (1, 3)])
 @pytest.mark.parametrize("size", [1, 4, 7])
 def test_result_is_square_and_a_flat_image_stays_flat(function, hw, size):
@@ -51,7 +53,7 @@ def test_result_is_square_and_a_flat_image_stays_flat(function, hw, size):
   )
 
 
-@pytest.mark.parametrize("function", [crop.center_crop, crop.bilinear_crop])
+@pytest.mark.parametrize("function", CROPS)
 def test_crop_is_central(function):
   # Nothing is resized here: the short side already is the size.
   image = np.random.default_rng(0).integers(0, 256, (4, 10, 3), np.uint8)
@@ -62,19 +64,23 @@ def test_crop_is_central(function):
 
 def test_odd_pixel_left_over():
   image = np.random.default_rng(0).integers(0, 256, (4, 7, 3), np.uint8)
-  np.testing.assert_array_equal(crop.center_crop(image, 4), image[:, 1:5])
-  np.testing.assert_array_equal(crop.bilinear_crop(image, 4), image[:, 2:6])
+  np.testing.assert_array_equal(
+    image_files.center_crop(image, 4), image[:, 1:5]
+  )
+  np.testing.assert_array_equal(
+    image_files.bilinear_crop(image, 4), image[:, 2:6]
+  )
 
 
 def test_argument_is_left_alone():
   image = np.zeros((40, 30, 3), np.uint8)
   image.setflags(write=False)
-  result = crop.center_crop(image, 30)
+  result = image_files.center_crop(image, 30)
   result[...] = 1
   assert not image.any()
 
 
-@pytest.mark.parametrize("function", [crop.center_crop, crop.bilinear_crop])
+@pytest.mark.parametrize("function", CROPS)
 def test_empty_crops_and_images_are_refused(function):
   with pytest.raises(ValueError, match="side of 0"):
     function(np.zeros((4, 4, 3), np.uint8), 0)

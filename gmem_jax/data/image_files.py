@@ -1,0 +1,208 @@
+"""The only reader of image files: any file to RGB or grey pixels, cropped.
+
+Data sets from the wild hold every kind of file under every extension. What
+Pillow reads is taken as the published code takes it: the extension means
+nothing, transparency is dropped, the first frame stands for an animation.
+
+Two square crops are in use and differ in nearly every pixel: training data,
+features and the memory bank come from `center_crop`; the published code reads
+external images through `bilinear_crop`. Resampling is Pillow's, to the bit.
+"""
+
+import io
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+# Formats by contents, not by extension. Pillow knows forty more; some of their
+# readers start programs (EPS starts Ghostscript), so they are never opened.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+ANIMATED = ("PNG", "WEBP", "GIF")
+
+# Pixels that an image may claim to have, or may grow to while it is cropped: a
+# file of a few kilobytes can ask for gigabytes. It is where Pillow itself stops
+# to warn and raises; ImageNet's largest image has 61 million.
+MAX_PIXELS = 178_956_970
+MIN_SIDE = 2
+
+
+class BadImageError(Exception):
+  """An image cannot be used; the message says why."""
+
+
+def read(
+  file: pathlib.Path | io.BytesIO, size: int | None = None
+) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
+  """Reads an image as it is.
+
+  Args:
+    file: A file, or its contents.
+    size: Side in pixels of the square that will be cut from it, to refuse
+      images that cannot give one; None to accept any size.
+
+  Returns:
+    (RGB pixels, a note on what is odd about the image or "").
+
+  Raises:
+    BadImageError: If it is damaged, no image, or of an impossible size.
+  """
+  try:
+    with Image.open(file, formats=FORMATS) as image:
+      # The header is enough to refuse a bomb: no pixel is decoded yet.
+      _check_size(image.size, size)
+      note = ""
+      if image.format in ANIMATED and getattr(image, "is_animated", False):
+        note = "animated: its first frame was taken"
+      return _to_rgb(image), note
+  except BadImageError:
+    raise
+  # Damage shows as anything from OSError to SyntaxError or MemoryError.
+  except Exception as error:
+    raise BadImageError(_reason(error)) from None
+
+
+def center_crop(
+  image: UInt8[np.ndarray, "h w 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Scales an image until its short side is `size` and cuts out the centre.
+
+  While the short side is at least twice `size`, both sides are halved with a
+  box filter; a bicubic filter does the rest, also for images that are too
+  small.
+
+  Returns:
+    The crop. An odd pixel left over goes below or to the right of it.
+
+  Raises:
+    ValueError: If `size` or a side of the image is less than 1.
+
+  Source: Dhariwal and Nichol, arXiv 2105.05233 (the data loading published
+    with it, since then common to diffusion models on ImageNet).
+  """
+  _check_crop(image, size)
+  scaled = Image.fromarray(image)
+  while min(scaled.size) >= 2 * size:
+    width, height = scaled.size
+    scaled = scaled.resize((width // 2, height // 2), Image.Resampling.BOX)
+  scale = size / min(scaled.size)
+  width, height = (round(side * scale) for side in scaled.size)
+  scaled = scaled.resize((width, height), Image.Resampling.BICUBIC)
+  top, left = (height - size) // 2, (width - size) // 2
+  return np.array(scaled)[top : top + size, left : left + size]
+
+
+def bilinear_crop(
+  image: UInt8[np.ndarray, "h w 3"], size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Crops as `center_crop` does, after one antialiased bilinear resize.
+
+  Returns:
+    The crop. Half an odd pixel left over is rounded to the even offset.
+
+  Raises:
+    ValueError: If `size` or a side of the image is less than 1.
+
+  Source: torchvision's Resize followed by its CenterCrop, with which the
+    published code of GMem reads external images.
+  """
+  _check_crop(image, size)
+  height, width = image.shape[:2]
+  short = min(height, width)
+  # torchvision truncates the long side; `center_crop` rounds it.
+  height, width = size * height // short, size * width // short
+  scaled = Image.fromarray(image).resize(
+    (width, height), Image.Resampling.BILINEAR
+  )
+  # Python rounds halves to even, as torchvision does.
+  top, left = round((height - size) / 2), round((width - size) / 2)
+  return np.array(scaled)[top : top + size, left : left + size]
+
+
+def to_grey(
+  image: UInt8[np.ndarray, "h w 3"],
+) -> UInt8[np.ndarray, "h w 1"]:
+  """Converts to grey by Pillow's weights (ITU-R 601)."""
+  return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+
+def load(
+  file: pathlib.Path,
+  channels: int,
+  size: int | None = None,
+  crop: Callable[[np.ndarray, int], np.ndarray] = center_crop,
+) -> UInt8[np.ndarray, "h w {channels}"]:
+  """Reads an image as networks take it.
+
+  Args:
+    file: The file.
+    channels: 3 for RGB, 1 for grey.
+    size: Side in pixels of the square to cut from it; None to leave it whole.
+    crop: How to cut the square.
+
+  Raises:
+    BadImageError: See `read`.
+  """
+  pixels, _ = read(file, size)
+  if size:
+    pixels = crop(pixels, size)
+  # Cropped in colour, then turned grey: both round, so the order matters.
+  return to_grey(pixels) if channels == 1 else pixels
+
+
+def silence_pillow() -> None:
+  """Silences the warnings of Pillow that `read` expects.
+
+  Call it inside `warnings.catch_warnings`, and before threads start: filters
+  belong to the whole process.
+  """
+  # `_check_size` has its own limit, and refuses instead of warning.
+  warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+  # Transparency is dropped on purpose.
+  warnings.filterwarnings("ignore", "Palette images with Transparency")
+
+
+def _check_size(sides: tuple[int, int], size: int | None) -> None:
+  short, long = min(sides), max(sides)
+  if size is not None and short < MIN_SIDE:
+    raise BadImageError(f"{sides[0]} x {sides[1]} pixels: nothing to see")
+  if short * long > MAX_PIXELS:
+    raise BadImageError(
+      f"{sides[0]} x {sides[1]} pixels: more than {MAX_PIXELS:,}, taken for a"
+      " decompression bomb"
+    )
+  # The long side of a narrow image grows with the short one.
+  if size is not None and long * size * size // short > MAX_PIXELS:
+    raise BadImageError(
+      f"{sides[0]} x {sides[1]} pixels: too narrow to enlarge to {size}"
+    )
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+  """All modes to RGB; 16-bit grey is scaled, which Pillow would clip."""
+  if image.mode.startswith("I"):
+    grey = np.asarray(image, np.int64).clip(0, 65535) // 257
+    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
+  return np.array(image.convert("RGB"))
+
+
+def _reason(error: Exception) -> str:
+  """One line that says what is wrong, without a path."""
+  if isinstance(error, Image.UnidentifiedImageError):
+    return "no image: none of " + ", ".join(FORMATS)
+  if isinstance(error, OSError) and error.errno is not None:
+    return f"cannot be read: {os.strerror(error.errno)}"
+  text = " ".join(str(error).split()) or type(error).__name__
+  return f"damaged: {text}"
+
+
+def _check_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> None:
+  if size < 1 or 0 in image.shape:
+    raise ValueError(
+      f"cannot crop an image of shape {image.shape} to a side of {size}:"
+      " both must be at least one pixel"
+    )
