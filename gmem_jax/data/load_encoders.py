@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import pretrained_files, weights
+from gmem_jax.files import weights
 from gmem_jax.models.encoders import (
   dinov2,
   identity,
@@ -31,7 +31,7 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
   if name == "identity":
     return identity.IdentityTokenizer()
   path, key = config.encoder.tokenizer_weights, "encoder.tokenizer_weights"
-  params, metadata = pretrained_files.read(key, path, ("vae",))
+  params, metadata = weights.load_configured(key, path, ("vae",))
   network = vae.AutoencoderKL(**hashable(metadata["model"]))
   for field in ("ch_mult", "encoder_attention", "decoder_attention"):
     theirs = getattr(network, field)
@@ -78,7 +78,7 @@ def tokenizer_info(config: sections.Config) -> dict[str, Any]:
   info: dict[str, Any] = {"name": config.encoder.tokenizer}
   if config.encoder.tokenizer == "identity":
     return info
-  return info | pretrained_files.origin(
+  return info | weights.origin(
     weights.read_metadata(config.encoder.tokenizer_weights)
   )
 
@@ -117,7 +117,7 @@ def load_stats(
     )
   path, key = config.encoder.latent_stats, "encoder.latent_stats"
   if path:
-    tree, _ = pretrained_files.read(key, path, ("latent_stats",), "stats")
+    tree, _ = weights.load_configured(key, path, ("latent_stats",), "stats")
     mean, std = (np.asarray(tree[n], np.float32) for n in ("mean", "std"))
   else:
     scale = 1.0
@@ -151,7 +151,7 @@ def load_features(
   if config.encoder.features == "random_conv":
     return random_conv.RandomConvEncoder(config.seed, channels)
   path = config.encoder.features_weights
-  params, metadata = pretrained_files.read(
+  params, metadata = weights.load_configured(
     "encoder.features_weights", path, ("dinov2",)
   )
   network = dinov2.DINOv2(**hashable(metadata["model"]))

@@ -16,7 +16,7 @@ from gmem_jax.data import (
   schema as schema_lib,
   store,
 )
-from gmem_jax.files import pretrained_files, weights
+from gmem_jax.files import weights
 from gmem_jax.models.encoders import identity, protocols, vae
 
 _READERS = 8
@@ -107,7 +107,7 @@ def _tokenizer(schema: schema_lib.Schema, path: str) -> protocols.Tokenizer:
     metadata = weights.read_metadata(path)
     if metadata["kind"] != "vae":
       raise ValueError(f"it is a {metadata['kind']}, not a vae")
-    theirs, made = pretrained_files.origin(metadata), dict(schema.tokenizer)
+    theirs, made = weights.origin(metadata), dict(schema.tokenizer)
     name = made.pop("name")
     if theirs != made:
       raise ValueError(f"it is {theirs}, the latents are of {made}")

@@ -1,29 +1,54 @@
-"""Converted weights on disk: trees of arrays with metadata as JSON.
+"""Trees of arrays with JSON beside them, on disk.
 
-What the converter writes and what training, sampling and evaluation read. A
-file or directory holds named trees ("params", "bank", "stats", "buffers") and
-one JSON object; its key "kind" says what the trees are of.
+Converted weights: what `python -m gmem_jax.convert` writes, for training,
+sampling and evaluation to read. A file or directory has named trees ("params",
+"bank", "stats", "buffers") and metadata, whose key "kind" says what they are.
+`load_converted` gives numpy arrays.
+
+A run's tree: one pytree of a running program (its bank, say) with metadata.
+Every process writes and reads its shards of it, see `save_tree`.
+
+Digests of such trees tell whether what was read is what was written.
 """
 
 import json
+import math
 import os
 import pathlib
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
+
+from gmem_jax.files import atomic
 
 FORMAT_VERSION = 1
 FORMATS = ("orbax", "safetensors")
 # Where a safetensors file keeps the metadata.
 _HEADER_KEY = "gmem_jax"
+# An odd number without pattern: 2^32 over the golden ratio.
+_SPREAD = 2654435769
+_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 Tree = Mapping[str, Any]
+
+
+def uncompressed() -> ocp.Context:
+  """Orbax's context for arrays without compression.
+
+  Several times faster to write and read, for a few percent of size.
+  """
+  context = ocp.Context()
+  context.array.saving.use_compression = False
+  return context
 
 
 def save_converted(
@@ -32,20 +57,19 @@ def save_converted(
   metadata: Tree,
   file_format: str = "orbax",
 ) -> None:
-  """Writes trees of arrays and their metadata, all or nothing.
-
-  The arrays must not change while this runs: they are written from where they
-  lie, without a copy.
+  """Writes trees of numpy arrays and their metadata, all or nothing.
 
   Args:
-    path: a new directory (orbax) or file (safetensors).
-    trees: nested dicts of numpy arrays, by the name of the tree.
-    metadata: JSON-serialisable; "format_version" and "trees" are added.
-    file_format: "orbax" or "safetensors".
+    path: A new directory (orbax) or file (safetensors); an empty directory is
+      replaced.
+    trees: Name of the tree -> nested dicts of arrays. They must not change
+      while this runs: no copy is made.
+    metadata: JSON; "format_version" and "trees" are added.
+    file_format: One of `FORMATS`.
 
   Raises:
-    FileExistsError: there is something at `path`; an empty directory is fine.
-    ValueError: another format.
+    FileExistsError: If the path is taken.
+    ValueError: For another format.
   """
   if file_format not in FORMATS:
     raise ValueError(f"format {file_format!r} is not one of {FORMATS}")
@@ -60,30 +84,22 @@ def save_converted(
     **metadata,
   }
   if file_format == "safetensors":
-    _save_safetensors(path, trees, metadata)
+    flat: Any = flax.traverse_util.flatten_dict(dict(trees), sep="/")
+    header = {_HEADER_KEY: json.dumps(metadata)}
+    with atomic.replacing(path) as temporary:
+      safetensors.numpy.save_file(flat, temporary, header)
     return
-  context = ocp.Context()
-  context.array.saving.use_compression = False
+  # Orbax itself writes beside the path and renames in the end.
+  context = uncompressed()
+  # The copy guards against changes during an asynchronous save. This one
+  # blocks, and a second network in memory is what the converter cannot afford.
   context.memory.deepcopy_host_arrays = False
   with context:
     ocp.save_checkpointables(str(path), {**trees, "metadata": metadata})
 
 
-def _save_safetensors(
-  path: pathlib.Path, trees: Mapping[str, Tree], metadata: Tree
-) -> None:
-  flat: Any = flax.traverse_util.flatten_dict(dict(trees), sep="/")
-  header = {_HEADER_KEY: json.dumps(metadata)}
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    safetensors.numpy.save_file(flat, partial, header)
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
-
-
 def is_converted(path: str | os.PathLike) -> bool:
-  """Whether `load_converted` can read a path, by its first bytes or names."""
+  """Whether a path has converted weights, by its first bytes or names."""
   try:
     read_metadata(path)
   except (ValueError, OSError):
@@ -92,35 +108,29 @@ def is_converted(path: str | os.PathLike) -> bool:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
-  """Reads what converted weights are, without reading any array.
-
-  Args:
-    path: what `save_converted` wrote.
-
-  Returns:
-    The metadata; "kind" and "trees" say what there is.
+  """Reads the metadata of converted weights, and no array.
 
   Raises:
-    FileNotFoundError: there is nothing at `path`.
-    ValueError: it is something else.
+    FileNotFoundError: If the path does not exist.
+    ValueError: If it is anything else.
   """
   path = pathlib.Path(path).absolute()
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist")
-  if path.is_dir():
-    if not (path / "metadata").is_dir():
-      raise ValueError(f"{path} holds no converted weights")
-    metadata = ocp.load_checkpointables(str(path), {"metadata": None})[
-      "metadata"
-    ]
-  else:
+  if path.is_file():
     metadata = _safetensors_metadata(path)
+  # Asked for first: orbax's own error fills a screen.
+  elif (path / "metadata").is_dir():
+    stored = ocp.load_checkpointables(str(path), {"metadata": None})
+    metadata = stored["metadata"]
+  else:
+    metadata = None
   if not isinstance(metadata, dict) or "format_version" not in metadata:
     raise ValueError(f"{path} holds no converted weights")
   if metadata["format_version"] != FORMAT_VERSION:
     raise ValueError(
-      f"{path} is of format {metadata['format_version']}, this version of "
-      f"gmem_jax reads {FORMAT_VERSION}: convert the weights again"
+      f"{path} is of format {metadata['format_version']}, this version of"
+      f" gmem_jax reads {FORMAT_VERSION}: convert the weights again"
     )
   return metadata
 
@@ -137,51 +147,80 @@ def _safetensors_metadata(path: pathlib.Path) -> Any:
 def load_converted(
   path: str | os.PathLike, tree: str = "params"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads one tree and the metadata of converted weights.
-
-  Args:
-    path: what `save_converted` wrote.
-    tree: name of the tree.
+  """Reads one tree of converted weights.
 
   Returns:
-    (nested dict of numpy arrays, metadata).
+    (nested dicts of numpy arrays, metadata).
 
   Raises:
-    FileNotFoundError: there is nothing at `path`.
-    ValueError: it holds no such tree, or is something else.
+    FileNotFoundError: If the path does not exist.
+    ValueError: If it has no such tree, or is anything else.
   """
   path = pathlib.Path(path).absolute()
   metadata = read_metadata(path)
   if tree not in metadata["trees"]:
     raise ValueError(
-      f"{path} holds no {tree!r} but {', '.join(metadata['trees'])}: it is a "
-      f"converted {metadata['kind']}"
+      f"{path} holds no {tree!r} but {', '.join(metadata['trees'])}: it is a"
+      f" converted {metadata['kind']}"
     )
   if path.is_file():
     with safetensors.safe_open(path, "numpy") as file:
-      names = list(file.keys())
-      names = [n for n in names if n.startswith(f"{tree}/")]
+      names = [n for n in file.keys() if n.startswith(f"{tree}/")]  # noqa: SIM118
       flat = {n: file.get_tensor(n) for n in names}
     return flax.traverse_util.unflatten_dict(flat, sep="/")[tree], metadata
   return ocp.load_checkpointables(str(path), {tree: None})[tree], metadata
 
 
-def uncompressed() -> ocp.Context:
-  """Orbax's context for arrays without compression.
+def load_configured(
+  key: str, path: str, kinds: Sequence[str], tree: str = "params"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads the converted weights that a key of the config names.
 
-  Several times faster to write and read, for a few percent of size.
+  Args:
+    key: Without the prefix "config.".
+    path: The key's value.
+    kinds: What the weights may be.
+    tree: Which of their trees.
+
+  Returns:
+    (nested dicts of numpy arrays, metadata).
+
+  Raises:
+    ValueError: Naming the key, if there is nothing or something else.
   """
-  context = ocp.Context()
-  context.array.saving.use_compression = False
-  return context
+  expected = " or ".join(kinds)
+  if not path:
+    raise ValueError(
+      f"config.{key} is empty: it must name a {expected} that"
+      " `python -m gmem_jax.convert` wrote"
+    )
+  try:
+    kind = read_metadata(path)["kind"]
+    if kind not in kinds:
+      raise ValueError(f"it is a {kind}, not a {expected}")
+    return load_converted(path, tree)
+  except (ValueError, OSError) as error:
+    raise ValueError(f"config.{key}={path!r}: {error}") from None
+
+
+def origin(metadata: dict[str, Any]) -> dict[str, Any]:
+  """What identifies converted weights in a record of samples."""
+  source = metadata["source"]
+  return {
+    "title": metadata["title"],
+    "file": source["file"],
+    "sha256": source["sha256"],
+    "weights": metadata["weights"],
+    "step": metadata["step"],
+  }
 
 
 def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
-  """Writes one pytree of arrays with JSON beside it, atomically.
+  """Writes a run's tree atomically; all processes call it.
 
   Args:
-    path: Directory to write; replaced if it exists.
-    tree: Arrays.
+    path: A directory; replaced if it exists.
+    tree: Arrays, on any mesh.
     metadata: JSON.
   """
   with uncompressed():
@@ -189,11 +228,7 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
 
 
 def holds_tree(path: pathlib.Path) -> bool:
-  """Whether `save_tree` wrote a directory.
-
-  Args:
-    path: The directory.
-  """
+  """Whether `save_tree` wrote a directory."""
   try:
     return isinstance(ocp.metadata(str(path)).custom_metadata, dict)
   # What is no checkpoint shows as anything.
@@ -208,7 +243,7 @@ def load_tree(
 
   Args:
     path: The directory.
-    sharding: Where every array goes; None: to the host, as numpy arrays.
+    sharding: Of every array; None gives numpy arrays.
 
   Returns:
     (nested dicts of arrays, metadata).
@@ -231,11 +266,7 @@ def load_tree(
 
 
 def read_tree_metadata(path: pathlib.Path) -> dict[str, Any]:
-  """Reads the JSON that `save_tree` wrote beside a tree.
-
-  Args:
-    path: The directory.
-  """
+  """Reads the metadata that `save_tree` wrote, and no array."""
   return _json_dict(ocp.metadata(str(path)).custom_metadata)
 
 
@@ -243,3 +274,46 @@ def _json_dict(value: Any) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"checkpoint metadata is {value!r}, not a table")
   return value
+
+
+def _digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+  """The digest of one array of a type of at most four bytes.
+
+  The sum over all elements, modulo 2^32, of the element's bits times an odd
+  number that depends on its position: any one flipped bit changes it. Sums of
+  integers do not depend on their order, so every mesh gives the same.
+  """
+  bits = x
+  if x.dtype == jnp.bool:
+    bits = x.astype(jnp.uint8)
+  bits = jax.lax.bitcast_convert_type(bits, _BITS[bits.dtype.itemsize])
+  position = jnp.zeros(x.shape, jnp.uint32)
+  for axis in range(x.ndim):
+    stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+    position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
+  odd = (position * jnp.uint32(_SPREAD)) * jnp.uint32(2) + jnp.uint32(1)
+  return jnp.sum(bits.astype(jnp.uint32) * odd, dtype=jnp.uint32)
+
+
+# One program for all leaves: a dispatch each would cost more than the sums.
+_digest_all = jax.jit(lambda leaves: [_digest(leaf) for leaf in leaves])
+
+
+def digests(tree: Any) -> dict[str, int]:
+  """The digest of every jax array of a tree; other leaves are left out.
+
+  Returns:
+    Path in the tree, joined by "/" -> digest.
+  """
+  arrays = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    if isinstance(leaf, jax.Array)
+  }
+  values = jax.device_get(_digest_all(list(arrays.values())))
+  return {name: int(d) for name, d in zip(arrays, values, strict=True)}
+
+
+def json_digest(value: Any) -> int:
+  """The digest of a JSON value."""
+  return zlib.crc32(json.dumps(value, sort_keys=True).encode())

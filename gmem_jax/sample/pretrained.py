@@ -8,7 +8,7 @@ import numpy as np
 from gmem_jax.bank import bank as bank_lib, files as bank_files, storage
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
-from gmem_jax.files import pretrained_files
+from gmem_jax.files import weights
 from gmem_jax.models import build, transformer
 
 
@@ -58,7 +58,7 @@ def load_network(config: sections.Config) -> Network:
     ValueError: If it is not; lists the keys that differ.
   """
   path = config.sample.network
-  params, metadata = pretrained_files.read(
+  params, metadata = weights.load_configured(
     "sample.network", path, ("lightning_dit", "sit")
   )
   theirs = metadata["model"]
@@ -82,7 +82,7 @@ def load_network(config: sections.Config) -> Network:
   )
   bank = None
   if "bank" in metadata["trees"]:
-    tree, _ = pretrained_files.read(
+    tree, _ = weights.load_configured(
       "sample.network", path, (metadata["kind"],), "bank"
     )
     bank = _bank(tree, metadata)
@@ -92,7 +92,7 @@ def load_network(config: sections.Config) -> Network:
     (side, side, channels),
     first_release=metadata["kind"] == "sit",
     bank=bank,
-    info=pretrained_files.origin(metadata),
+    info=weights.origin(metadata),
   )
 
 
@@ -103,7 +103,7 @@ def load_bank(config: sections.Config) -> Bank:
     config: The run.
   """
   path = config.sample.bank
-  tree, metadata = pretrained_files.read(
+  tree, metadata = weights.load_configured(
     "sample.bank", path, bank_files.KINDS, "bank"
   )
   ours = load_encoders.features_name(config)
@@ -115,4 +115,4 @@ def load_bank(config: sections.Config) -> Bank:
 
 def _bank(tree: dict[str, Any], metadata: dict[str, Any]) -> Bank:
   rows = storage.decode(bank_files.from_tree(tree))
-  return Bank(rows, tree.pop("counts", None), pretrained_files.origin(metadata))
+  return Bank(rows, tree.pop("counts", None), weights.origin(metadata))

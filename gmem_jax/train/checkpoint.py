@@ -22,7 +22,6 @@ from orbax.checkpoint import v1 as ocp
 from gmem_jax.config import training
 from gmem_jax.files import weights
 from gmem_jax.parallel import processes
-from gmem_jax.train import digest
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +100,8 @@ class Checkpoints:
       progress: What else a continued run wants to know; JSON.
     """
     metadata: dict[str, Any] = progress | {
-      "digests": digest.of_tree(state) | {"progress": digest.of_json(progress)}
+      "digests": weights.digests(state)
+      | {"progress": weights.json_digest(progress)}
     }
     self._checkpointer.save_async(
       step, state, force=True, custom_metadata=metadata
@@ -160,7 +160,7 @@ class Checkpoints:
     state, progress, digests = found
     wrong = [
       name
-      for name, value in digest.of_tree(state).items()
+      for name, value in weights.digests(state).items()
       if digests.get(name) != value
     ]
     if wrong:
@@ -176,7 +176,7 @@ class Checkpoints:
       raise ValueError("its metadata is damaged")
     progress = {k: v for k, v in metadata.items() if k != "digests"}
     digests = metadata["digests"]
-    if digests["progress"] != digest.of_json(progress):
+    if digests["progress"] != weights.json_digest(progress):
       raise ValueError("its metadata is damaged")
     with _context(alone=True):
       state = ocp.load(str(self.directory / str(step)), target)

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from gmem_jax.train import checkpoint, digest
+from gmem_jax.files import weights
+from gmem_jax.train import checkpoint
 
 
 def load_newest(
@@ -58,7 +59,7 @@ def _load(
   )
   loaded: Any = checkpointer.load(step, target)
   digests: Any = metadata.custom_metadata["digests"]  # type: ignore
-  for name, value in digest.of_tree({part: loaded[part]}).items():
+  for name, value in weights.digests({part: loaded[part]}).items():
     if digests.get(name) != value:
       raise ValueError(f"step {step}: {name} is not what was written")
   return loaded[part]

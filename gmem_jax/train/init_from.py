@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import pretrained_files, weights
+from gmem_jax.files import weights
 from gmem_jax.models import build, sit
 from gmem_jax.parallel import sharding
 from gmem_jax.train import checkpoint_part, state as train_state
@@ -72,7 +72,7 @@ def start(
 
 def _converted(config: sections.Config, where: str) -> dict[str, Any]:
   kinds = ("lightning_dit", "sit")
-  given, metadata = pretrained_files.read(
+  given, metadata = weights.load_configured(
     "train.init_from", config.train.init_from, kinds
   )
   differing = build.differing_keys(

@@ -8,7 +8,7 @@ import pytest
 from gmem_jax import rngs
 from gmem_jax.data import load_encoders
 from gmem_jax.evaluate import frechet, reference, sources
-from gmem_jax.files import pretrained_files, weights
+from gmem_jax.files import weights
 from gmem_jax.models.encoders import protocols, vae
 from tests.data import prepared
 from tests.evaluate import fakes
@@ -94,7 +94,7 @@ def write_vae(path):
 
 def test_latents_are_decoded_when_asked_for(tmp_path):
   tokenizer, metadata = write_vae(tmp_path / "vae")
-  made = {"name": "va_vae", **pretrained_files.origin(metadata)}
+  made = {"name": "va_vae", **weights.origin(metadata)}
   changes = {"latent_shape": (4, 4, 2), "image_shape": (4, 4, 3)}
   written = prepared.write(tmp_path / "data", tokenizer=made, **changes)
   source = sources.open_images(tmp_path / "data", decode=str(tmp_path / "vae"))
