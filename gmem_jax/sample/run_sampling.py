@@ -16,18 +16,9 @@ from gmem_jax.train import checkpoint, setup
 
 
 def load_params(
-  config: sections.Config,
-  workdir: pathlib.Path,
-  memory: setup.Memory,
-  mesh: jax.sharding.Mesh,
+  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> tuple[int, Any]:
   """Loads the parameters to sample with, and nothing else.
-
-  Args:
-    config: The run.
-    workdir: Its directory.
-    memory: Its memory.
-    mesh: The devices.
 
   Returns:
     (step, parameters).
@@ -35,17 +26,14 @@ def load_params(
   Raises:
     ValueError: If the run has no checkpoint yet.
   """
-  shapes = jax.eval_shape(setup.make_init(config, memory))
-  target = sharding.abstract(shapes, sharding.state_shardings(shapes, mesh))
-  with checkpoint.opened(
-    workdir / "checkpoints", config.checkpoint
-  ) as checkpoints:
-    restored = checkpoints.restore_part(
-      target, lambda state: getattr(state, config.sample.weights)
+  try:
+    return checkpoint.load_part(
+      workdir / "checkpoints",
+      config.sample.weights,
+      lambda shapes: sharding.state_shardings(shapes, mesh),
     )
-  if restored is None:
-    raise ValueError(f"--workdir={workdir}: the run has no checkpoint yet")
-  return restored
+  except ValueError as error:
+    raise ValueError(f"--workdir={workdir}: {error}") from None
 
 
 def draw_snippets(

@@ -78,7 +78,7 @@ def _from_run(
     )
   run_directory.claim(config, workdir)
   memory = setup.load_memory(workdir / "memory", mesh, config.bank.placement)
-  step, params = run_sampling.load_params(config, workdir, memory, mesh)
+  step, params = run_sampling.load_params(config, workdir, mesh)
   if not config.sample.bank:
     unit = setup.lookup_bank(config, memory.bank)
     memory = dataclasses.replace(memory, unit=unit)

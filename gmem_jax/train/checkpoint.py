@@ -1,10 +1,10 @@
-"""Everything orbax, behind this file and `checkpoint_part`.
+"""Checkpoints: everything orbax does for training is behind this file.
 
 A checkpoint is the training state, uncompressed, with the progress and digests
-as JSON. Orbax writes into a temporary directory and renames it when all hosts
-are done: a step that is listed was written whole. What happens to it afterwards
-the digests show: orbax notices a file that is missing or cut, but not a bit
-that flipped.
+as JSON. Orbax writes into a temporary directory and renames it once all
+processes are done, so a step with a plain number for a name was written whole.
+The digests tell what happened to it afterwards: orbax notices a file that is
+missing or cut short, not a flipped bit.
 """
 
 import contextlib
@@ -27,33 +27,22 @@ _log = logging.getLogger(__name__)
 
 policies = ocp.training.preservation_policies
 
+# The arrays that a checkpoint stores (shapes and types) -> what to read: arrays
+# with shardings, or ocp.PLACEHOLDER for those to skip.
+TargetFn = Callable[[Any], Any]
+
 
 class Unreadable(ValueError):
-  """A checkpoint is damaged; all processes agree on that."""
-
-
-def _context(*, alone: bool = False) -> ocp.Context:
-  """Uncompressed arrays; `alone`, no process waits for one that cannot read."""
-  context = weights.uncompressed()
-  if alone:
-    me, options = jax.process_index(), context.multiprocessing
-    options.primary_host, options.active_processes = me, {me}
-    options.barrier_sync_key_prefix = f"process_{me}"
-  return context
+  """A checkpoint is damaged; raised on all processes at once."""
 
 
 class Checkpoints:
-  """The checkpoints of one run."""
+  """The checkpoints of one run, for the run itself to write and continue."""
 
   def __init__(
     self, directory: pathlib.Path, config: training.CheckpointConfig
   ):
-    """Opens the directory, which is made if need be.
-
-    Args:
-      directory: Where the checkpoints lie.
-      config: What to keep.
-    """
+    """Opens the directory, which is created if need be."""
     self.directory = directory
     kept: list[Any] = [policies.LatestN(config.keep_latest)]
     if config.keep_every:
@@ -66,38 +55,30 @@ class Checkpoints:
       ),
       cleanup_tmp_directories=True,
     )
-    self._set_aside_what_cannot_be_listed()
+    self._set_aside_broken_metadata()
     self._checkpointer = self._open()
 
-  def _set_aside_what_cannot_be_listed(self) -> None:
-    """Orbax lists no checkpoint where one of them has broken metadata."""
-    if processes.is_main() and self.directory.is_dir():
-      for path in self.directory.iterdir():
-        if not path.name.isdigit():
-          continue
+  def _set_aside_broken_metadata(self) -> None:
+    """Orbax lists no checkpoint at all if the metadata of one is broken."""
+    if processes.is_main():
+      for step in _listed(self.directory):
+        path = self.directory / str(step)
         try:
           with _context(alone=True):
             ocp.metadata(str(path))
-        # Damage shows as anything from a missing file to a JSON error.
+        # Damage surfaces as anything from a missing file to a JSON error.
         except Exception as error:
-          _log.warning("checkpoint %s: %s", path.name, root_cause(error))
+          _log.warning("checkpoint %d: %s", step, _root_cause(error))
           _move_aside(path)
     processes.wait_for_all("listable")
-
-  def steps(self) -> list[int]:
-    """Steps that have a checkpoint, oldest first; as process 0 sees them."""
-    found = sorted(c.step for c in self._checkpointer.checkpoints)
-    count = int(processes.agree(np.int32(len(found))))
-    steps = np.resize(np.array(found or [0], np.int32), count)
-    return [int(step) for step in processes.agree(steps)] if count else []
 
   def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
     """Starts to write a checkpoint; returns once the state may be changed.
 
     Args:
-      step: The step the state describes.
+      step: The step that the state describes.
       state: The training state.
-      progress: What else a continued run wants to know; JSON.
+      progress: What else a continued run needs; JSON.
     """
     metadata: dict[str, Any] = progress | {
       "digests": weights.digests(state)
@@ -114,96 +95,16 @@ class Checkpoints:
       target: The state's shapes with the shardings to restore to.
 
     Returns:
-      (state, progress), or None where there is no checkpoint at all.
+      (state, progress), or None if there is no checkpoint at all.
 
     Raises:
       ValueError: If there are checkpoints and none can be read.
     """
-    return self._newest(lambda step: self._load(step, target))
-
-  def restore_part(
-    self, target: Any, part: Callable[[Any], Any], step: int | None = None
-  ) -> tuple[int, Any] | None:
-    """Restores a part of a checkpoint, reading no more.
-
-    Args:
-      target: The whole state's shapes with the shardings to restore to.
-      part: The state -> the part that is wanted.
-      step: The checkpoint; by default the newest readable one.
-
-    Returns:
-      (step, part), or None where there is no checkpoint at all.
-
-    Raises:
-      ValueError: If there are checkpoints and none can be read.
-    """
-    wanted = {id(leaf) for leaf in jax.tree.leaves(part(target))}
-    partial = jax.tree.map(
-      lambda leaf: leaf if id(leaf) in wanted else ocp.PLACEHOLDER, target
-    )
-
-    def load(step: int) -> tuple[int, Any]:
-      return step, part(self._load(step, partial)[0])
-
-    return self._newest(load) if step is None else load(step)
-
-  def _load(self, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
-    """Reads and checks a checkpoint; all processes find the same."""
-    problem, found = "another process cannot read it", None
-    try:
-      found = self._read(step, target)
-    # Damage shows as anything from a missing file to a JSON error.
-    except Exception as error:
-      problem = root_cause(error)
-    if not processes.everywhere(found is not None) or found is None:
-      raise Unreadable(problem)
-    state, progress, digests = found
-    wrong = [
-      name
-      for name, value in weights.digests(state).items()
-      if digests.get(name) != value
-    ]
-    if wrong:
-      raise Unreadable(f"{', '.join(wrong[:3])}: not what was written")
-    return state, progress
-
-  def _read(
-    self, step: int, target: Any
-  ) -> tuple[Any, dict[str, Any], dict[str, int]]:
-    """Reads this process's part; returns (state, progress, digests)."""
-    metadata: Any = self._checkpointer.metadata(step).custom_metadata
-    if not isinstance(metadata, dict) or "digests" not in metadata:
-      raise ValueError("its metadata is damaged")
-    progress = {k: v for k, v in metadata.items() if k != "digests"}
-    digests = metadata["digests"]
-    if digests["progress"] != weights.json_digest(progress):
-      raise ValueError("its metadata is damaged")
-    with _context(alone=True):
-      state = ocp.load(str(self.directory / str(step)), target)
-    return state, progress, digests
-
-  def _newest(self, load: Callable[[int], Any]) -> Any:
-    """Loads the newest step that can be; sets aside those that cannot."""
-    steps = self.steps()
-    for step in reversed(steps):
-      try:
-        return load(step)
-      except Unreadable as error:
-        _log.warning(
-          "checkpoint %d is unreadable (%s); falling back to the one before",
-          step,
-          error,
-        )
-        self._set_aside(step)
-    # Also in a later run: to begin anew is the user's decision.
-    if processes.agree(any(self.directory.glob("unreadable-*"))):
-      raise ValueError(
-        f"none of the checkpoints in {self.directory} can be read; they were"
-        " set aside as unreadable-*. Remove those to begin anew."
-      )
-    return None
+    restored = _newest(self.directory, lambda _: target, self._set_aside)
+    return None if restored is None else restored[1:]
 
   def _set_aside(self, step: int) -> None:
+    # Closed first: orbax keeps its own list of the steps.
     self._checkpointer.close()
     processes.wait_for_all("closed")
     if processes.is_main():
@@ -212,7 +113,7 @@ class Checkpoints:
     self._checkpointer = self._open()
 
   def wait(self) -> None:
-    """Waits until what was started is on disk."""
+    """Waits until every checkpoint started is on disk."""
     self._checkpointer.wait()
 
   def close(self) -> None:
@@ -224,12 +125,7 @@ class Checkpoints:
 def opened(
   directory: pathlib.Path, config: training.CheckpointConfig
 ) -> Iterator[Checkpoints]:
-  """Opens checkpoints and closes them again, also after an error.
-
-  Args:
-    directory: Where they lie.
-    config: What to keep.
-  """
+  """Opens a run's checkpoints and closes them again, also after an error."""
   checkpoints = Checkpoints(directory, config)
   try:
     yield checkpoints
@@ -237,20 +133,145 @@ def opened(
     checkpoints.close()
 
 
+def load_part(
+  directory: pathlib.Path, part: str, shardings_of: Callable[[Any], Any]
+) -> tuple[int, Any]:
+  """Reads a part of a run's newest readable checkpoint, as it was stored.
+
+  It needs neither the network nor the optimizer, reads nothing but the part,
+  and changes nothing in the directory: the run may still be training.
+
+  Args:
+    directory: The run's checkpoints.
+    part: The part of the state, e.g. "ema".
+    shardings_of: Shapes of the part -> shardings.
+
+  Returns:
+    (step, nested dicts of arrays).
+
+  Raises:
+    ValueError: If there is no checkpoint, or none can be read.
+  """
+
+  def target_of(stored: Any) -> Any:
+    target = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored)
+    target[part] = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      stored[part],
+      shardings_of(stored[part]),
+    )
+    return target
+
+  loaded = _newest(directory, target_of)
+  if loaded is None:
+    raise ValueError(f"{directory}: there is no checkpoint yet")
+  step, state, _ = loaded
+  return step, state[part]
+
+
+def _newest(
+  directory: pathlib.Path,
+  target_of: TargetFn,
+  set_aside: Callable[[int], None] = lambda step: None,
+) -> tuple[int, Any, dict[str, Any]] | None:
+  """The newest readable (step, state, progress); None if there is no step."""
+  listed = steps(directory)
+  for step in reversed(listed):
+    try:
+      return step, *_load(directory / str(step), target_of)
+    except Unreadable as error:
+      _log.warning(
+        "checkpoint %d is unreadable (%s); falling back to the one before",
+        step,
+        error,
+      )
+      set_aside(step)
+  # Those set aside count too: to begin anew is the user's decision.
+  if listed or processes.agree(any(directory.glob("unreadable-*"))):
+    raise ValueError(
+      f"none of the checkpoints in {directory} can be read; training sets such"
+      " aside as unreadable-*. Remove those to begin anew."
+    )
+  return None
+
+
+def _load(
+  path: pathlib.Path, target_of: TargetFn
+) -> tuple[Any, dict[str, Any]]:
+  """Reads and checks a checkpoint; all processes agree on the outcome."""
+  problem, loaded = "another process cannot read it", None
+  try:
+    loaded = _read(path, target_of)
+  # Damage surfaces as anything from a missing file to a JSON error.
+  except Exception as error:
+    problem = _root_cause(error)
+  if not processes.everywhere(loaded is not None) or loaded is None:
+    raise Unreadable(problem)
+  state, progress, digests = loaded
+  wrong = [
+    name
+    for name, value in weights.digests(state).items()
+    if digests.get(name) != value
+  ]
+  if wrong:
+    raise Unreadable(f"{', '.join(wrong[:3])}: not what was written")
+  return state, progress
+
+
+def _read(
+  path: pathlib.Path, target_of: TargetFn
+) -> tuple[Any, dict[str, Any], dict[str, int]]:
+  """Reads this process's part: (state, progress, digests)."""
+  with _context(alone=True):
+    stored = ocp.metadata(str(path))
+    metadata: Any = stored.custom_metadata
+    if not isinstance(metadata, dict) or "digests" not in metadata:
+      raise ValueError("its metadata is damaged")
+    progress = {k: v for k, v in metadata.items() if k != "digests"}
+    digests = metadata["digests"]
+    if digests["progress"] != weights.json_digest(progress):
+      raise ValueError("its metadata is damaged")
+    return ocp.load(str(path), target_of(stored.metadata)), progress, digests
+
+
+def steps(directory: pathlib.Path) -> list[int]:
+  """Steps that have a checkpoint, oldest first, as process 0 lists them."""
+  listed = _listed(directory)
+  # The count goes first: what is agreed on has one shape on all processes.
+  count = int(processes.agree(np.int32(len(listed))))
+  if not count:
+    return []
+  shared = processes.agree(np.resize(np.array(listed or [0], np.int32), count))
+  return [int(step) for step in shared]
+
+
+def _listed(directory: pathlib.Path) -> list[int]:
+  """The steps this process sees; unfinished ones carry a suffix."""
+  if not directory.is_dir():
+    return []
+  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def _context(*, alone: bool = False) -> ocp.Context:
+  """Uncompressed arrays; `alone`, no process waits for one that cannot read."""
+  context = weights.uncompressed()
+  if alone:
+    me, options = jax.process_index(), context.multiprocessing
+    options.primary_host, options.active_processes = me, {me}
+    options.barrier_sync_key_prefix = f"process_{me}"
+  return context
+
+
 def _move_aside(path: pathlib.Path) -> None:
-  """Nothing is thrown away, but its step can be written again."""
+  """Nothing is thrown away, and the step can be written again."""
   names = (f"unreadable-{path.name}-{n}" for n in itertools.count())
   path.rename(
     next(path.parent / n for n in names if not (path.parent / n).exists())
   )
 
 
-def root_cause(error: BaseException) -> str:
-  """The first line of the error that started a chain.
-
-  Args:
-    error: The last of it.
-  """
+def _root_cause(error: BaseException) -> str:
+  """The first line of the error at the start of a chain."""
   while error.__cause__ is not None:
     error = error.__cause__
   message = str(error).strip() or "no message"

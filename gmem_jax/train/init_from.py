@@ -19,7 +19,7 @@ from gmem_jax.config import sections
 from gmem_jax.files import weights
 from gmem_jax.models import build, sit
 from gmem_jax.parallel import sharding
-from gmem_jax.train import checkpoint_part, state as train_state
+from gmem_jax.train import checkpoint, state as train_state
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _of_run(
   path: pathlib.Path, mesh: jax.sharding.Mesh, where: str
 ) -> dict[str, Any]:
   try:
-    step, given = checkpoint_part.load_newest(
+    step, given = checkpoint.load_part(
       path / "checkpoints",
       "ema",
       lambda shapes: sharding.state_shardings(shapes, mesh),

@@ -186,7 +186,7 @@ def test_guidance_drops_the_whole_memory(run):
   workdir, _, memory = run
   config = tiny.make_config(**CROSS)
   mesh = sharding.make_mesh(config.mesh)
-  _, params = run_sampling.load_params(config, workdir, memory, mesh)
+  _, params = run_sampling.load_params(config, workdir, mesh)
   made = {}
   for scale in (0.0, 1.0):
     guided = guidance.GuidanceConfig(scale, 0.0, 1.0, "conditional")
@@ -217,7 +217,7 @@ def test_own_rows_are_left_out_only_where_they_are_known(run):
   workdir, _, memory = run
   config = tiny.make_config(**CROSS)
   mesh = sharding.make_mesh(config.mesh)
-  _, params = run_sampling.load_params(config, workdir, memory, mesh)
+  _, params = run_sampling.load_params(config, workdir, mesh)
   sample_fn = run_sampling.make_sample_fn(config, memory, mesh, 0)
   loaded = run_sampling.make_weights(config, memory, params)
   rows = np.arange(4)

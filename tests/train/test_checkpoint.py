@@ -93,7 +93,7 @@ def test_what_is_kept(tmp_path):
       checkpoints.save(step, make_state(step), {"train_seconds": 0.1})
     checkpoints.wait()
     # The newest two, and every thirtieth.
-    assert checkpoints.steps() == [30, 60, 70]
+    assert checkpoint.steps(tmp_path / "ck") == [30, 60, 70]
 
 
 def test_restores_onto_another_mesh(written):
@@ -210,11 +210,63 @@ def test_half_written_checkpoint_is_not_listed(written, mesh):
   assert int(state.step) == 30
 
 
-def test_a_part_is_read_alone(written, mesh):
-  with checkpoint.opened(written, CONFIG) as checkpoints:
-    step, ema = checkpoints.restore_part(target_on(mesh), lambda s: s.ema)
+def load_ema(directory, mesh):
+  return checkpoint.load_part(
+    directory, "ema", lambda shapes: sharding.state_shardings(shapes, mesh)
+  )
+
+
+def snapshot(directory):
+  return {f: f.read_bytes() for f in files_of_a_checkpoint(directory)}
+
+
+def test_a_part_is_read_as_it_was_stored(written, mesh, caplog):
+  step, ema = load_ema(written, mesh)
   assert step == 30
   assert_same(ema, make_state(30).ema)
+  assert not caplog.text
+
+
+def test_a_part_goes_to_the_mesh_it_is_asked_for_on(written):
+  mesh = sharding.make_mesh(sharding.MeshConfig(1, 2, 2))
+  _, ema = load_ema(written, mesh)
+  assert tuple(ema["kernel"].sharding.spec) == ("fsdp", "tensor")
+  assert_same(ema, make_state(30).ema)
+
+
+@leaves_coroutines
+def test_a_damaged_part_falls_back_and_nothing_moves(written, mesh, caplog):
+  """Truncates, and flips a bit in, each file in turn."""
+  fell_back = set()
+  for damaged in files_of_a_checkpoint(written / "30"):
+    whole = damaged.read_bytes()
+    for cut in (True, False):
+      if cut:
+        damaged.write_bytes(whole[: len(whole) // 2])
+      else:
+        flip_a_bit(damaged, 0.5)
+      before = snapshot(written)
+      caplog.clear()
+      step, ema = load_ema(written, mesh)
+      assert step in (20, 30), damaged
+      assert_same(ema, make_state(step).ema)
+      assert snapshot(written) == before
+      if step == 20:
+        fell_back.add((damaged, cut))
+        assert "checkpoint 30 is unreadable" in caplog.text
+      damaged.write_bytes(whole)
+  assert {cut for _, cut in fell_back} == {True, False}
+  assert len(fell_back) >= 3
+
+
+@leaves_coroutines
+def test_no_readable_part_is_an_error(written, mesh, tmp_path):
+  for f in files_of_a_checkpoint(written):
+    f.write_bytes(b"")
+  with pytest.raises(ValueError, match=r"none of the checkpoints in .*/ck can"):
+    load_ema(written, mesh)
+  with pytest.raises(ValueError, match="/none: there is no checkpoint yet"):
+    load_ema(tmp_path / "none", mesh)
 
 
 def test_tree_round_trip(tmp_path, mesh):
