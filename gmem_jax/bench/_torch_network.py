@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.diffusion import losses
-from gmem_jax.models import embeddings, transformer
+from gmem_jax.models import attention, transformer
 
 # No part of the package depends on it, so checkers need not know it.
 torch: Any = importlib.import_module("torch")
@@ -83,7 +83,7 @@ class Network:
         " settings of config.model it knows none: --peer none"
       )
     self.ours, self.half = ours, str(ours.dtype) == "bfloat16"
-    tables = embeddings.rope_tables(grid, ours.width // ours.heads)
+    tables = attention.rope_tables(grid, ours.width // ours.heads)
     self.cos, self.sin = (
       torch.tensor(table, device=device)[None, None] for table in tables
     )

@@ -89,7 +89,7 @@ def make(config: sections.Config) -> Work:
   traced = once.jitted.trace(*once.arguments).jaxpr
   return Work(
     config=config,
-    network=network.clone(place=sharding.place_batch(mesh)),
+    network=network.clone(constrain=sharding.place_batch(mesh)),
     state=jax.jit(init, out_shardings=shardings)(),
     batch={name: _random(name, shape) for name, shape in shapes.items()},
     bank=bank_sharding.place(bank, mesh, "replicated"),

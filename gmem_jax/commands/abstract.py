@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
-from gmem_jax.models import conditioning
+from gmem_jax.models import transformer
 from gmem_jax.models.encoders import protocols, vae
 from gmem_jax.train import setup
 
@@ -63,7 +63,7 @@ def _bank(
   where = bank_sharding.choose(bank, mesh, config.bank.placement, device_memory)
   # As of `bank_placement.place` and `assemble.lookup_bank`.
   multiple = 1 if where.is_fully_replicated else mesh.size
-  if conditioning.uses_cross(config.model.conditioning):
+  if transformer.uses_cross(config.model.conditioning):
     multiple *= 8
   padding = -rows % multiple
 

@@ -15,8 +15,8 @@ from gmem_jax.aot import examine, topology
 from gmem_jax.commands import abstract
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
-from gmem_jax.models import conditioning, transformer
-from gmem_jax.models.encoders import identity, protocols, vae
+from gmem_jax.models import transformer
+from gmem_jax.models.encoders import protocols, vae
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sampler as sampler_lib
 from gmem_jax.train import (
@@ -119,7 +119,7 @@ def training(
   if network.token_dim:
     side = memory.latent_shape[0] // config.model.patch
     batch["tokens"] = field(jnp.float32, side**2, network.token_dim)
-  searched = conditioning.uses_cross(network.conditioning)
+  searched = transformer.uses_cross(network.conditioning)
   steps = "training step" if k == 1 else f"{k} training steps"
   return examine.Program(
     f"{steps}, batch {size}",
@@ -264,8 +264,10 @@ def _tokenizer(config: sections.Config) -> protocols.Tokenizer:
   """The tokenizer, with weights of no meaning."""
   name, side = config.encoder.tokenizer, config.encoder.image_size
   if name == "identity":
-    return identity.IdentityTokenizer()
+    return protocols.IdentityTokenizer()
   network = vae.VARIANTS[name]
   images = jnp.zeros((1, side, side, 3))
   variables = network.init(rngs.key(config.seed, "init"), images)
-  return vae.Tokenizer(name=name, network=network, params=variables["params"])
+  return vae.VAETokenizer(
+    name=name, network=network, params=variables["params"]
+  )

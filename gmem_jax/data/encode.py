@@ -56,7 +56,7 @@ def encode(
     found["tokens"] = patches.astype(jnp.bfloat16)
   elif tokens == "int8":
     found["tokens"], found["token_scales"] = quantise(patches)
-  if isinstance(tokenizer, vae.Tokenizer):
+  if isinstance(tokenizer, vae.VAETokenizer):
     posterior = tokenizer.posterior(floats)
     if latents == "posterior":
       found["mean"] = posterior.mean.astype(jnp.bfloat16)

@@ -9,13 +9,7 @@ import numpy as np
 
 from gmem_jax.config import sections
 from gmem_jax.files import weights
-from gmem_jax.models.encoders import (
-  dinov2,
-  identity,
-  protocols,
-  random_conv,
-  vae,
-)
+from gmem_jax.models.encoders import dinov2, protocols, random_conv, vae
 
 
 def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
@@ -29,7 +23,7 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
   """
   name = config.encoder.tokenizer
   if name == "identity":
-    return identity.IdentityTokenizer()
+    return protocols.IdentityTokenizer()
   path, key = config.encoder.tokenizer_weights, "encoder.tokenizer_weights"
   params, metadata = weights.load_configured(key, path, ("vae",))
   network = vae.AutoencoderKL(**hashable(metadata["model"]))
@@ -41,7 +35,7 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
         f"config.{key}={path!r} is not of config.encoder.tokenizer={name!r}:"
         f" its {field} is {theirs}, not {ours}"
       )
-  return vae.Tokenizer(name=name, network=network, params=params)
+  return vae.VAETokenizer(name=name, network=network, params=params)
 
 
 def load_decoder(config: sections.Config) -> protocols.Tokenizer:
@@ -63,7 +57,7 @@ def decoder(tokenizer: protocols.Tokenizer, dtype: str) -> protocols.Tokenizer:
     tokenizer: The tokenizer; one without a network is left as it is.
     dtype: "float32" or "bfloat16".
   """
-  if not isinstance(tokenizer, vae.Tokenizer):
+  if not isinstance(tokenizer, vae.VAETokenizer):
     return tokenizer
   network = tokenizer.network.clone(dtype=dtype)
   return dataclasses.replace(tokenizer, network=network)
@@ -121,7 +115,7 @@ def load_stats(
     mean, std = (np.asarray(tree[n], np.float32) for n in ("mean", "std"))
   else:
     scale = 1.0
-    if isinstance(tokenizer, vae.Tokenizer):
+    if isinstance(tokenizer, vae.VAETokenizer):
       scale = tokenizer.network.latent_scale
       if scale == 1:
         raise ValueError(
@@ -149,13 +143,13 @@ def load_features(
     channels: Channels of the images.
   """
   if config.encoder.features == "random_conv":
-    return random_conv.RandomConvEncoder(config.seed, channels)
+    return random_conv.make(config.seed, channels)
   path = config.encoder.features_weights
   params, metadata = weights.load_configured(
     "encoder.features_weights", path, ("dinov2",)
   )
   network = dinov2.DINOv2(**hashable(metadata["model"]))
-  return dinov2.Encoder(_dinov2_name(metadata), network, params)
+  return dinov2.DINOv2Encoder(_dinov2_name(metadata), network, params)
 
 
 def features_name(config: sections.Config) -> str | None:

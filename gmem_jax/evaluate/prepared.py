@@ -17,7 +17,7 @@ from gmem_jax.data import (
   store,
 )
 from gmem_jax.files import weights
-from gmem_jax.models.encoders import identity, protocols, vae
+from gmem_jax.models.encoders import protocols, vae
 
 _READERS = 8
 _BATCH = 16  # Latents that are decoded at a time.
@@ -56,7 +56,7 @@ class Prepared:
     elif schema.tokens == "pixels":
       self._field = "pixels"
     elif schema.tokenizer["name"] == "identity":
-      self._decode = _decoder(identity.IdentityTokenizer())
+      self._decode = _decoder(protocols.IdentityTokenizer())
     else:
       raise ValueError(
         f"{path} holds latents, no images. Name the images that it was"
@@ -115,7 +115,7 @@ def _tokenizer(schema: schema_lib.Schema, path: str) -> protocols.Tokenizer:
   except (ValueError, OSError) as error:
     raise ValueError(f"--decode={path!r}: {error}") from None
   network = vae.AutoencoderKL(**load_encoders.hashable(metadata["model"]))
-  return vae.Tokenizer(name=name, network=network, params=params)
+  return vae.VAETokenizer(name=name, network=network, params=params)
 
 
 def _decoder(tokenizer: protocols.Tokenizer):

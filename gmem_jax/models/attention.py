@@ -10,15 +10,20 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from gmem_jax.models import embeddings, layers
+from gmem_jax.models import layers
 
 IMPLEMENTATIONS = ("xla", "cudnn", "auto")
 _HALF_PRECISION = ("bfloat16", "float16")
 
 Heads = Float[Array, "b n heads hd"]
+# Cosines and sines of the rotation of q and k.
+Rope = tuple[Float[np.ndarray, "n f"], Float[np.ndarray, "n f"]]
+
+_BASE = 10000.0
 
 _cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
@@ -82,6 +87,49 @@ def attend(q: Heads, k: Heads, v: Heads, implementation: str) -> Heads:
   return _cudnn(q, k, v)
 
 
+def rope_tables(grid: int, head_width: int) -> Rope:
+  """Cosine and sine of the rotary angles of a square grid.
+
+  Args:
+    grid: tokens along each side; n = grid^2, row after row.
+    head_width: channels of one head, a multiple of 4; f is half of it.
+
+  Returns:
+    (cos, sin), one angle for each adjacent pair of channels: those of the row,
+    then those of the column, position * 10000^(-j/f) for j = 0, 2, ...
+
+  Source: Su et al. (2021), arXiv 2104.09864; two-dimensional as in EVA-02.
+  """
+  half = head_width // 2
+  w = _BASE ** (-np.arange(0, half, 2, dtype=np.float64) / half)
+  row, col = np.divmod(np.arange(grid * grid), grid)
+  angles = np.concatenate([p[:, None] * w[None, :] for p in (row, col)], 1)
+  return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+def rotate(
+  x: Float[Array, "b n heads hd"],
+  cos: Float[np.ndarray, "n f"],
+  sin: Float[np.ndarray, "n f"],
+) -> Float[Array, "b n heads hd"]:
+  """Rotates adjacent pairs of channels by the angles of `rope_tables`.
+
+  Args:
+    x: queries or keys, float32.
+    cos: cosines, f = hd / 2.
+    sin: sines.
+
+  Returns:
+    (a cos - b sin, b cos + a sin) for each pair (a, b), interleaved as in x.
+
+  Source: Su et al. (2021), arXiv 2104.09864.
+  """
+  cos, sin = cos[None, :, None, :], sin[None, :, None, :]
+  a, b = jnp.moveaxis(x.reshape(*x.shape[:-1], -1, 2), -1, 0)
+  pairs = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return pairs.reshape(x.shape)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention with optional norm and rotation of q and k.
 
@@ -103,7 +151,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b n d"], rope: embeddings.Rope | None
+    self, x: Float[Array, "b n d"], rope: Rope | None
   ) -> Float[Array, "b n d"]:
     """Lets the tokens attend to each other.
 
@@ -128,6 +176,6 @@ class Attention(nn.Module):
       )
       q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
     if rope is not None:
-      q, k = (embeddings.rotate(y.astype(jnp.float32), *rope) for y in (q, k))
+      q, k = (rotate(y.astype(jnp.float32), *rope) for y in (q, k))
     y = attend(q.astype(v.dtype), k.astype(v.dtype), v, self.implementation)
     return linear(d, name="proj")(y.reshape(b, n, d))

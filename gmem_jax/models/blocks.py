@@ -19,15 +19,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from gmem_jax.models import attention, conditioning, embeddings, layers
+from gmem_jax.models import attention, conditioning, layers
 
 REMAT = ("none", "dots", "full")
 
+Rope = attention.Rope
 Tokens = Float[Array, "b n d"]
 Stack = PyTree[Float[Array, "l ..."]]
 CrossStack = PyTree[Float[Array, "g ..."]]
 # Returns its argument, with a word on which devices hold it.
-Place = Callable[[Array], Array]
+Constrain = Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +78,15 @@ class Block(nn.Module):
     self,
     x: Tokens,
     cond: Float[Array, "b d"],
-    rope: embeddings.Rope | None,
-    memory: conditioning.Memory | None = None,
+    rope: Rope | None,
+    memory: conditioning.MemoryTokens | None = None,
   ) -> Tokens:
     """Adds attention and perceptron to the tokens.
 
     Args:
       x: tokens.
       cond: SiLU of the condition, the same for all blocks.
-      rope: tables of `embeddings.rope_tables`, or None.
+      rope: tables of `attention.rope_tables`, or None.
       memory: what the tokens read between the two, or None.
 
     Returns:
@@ -154,7 +155,7 @@ def init_cross(block: Block, count: int, width: int) -> Callable[..., Stack]:
     Function of a key to the parameters, as of `init_stack`.
   """
   x = jnp.zeros((1, 1, width), block.dtype)
-  memory = conditioning.Memory(
+  memory = conditioning.MemoryTokens(
     x, jnp.zeros((1, 1)), jnp.ones((1, 1), jnp.bool_)
   )
   read = conditioning.CrossAttention(
@@ -204,14 +205,14 @@ def run_stack(
   stack: Stack,
   x: Tokens,
   cond: Float[Array, "b d"],
-  rope: embeddings.Rope | None,
+  rope: Rope | None,
   *,
   tap: int,
   scan: bool,
   remat: str,
-  place: Place | None = None,
+  constrain: Constrain | None = None,
   cross: CrossStack | None = None,
-  memory: conditioning.Memory | None = None,
+  memory: conditioning.MemoryTokens | None = None,
 ) -> tuple[Tokens, Tokens]:
   """Runs all blocks, one after the other.
 
@@ -227,9 +228,9 @@ def run_stack(
     remat: activations kept for the backward pass: "none" recomputes nothing;
       "dots" keeps the products with weights; "full" keeps only the tokens
       between blocks.
-    place: said of the tokens after each block. Without it a compiler that sees
-      a kernel split over devices may split the tokens' width, and sum partial
-      products over devices, rather than gather the kernel.
+    constrain: applied to the tokens after each block. Without it a compiler
+      that sees a kernel split over devices may split the tokens' width, and sum
+      partial products over devices, rather than gather the kernel.
     cross: parameters of the cross-attentions, or None; g divides l, and the
       first of every l / g blocks reads the memory.
     memory: see `Block`; None without `cross`.
@@ -244,7 +245,7 @@ def run_stack(
     else:
       params = {**params, "cross": read}
       x = block.apply({"params": params}, x, cond, rope, memory)
-    return x if place is None else place(cast(Array, x))
+    return x if constrain is None else constrain(cast(Array, x))
 
   step = _checkpointed(apply, remat, in_scan=scan)
   if not scan:

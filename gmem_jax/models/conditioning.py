@@ -22,18 +22,6 @@ from jaxtyping import Array, Bool, Float
 
 from gmem_jax.models import layers
 
-CONDITIONING = ("none", "adaln", "cross", "adaln+cross")
-
-
-def uses_adaln(conditioning: str) -> bool:
-  """Whether the network takes a snippet."""
-  return "adaln" in conditioning.split("+")
-
-
-def uses_cross(conditioning: str) -> bool:
-  """Whether the network takes neighbours."""
-  return "cross" in conditioning.split("+")
-
 
 @flax.struct.dataclass
 class Neighbours:
@@ -49,7 +37,7 @@ class Neighbours:
 
 
 @flax.struct.dataclass
-class Memory:
+class MemoryTokens:
   """Neighbours as the blocks read them, projected once per network.
 
   Attributes:
@@ -91,7 +79,7 @@ class CrossAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b n d"], memory: Memory
+    self, x: Float[Array, "b n d"], memory: MemoryTokens
   ) -> Float[Array, "b n d"]:
     """What the tokens read; softmax in float32.
 

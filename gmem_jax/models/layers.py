@@ -7,21 +7,27 @@ Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `p` patch.
 """
 
 import functools
+import math
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
-from gmem_jax.models import embeddings, float8 as float8_lib
+from gmem_jax.models import float8 as float8_lib
 
 # Bound sqrt(6 / (in + out)) on each kernel as stored. The published code draws
 # qkv, w12 and the modulations as one matrix each, so their kernels are fused
 # here too: split ones would be up to 1.7 times larger.
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
+
+_BASE = 10000.0
+# Sinusoids of the timestep: 128 cosines, then 128 sines.
+_TIME_FREQUENCIES = 128
 
 
 def dense(
@@ -87,6 +93,26 @@ def modulate(
   return y if shift is None else y + shift.astype(jnp.float32)
 
 
+def timestep_features(t: Float[Array, " b"]) -> Float[Array, "b 256"]:
+  """Sinusoids of the timestep.
+
+  The argument is t itself: the published networks do not scale it by 1000, so
+  that all but the first few sinusoids vary slowly over [0, 1].
+
+  Args:
+    t: time in [0, 1].
+
+  Returns:
+    cos(t w_i) for i = 0..127, then sin(t w_i), with w_i = 10000^(-i/128).
+
+  Source: Peebles and Xie (2023), arXiv 2212.09748, as used by SiT.
+  """
+  i = np.arange(_TIME_FREQUENCIES, dtype=np.float32)
+  w = np.exp(-math.log(_BASE) * i / np.float32(_TIME_FREQUENCIES))
+  angles = t.astype(jnp.float32)[:, None] * w.astype(np.float32)[None, :]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
 class TimestepEmbed(nn.Module):
   """Embeds the timestep: sinusoids, then a two-layer perceptron, in float32.
 
@@ -100,9 +126,31 @@ class TimestepEmbed(nn.Module):
   def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
     """Embeds t in [0, 1]."""
     init = nn.initializers.normal(0.02)
-    x = embeddings.timestep_features(t)
+    x = timestep_features(t)
     x = nn.Dense(self.width, kernel_init=init, name="fc1")(x)
     return nn.Dense(self.width, kernel_init=init, name="fc2")(nn.silu(x))
+
+
+def sincos_positions(grid: int, width: int) -> Float[np.ndarray, "1 n d"]:
+  """Fixed two-dimensional position table of a square grid.
+
+  The first half of a token's vector encodes its column, the second its row;
+  `rope_tables` has the opposite order. Both are the published ones.
+
+  Args:
+    grid: tokens along each side; n = grid^2, row after row.
+    width: d, a multiple of 4.
+
+  Returns:
+    [sin(col w), cos(col w), sin(row w), cos(row w)], w_i = 10000^(-i/(d/4)).
+
+  Source: Peebles and Xie (2023), arXiv 2212.09748.
+  """
+  w = _BASE ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
+  row, col = np.divmod(np.arange(grid * grid), grid)
+  angles = [p[:, None] * w[None, :] for p in (col, row)]
+  table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1)
+  return table[None].astype(np.float32)
 
 
 class PatchEmbed(nn.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from gmem_jax.models import blocks, embeddings, layers, transformer
+from gmem_jax.models import blocks, layers, transformer
 
 _WIDTHS = {
   "S": {"width": 384, "depth": 12, "heads": 6},
@@ -75,7 +75,7 @@ def turn_params(params: Mapping[str, Any]) -> dict[str, Any]:
   kernel = np.asarray(embed["fc1"]["kernel"], np.float64)
   cos_rows, sin_rows = np.split(kernel, 2)
   # cos and sin of w itself, what the embedding makes of t = 1.
-  features = embeddings.timestep_features(jnp.ones(1))[0]
+  features = layers.timestep_features(jnp.ones(1))[0]
   cos, sin = np.split(np.asarray(features, np.float64)[:, None], 2)
   turned = np.concatenate(
     [cos * cos_rows + sin * sin_rows, sin * cos_rows - cos * sin_rows]

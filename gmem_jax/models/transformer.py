@@ -12,12 +12,25 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from gmem_jax.models import attention, blocks, conditioning, embeddings, layers
+from gmem_jax.models import attention, blocks, conditioning, layers
 
 Latent = Float[Array, "b h w c"]
 Snippet = Float[Array, "*b s"]
 Neighbours = conditioning.Neighbours
-Memory = conditioning.Memory
+MemoryTokens = conditioning.MemoryTokens
+
+
+CONDITIONING = ("none", "adaln", "cross", "adaln+cross")
+
+
+def uses_adaln(conditioning: str) -> bool:
+  """Whether the network takes a snippet."""
+  return "adaln" in conditioning.split("+")
+
+
+def uses_cross(conditioning: str) -> bool:
+  """Whether the network takes neighbours."""
+  return "cross" in conditioning.split("+")
 
 
 class FlowTransformer(nn.Module):
@@ -47,7 +60,7 @@ class FlowTransformer(nn.Module):
     scan_layers: see `blocks.run_stack`.
     remat: see `blocks.run_stack`.
     attention: "xla", "cudnn" or "auto"; see `attention.attend`.
-    place: says where activations live, an identity in value; see
+    constrain: says where activations live, an identity in value; see
       `sharding.place_batch`. None leaves that to the compiler.
   """
 
@@ -69,7 +82,7 @@ class FlowTransformer(nn.Module):
   scan_layers: bool = False
   remat: str = "none"
   attention: str = "auto"
-  place: blocks.Place | None = None
+  constrain: blocks.Constrain | None = None
 
   @property
   def style(self) -> blocks.Style:
@@ -85,7 +98,7 @@ class FlowTransformer(nn.Module):
   def __post_init__(self):
     """Checks the attributes; see the class."""
     super().__post_init__()
-    _one_of("conditioning", self.conditioning, conditioning.CONDITIONING)
+    _one_of("conditioning", self.conditioning, CONDITIONING)
     _one_of("remat", self.remat, blocks.REMAT)
     _one_of("attention", self.attention, attention.IMPLEMENTATIONS)
     for name in ("channels", "patch", "width", "depth", "heads", "snippet_dim"):
@@ -170,8 +183,8 @@ class FlowTransformer(nn.Module):
     memory = None
     if neighbours is not None:
       memory = self._memory(neighbours, dropout_key)
-    if self.place is not None:
-      tokens, cond = self.place(tokens), self.place(cond)
+    if self.constrain is not None:
+      tokens, cond = self.constrain(tokens), self.constrain(cond)
 
     # The projector's parameters exist also if the first call does not need it.
     project_here = project or (self.is_initializing() and self.token_dim > 0)
@@ -205,17 +218,17 @@ class FlowTransformer(nn.Module):
       parent=None,
     )
 
-  def rope_tables(self, grid: int) -> embeddings.Rope | None:
+  def rope_tables(self, grid: int) -> blocks.Rope | None:
     """Tables of the rotation for grid^2 tokens, if the family has one."""
     if not self.style.rope:
       return None
-    return embeddings.rope_tables(grid, self.width // self.heads)
+    return attention.rope_tables(grid, self.width // self.heads)
 
   def _memory(
     self,
     neighbours: Neighbours,
     dropout_key: Key[Array, "..."] | None,
-  ) -> Memory:
+  ) -> MemoryTokens:
     """Projects the neighbours, once for all blocks."""
     if dropout_key is not None:  # The snippet's dropout uses the key itself.
       dropout_key = jnp.vectorize(lambda k: jax.random.fold_in(k, 1))(
@@ -224,7 +237,7 @@ class FlowTransformer(nn.Module):
     snippets = neighbours.snippets
     tokens = self.embed_snippet(snippets, dropout_key, "memory_embed")
     norm = layers.Norm(self.style.rms_norm, affine=True, name="memory_norm")
-    return Memory(
+    return MemoryTokens(
       tokens=norm(tokens).astype(self.dtype),
       scores=neighbours.scores,
       present=jnp.any(snippets != 0, axis=-1),
@@ -234,7 +247,7 @@ class FlowTransformer(nn.Module):
     self,
     x: blocks.Tokens,
     cond: Float[Array, "b d"],
-    memory: Memory | None,
+    memory: MemoryTokens | None,
     grid: int,
     tap: int,
   ) -> tuple[blocks.Tokens, blocks.Tokens]:
@@ -255,7 +268,7 @@ class FlowTransformer(nn.Module):
       remat=self.remat,
       cross=cross,
       memory=memory,
-      place=self.place,
+      constrain=self.constrain,
     )
 
   def _positions(self, grid: int) -> Float[Array, "1 n d"]:
@@ -269,7 +282,7 @@ class FlowTransformer(nn.Module):
           f"parameters are for {side} (encoder.image_size over the tokenizer's "
           "downsampling)"
         )
-    table = embeddings.sincos_positions(grid, self.width)
+    table = layers.sincos_positions(grid, self.width)
     return jax.lax.stop_gradient(
       self.param("pos_embed", lambda _: jnp.asarray(table))
     )
@@ -293,8 +306,8 @@ class FlowTransformer(nn.Module):
       )
     found = None if neighbours is None else neighbours.snippets
     for vectors, name, wanted in (
-      (snippet, "snippet", conditioning.uses_adaln(self.conditioning)),
-      (found, "neighbour", conditioning.uses_cross(self.conditioning)),
+      (snippet, "snippet", uses_adaln(self.conditioning)),
+      (found, "neighbour", uses_cross(self.conditioning)),
     ):
       if (vectors is not None) != wanted:
         raise ValueError(

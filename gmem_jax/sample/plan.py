@@ -13,7 +13,7 @@ from gmem_jax.bank import bank as bank_lib, draw
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.diffusion import samplers
-from gmem_jax.models import conditioning, retrieval
+from gmem_jax.models import retrieval, transformer
 from gmem_jax.sample import (
   memories as memories_lib,
   pretrained,
@@ -132,7 +132,7 @@ def plan_manipulation(
     found = memories_lib.between(config.sample, memories)
   per_row = config.sample.per_row
   info = {"per_row": per_row, **found.info}
-  attends = conditioning.uses_cross(source.model.conditioning)
+  attends = transformer.uses_cross(source.model.conditioning)
   if (ends or attends) and source.bank is not None:
     info["bank"] = source.bank.info
 

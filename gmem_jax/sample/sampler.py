@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, select
 from gmem_jax.diffusion import guidance, samplers, sit_release
-from gmem_jax.models import conditioning, retrieval, transformer
+from gmem_jax.models import retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
 
@@ -103,7 +103,7 @@ def compile_sampler(
 
   def some(weights, images, features, neighbours):
     snippet = None
-    if conditioning.uses_adaln(network.conditioning):
+    if transformer.uses_adaln(network.conditioning):
       snippet = bank_lib.normalise(features)
     x0 = _noise(seed, images, latent_shape)
     x1 = _integrate(

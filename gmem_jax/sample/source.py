@@ -9,7 +9,7 @@ import jax
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding, storage
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
-from gmem_jax.models import conditioning, transformer
+from gmem_jax.models import transformer
 from gmem_jax.sample import pretrained, run_sampling, sampler as sampler_lib
 from gmem_jax.train import run_directory, setup
 
@@ -54,7 +54,7 @@ def load(
     source = _from_converted(config)
   else:
     source = _from_run(config, workdir, mesh)
-  if source.weights.bank is not None or not conditioning.uses_cross(
+  if source.weights.bank is not None or not transformer.uses_cross(
     config.model.conditioning
   ):
     return source

@@ -115,7 +115,7 @@ def jit_step(
     is donated. The encoder may be None; see `train_step.make_train_step`.
   """
   step_fn = train_step.make_train_step(
-    network.clone(place=sharding.place_batch(mesh)),
+    network.clone(constrain=sharding.place_batch(mesh)),
     optimizer_lib.make_optimizer(config.optim),
     config.loss,
     stats,

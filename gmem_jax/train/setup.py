@@ -17,7 +17,7 @@ from gmem_jax.bank import (
 )
 from gmem_jax.config import networks, sections
 from gmem_jax.files import weights
-from gmem_jax.models import build, conditioning, retrieval, transformer
+from gmem_jax.models import build, retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
@@ -109,7 +109,7 @@ def lookup_bank(
   Raises:
     ValueError: If the bank has too few rows.
   """
-  if not conditioning.uses_cross(config.model.conditioning):
+  if not transformer.uses_cross(config.model.conditioning):
     return None
   retrieval.check_bank(config.retrieval, bank)
   where = bank_sharding.sharding_of(bank)
@@ -131,7 +131,7 @@ def make_retrieve(
   Returns:
     The function; None for a network that does not attend to neighbours.
   """
-  if bank is None or not conditioning.uses_cross(config.model.conditioning):
+  if bank is None or not transformer.uses_cross(config.model.conditioning):
     return None
   placement = bank_sharding.lookup_placement(bank)
   return retrieval.make_retrieve(config.retrieval, placement, config.seed)

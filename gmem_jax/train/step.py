@@ -192,7 +192,7 @@ def make_train_step(
 
   Source: paper §3; the published training loop.
   """
-  adaln = conditioning.uses_adaln(network.conditioning)
+  adaln = transformer.uses_adaln(network.conditioning)
   project = loss_config.projection_weight > 0
   update = make_update(
     network, tx, loss_config, ema_decay=ema_decay, accumulation=accumulation
@@ -260,9 +260,9 @@ def example_inputs(
     (x, t, snippet, neighbours) of one example.
   """
   snippet = neighbours = None
-  if snippet_dim is not None and conditioning.uses_adaln(kind):
+  if snippet_dim is not None and transformer.uses_adaln(kind):
     snippet = jnp.zeros((1, snippet_dim))
-  if snippet_dim is not None and conditioning.uses_cross(kind):
+  if snippet_dim is not None and transformer.uses_cross(kind):
     neighbours = conditioning.Neighbours(
       jnp.zeros((1, 1, snippet_dim)), jnp.zeros((1, 1))
     )

@@ -13,10 +13,10 @@ from gmem_jax.data import (
   sources,
   store,
 )
-from gmem_jax.models.encoders import identity, random_conv
+from gmem_jax.models.encoders import protocols, random_conv
 
 IMAGES = 40
-WIDTH = random_conv.RandomConvEncoder.width
+WIDTH = random_conv.WIDTH
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def digits():
 @pytest.fixture(scope="module")
 def networks():
   return encode.Frozen(
-    identity.IdentityTokenizer(),
-    random_conv.RandomConvEncoder(0, 1),
+    protocols.IdentityTokenizer(),
+    random_conv.make(0, 1),
     latents="sample",
     tokens="int8",
     mirrored=True,

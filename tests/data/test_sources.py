@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.data import in_memory, records, sources
-from gmem_jax.models.encoders import identity, protocols, random_conv
+from gmem_jax.models.encoders import protocols, random_conv
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def test_impossible_holdout_names_the_key(digits, holdout):
 
 def test_prepare_aligns_records_and_bank(digits):
   images = digits.take(np.arange(300), "first")
-  encoder = random_conv.RandomConvEncoder(0, 1)
-  prepared = in_memory.prepare(images, identity.IdentityTokenizer(), encoder)
+  encoder = random_conv.make(0, 1)
+  prepared = in_memory.prepare(images, protocols.IdentityTokenizer(), encoder)
   assert prepared.info.size == len(prepared.records) == 300
   assert prepared.info.source == "first"
   record = prepared.records.read(280, records.Coins(False, False, False))

@@ -23,7 +23,7 @@ from gmem_jax.data import (
   sources,
   store,
 )
-from gmem_jax.models.encoders import identity, random_conv, vae
+from gmem_jax.models.encoders import protocols, random_conv, vae
 
 pytestmark = pytest.mark.filterwarnings(
   "ignore:Palette images with Transparency"
@@ -37,8 +37,8 @@ SETTINGS = {"latents": "sample", "tokens": "int8", "mirrored": True}
 @pytest.fixture(scope="module")
 def networks():
   return encode_lib.Frozen(
-    identity.IdentityTokenizer(),
-    random_conv.RandomConvEncoder(0, 3),
+    protocols.IdentityTokenizer(),
+    random_conv.make(0, 3),
     seed=0,
     device_batch=1,
     **SETTINGS,
@@ -171,7 +171,7 @@ def test_rows_records_and_images_stay_aligned(prepared, networks):
     [str(shard.path) for shard in opened.shards]
   )
   assert len(records) == 2 * len(names)
-  encoder = random_conv.RandomConvEncoder(0, 3)
+  encoder = random_conv.make(0, 3)
   rows = opened.bank_rows()
   for i, name in enumerate(names):
     with Image.open(source.root / name) as image:
@@ -412,7 +412,7 @@ def test_records_are_as_small_as_promised(tokens, latents):
 
 
 @flax.struct.dataclass
-class Tokenizer(vae.Tokenizer):
+class Tokenizer(vae.VAETokenizer):
   """Pixels with a posterior around them."""
 
   def posterior(self, images):
@@ -421,7 +421,7 @@ class Tokenizer(vae.Tokenizer):
 
 def test_draws_do_not_depend_on_the_batch():
   tokenizer = Tokenizer("pixels", vae.VARIANTS["va_vae"], {})
-  encoder = random_conv.RandomConvEncoder(0, 3)
+  encoder = random_conv.make(0, 3)
   random = np.random.default_rng(0)
   images = random.integers(0, 255, (4, SIZE, SIZE, 3), np.uint8)
 

@@ -89,7 +89,9 @@ def write_vae(path):
     "step": None,
   }
   weights.save_converted(path, {"params": params}, metadata)
-  return vae.Tokenizer(name="va_vae", network=network, params=params), metadata
+  return vae.VAETokenizer(
+    name="va_vae", network=network, params=params
+  ), metadata
 
 
 def test_latents_are_decoded_when_asked_for(tmp_path):

@@ -96,7 +96,7 @@ def test_attention_is_the_documented_one():
   layer = conditioning.CrossAttention(heads=2, rms_norm=True, dtype="float32")
   k = jax.random.split(jax.random.key(0), 3)
   x = jax.random.normal(k[0], (1, 4, 8))
-  memory = conditioning.Memory(
+  memory = conditioning.MemoryTokens(
     tokens=jax.random.normal(k[1], (1, 3, 8)),
     scores=jnp.array([[0.9, 0.2, 0.7]]),
     present=jnp.array([[True, True, False]]),

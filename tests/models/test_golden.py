@@ -11,7 +11,7 @@ import pytest
 
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import dit
-from gmem_jax.models import embeddings, layers, lightning_dit, sit
+from gmem_jax.models import layers, lightning_dit, sit
 from tests import recipe
 from tests.models import networks
 
@@ -47,7 +47,7 @@ def _layers(network, params, x, t, snippet):
   out = {
     "x_patch": seen["patch_embed"],
     "x_tokens": seen["patch_embed"] + params["pos_embed"],
-    "t_freq": embeddings.timestep_features(t),
+    "t_freq": layers.timestep_features(t),
     "t_emb": seen["time_embed"],
     "c_emb": seen["snippet_embed"],
     "final_layer": seen["final"],
@@ -160,7 +160,7 @@ def test_tables(golden):
     np.testing.assert_array_equal(table, golden.params["pos_embed"])
     # An average of weights drifts off the analytic table (here by design).
     if not golden.name.endswith("_ema"):
-      ours = embeddings.sincos_positions(side, network.width)
+      ours = layers.sincos_positions(side, network.width)
       networks.assert_close(ours, table, "pos_embed")
 
 
@@ -206,7 +206,7 @@ def test_published_size(golden_dir, name):
     dit.state_dict_shapes(network, side),
     skip=lambda key: key == "pos_embed" or key.startswith("feat_rope."),
   )
-  weights["pos_embed"] = embeddings.sincos_positions(side, network.width)
+  weights["pos_embed"] = layers.sincos_positions(side, network.width)
   params = networks.to_flax(network, weights)
   del weights
 

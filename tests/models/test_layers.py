@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.models import attention, embeddings, layers
+from gmem_jax.models import attention, layers
 
 
 def _normal(seed, *shape):
@@ -136,10 +136,10 @@ def test_layer_norm_of_a_large_mean_is_accurate():
 def test_rotation_depends_on_relative_position_only():
   """<R(p) q, R(p') k> is a function of p - p', in rows and in columns."""
   grid, width = 4, 8
-  cos, sin = embeddings.rope_tables(grid, width)
+  cos, sin = attention.rope_tables(grid, width)
   one = jnp.ones((1, grid * grid, 1, 1))
   q, k = one * _normal(0, 1, 1, 1, width), one * _normal(1, 1, 1, 1, width)
-  q, k = embeddings.rotate(q, cos, sin), embeddings.rotate(k, cos, sin)
+  q, k = attention.rotate(q, cos, sin), attention.rotate(k, cos, sin)
   scores = jnp.einsum("bnhd,bmhd->nm", q, k)
   scores = scores.reshape(grid, grid, grid, grid)  # row, column of q and k.
   by_offset = {}
@@ -155,7 +155,7 @@ def test_rotation_depends_on_relative_position_only():
 
 
 def test_position_table_encodes_columns_first():
-  table = embeddings.sincos_positions(3, 8)[0].reshape(3, 3, 8)
+  table = layers.sincos_positions(3, 8)[0].reshape(3, 3, 8)
   assert (table[0, :, :4] == table[2, :, :4]).all()
   assert (table[:, 0, 4:] == table[:, 2, 4:]).all()
   np.testing.assert_allclose(table[1, 2, :2], np.sin([2, 0.02]), rtol=1e-6)

@@ -93,12 +93,12 @@ def test_dropped_neighbours_are_absent(bank):
 )
 def test_bad_settings_are_refused(bank, fields, message):
   with pytest.raises(ValueError, match=message):
-    networks.RetrievalConfig(*fields).check(bank)
+    retrieval.check_bank(networks.RetrievalConfig(*fields), bank)
 
 
 def test_as_many_neighbours_as_the_bank_has(bank):
-  config(39).check(bank)
-  config(40, exclude_own=False).check(bank)
+  retrieval.check_bank(config(39), bank)
+  retrieval.check_bank(config(40, exclude_own=False), bank)
   found = retrieve(
     config(39), bank, bank_lib.snippets(bank, jnp.array([0])), jnp.array([0])
   )

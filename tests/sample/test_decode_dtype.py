@@ -9,7 +9,7 @@ from gmem_jax import rngs
 from gmem_jax.bench import sample
 from gmem_jax.commands import compile as compile_command
 from gmem_jax.data import load_encoders
-from gmem_jax.models.encoders import identity, protocols, vae
+from gmem_jax.models.encoders import protocols, vae
 from gmem_jax.parallel import sharding
 from tests.bench import shapes
 
@@ -20,7 +20,7 @@ TINY = vae.AutoencoderKL(ch=32, ch_mult=(1, 2), latent_channels=4)
 def tokenizer():
   images = jnp.zeros((1, 8, 8, 3))
   params = TINY.init(rngs.key(0, "init"), images)["params"]
-  return vae.Tokenizer(name="va_vae", network=TINY, params=params)
+  return vae.VAETokenizer(name="va_vae", network=TINY, params=params)
 
 
 def test_bfloat16_moves_pixels_by_little(tokenizer):
@@ -41,7 +41,7 @@ def test_float32_is_the_tokenizer_as_it_was(tokenizer):
   assert load_encoders.decoder(tokenizer, "float32").network == TINY.clone(
     dtype="float32"
   )
-  without = identity.IdentityTokenizer()
+  without = protocols.IdentityTokenizer()
   assert load_encoders.decoder(without, "bfloat16") is without
 
 

@@ -17,7 +17,7 @@ from gmem_jax import rngs
 from gmem_jax.bank import draw, interpolate, select
 from gmem_jax.commands import sample as sample_command, train as train_command
 from gmem_jax.data import image_files, images as images_lib, load_encoders
-from gmem_jax.models.encoders import identity
+from gmem_jax.models.encoders import protocols
 from gmem_jax.sample import pretrained
 from tests import published, tiny
 
@@ -452,7 +452,7 @@ def test_channels_must_agree(converted):
   channels = tokenizer.network.latent_channels
   with pytest.raises(ValueError, match=rf"tokenizer_weights.*of {channels} ch"):
     load_encoders.load_stats(config, tokenizer, channels + 1)
-  plain = identity.IdentityTokenizer()
+  plain = protocols.IdentityTokenizer()
   with pytest.raises(ValueError, match=rf"latent_stats.*of {channels} ch"):
     load_encoders.load_stats(config, plain, channels + 1)
 

@@ -65,7 +65,7 @@ def test_bfloat16_tokens_are_only_cast():
 def test_tokens_of_pixels_are_of_the_mirrored_view():
   pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
   mirrored = np.array([False, True, True, False])
-  encoder = random_conv.RandomConvEncoder(0, 3)
+  encoder = random_conv.make(0, 3)
   batch = {"pixels": jnp.asarray(pixels), "mirrored": jnp.asarray(mirrored)}
   found = jax.jit(batch_lib.tokens)(batch, encoder)
   seen = pixels.copy()

@@ -58,7 +58,7 @@ def parts():
 
 def test_tokens_of_pixels_are_those_that_would_be_stored(parts):
   state, step, batch, bank = parts
-  encoder = random_conv.RandomConvEncoder(0, 3)
+  encoder = random_conv.make(0, 3)
   pixels = np.random.default_rng(1).integers(0, 256, (B, 16, 16, 3), np.uint8)
   mirrored = np.array([True, False, True, False])
   seen = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)

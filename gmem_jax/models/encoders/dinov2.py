@@ -60,7 +60,7 @@ def preprocess(images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 3"]:
   return resize.bicubic((images - mean) / std, (side, side))
 
 
-class Block(nn.Module):
+class DINOv2Block(nn.Module):
   """Pre-norm transformer block with LayerScale on both branches.
 
   Attributes:
@@ -214,10 +214,10 @@ class DINOv2(nn.Module):
     grid = resize.bicubic_antialias(grid, (rows, columns))
     return jnp.concatenate([cls, grid.reshape(1, -1, self.width)], axis=1)
 
-  def _block(self) -> Block:
+  def _block(self) -> DINOv2Block:
     hidden = 4 * self.width if self.hidden is None else self.hidden
     # Detached (parent None): its parameters are slices of the stacked ones.
-    return Block(self.width, self.heads, hidden, self.dtype, parent=None)
+    return DINOv2Block(self.width, self.heads, hidden, self.dtype, parent=None)
 
   def _init_blocks(self, key: jax.Array) -> Any:
     block, tokens = self._block(), jnp.zeros((1, 1, self.width))
@@ -226,7 +226,7 @@ class DINOv2(nn.Module):
 
 
 @flax.struct.dataclass
-class Encoder:
+class DINOv2Encoder:
   """The network with its weights, as one function of images; a pytree of them.
 
   Attributes:

@@ -27,6 +27,25 @@ class Tokenizer(Protocol):
     ...
 
 
+@flax.struct.dataclass
+class IdentityTokenizer:
+  """Latents are pixels, for images small enough to model directly."""
+
+  name: str = flax.struct.field(pytree_node=False, default="identity")
+
+  def encode(
+    self, images: Float[Array, "b H W ch"]
+  ) -> Float[Array, "b H W ch"]:
+    """Returns the images."""
+    return images
+
+  def decode(
+    self, latents: Float[Array, "b H W ch"]
+  ) -> Float[Array, "b H W ch"]:
+    """Returns the latents."""
+    return latents
+
+
 @runtime_checkable
 class FeatureEncoder(Protocol):
   """Images to the memory snippet and the targets of the projection loss."""

@@ -8,6 +8,7 @@ published weights are at hand.
 import functools
 from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
@@ -17,6 +18,7 @@ from gmem_jax.bank import bank as bank_lib
 
 # Output channels and stride of each layer.
 LAYERS = ((64, 1), (128, 2), (192, 2))
+WIDTH = 4 * LAYERS[-1][0]
 
 
 def name(seed: int) -> str:
@@ -28,25 +30,24 @@ def name(seed: int) -> str:
   return f"random_conv(seed={seed})"
 
 
+@flax.struct.dataclass
 class RandomConvEncoder:
-  """Fixed random convolutions, pooled to 2 x 2, as one unit vector; a pytree.
+  """Fixed random convolutions, pooled to 2 x 2, as one unit vector.
 
   Attributes:
     name: Identifies the weights, so that a bank records what made it.
-    width: Width of the feature: 2 * 2 * 192 = 768.
+    kernels: One for each of `LAYERS`.
+    centre: Subtracted from the pooled features, before they are normalised.
   """
 
-  width = 4 * LAYERS[-1][0]
+  name: str = flax.struct.field(pytree_node=False)
+  kernels: Any
+  centre: Any
 
-  def __init__(self, seed: int, channels: int):
-    """Draws the weights, and centres them on images of noise.
-
-    Args:
-      seed: Seed of the weights.
-      channels: Channels of the images.
-    """
-    self.name = name(seed)
-    self.kernels, self._centre = _draw(rngs.key(seed, "encoder"), channels)
+  @property
+  def width(self) -> int:
+    """Width of the feature: 2 * 2 * 192 = 768."""
+    return WIDTH
 
   def __call__(
     self, images: Float[Array, "b H W ch"]
@@ -69,8 +70,15 @@ class RandomConvEncoder:
         f" {height} x {width}; change encoder.features"
       )
     x = _convolve(self.kernels, images)
-    feature = bank_lib.normalise(_pool(x) - self._centre[None])
+    feature = bank_lib.normalise(_pool(x) - self.centre[None])
     return feature, x.reshape(b, -1, x.shape[-1])
+
+
+def make(seed: int, channels: int) -> RandomConvEncoder:
+  """Draws the weights, and centres the features on those of noise."""
+  return RandomConvEncoder(
+    name(seed), *_draw(rngs.key(seed, "encoder"), channels)
+  )
 
 
 @functools.partial(jax.jit, static_argnames="channels")
@@ -113,17 +121,3 @@ def _pool(x: Float[Array, "b h w z"]) -> Float[Array, "b d"]:
   b, h, w, z = x.shape
   grid = x.reshape(b, 2, h // 2, 2, w // 2, z).mean(axis=(2, 4))
   return grid.reshape(b, 4 * z)
-
-
-def _flatten(encoder: RandomConvEncoder) -> tuple[tuple[Any, Any], str]:
-  return (encoder.kernels, encoder._centre), encoder.name
-
-
-def _unflatten(name: str, leaves: tuple[Any, Any]) -> RandomConvEncoder:
-  encoder = object.__new__(RandomConvEncoder)
-  encoder.name = name
-  encoder.kernels, encoder._centre = leaves
-  return encoder
-
-
-jax.tree_util.register_pytree_node(RandomConvEncoder, _flatten, _unflatten)

@@ -122,7 +122,7 @@ class AutoencoderKL(nn.Module):
     """Names the four parts as the published files do."""
     widths = tuple(self.ch * m for m in self.ch_mult)
     moments = 2 * self.latent_channels
-    self.encoder = vae_layers.Encoder(
+    self.encoder = vae_layers.VAEEncoder(
       moments,
       self.ch,
       widths,
@@ -131,7 +131,7 @@ class AutoencoderKL(nn.Module):
       self.num_groups,
       self.dtype,
     )
-    self.decoder = vae_layers.Decoder(
+    self.decoder = vae_layers.VAEDecoder(
       3,
       widths,
       self.num_res_blocks + 1,
@@ -205,7 +205,7 @@ class AutoencoderKL(nn.Module):
 
 
 @flax.struct.dataclass
-class Tokenizer:
+class VAETokenizer:
   """An autoencoder with its weights; a pytree of them.
 
   Attributes:

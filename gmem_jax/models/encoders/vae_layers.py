@@ -141,7 +141,7 @@ class Middle(nn.Module):
     return ResBlock(width, self.num_groups, self.dtype, name="block_1")(x)
 
 
-class Encoder(nn.Module):
+class VAEEncoder(nn.Module):
   """Image -> feature map at the lowest resolution.
 
   Attributes:
@@ -181,8 +181,8 @@ class Encoder(nn.Module):
     )(x)
 
 
-class Decoder(nn.Module):
-  """Latent -> image; the mirror of Encoder with one more block per level.
+class VAEDecoder(nn.Module):
+  """Latent -> image; the mirror of VAEEncoder with one more block per level.
 
   Attributes:
     out_channels: Channels of the result.

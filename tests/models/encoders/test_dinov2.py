@@ -45,9 +45,9 @@ def _random_params(model: dinov2.DINOv2, scale: float = 0.3):
   )
 
 
-def _block(model: dinov2.DINOv2) -> dinov2.Block:
+def _block(model: dinov2.DINOv2) -> dinov2.DINOv2Block:
   hidden = model.hidden or 4 * model.width
-  return dinov2.Block(model.width, model.heads, hidden, model.dtype)
+  return dinov2.DINOv2Block(model.width, model.heads, hidden, model.dtype)
 
 
 def _block_params(params, index: int):
