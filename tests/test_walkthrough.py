@@ -13,7 +13,7 @@ from gmem_jax.commands import (
   train as train_command,
 )
 from gmem_jax.config import sections
-from gmem_jax.data import photos, records, store
+from gmem_jax.data import photos, schema as schema_lib, store
 from gmem_jax.train import dataset as dataset_lib, metrics
 from tests import published
 
@@ -74,8 +74,8 @@ def test_photographs_become_records_and_a_bank(base, prepared):
   assert report["skipped"] == []
   assert report["bank"] == prepared.info.digest
   data = dataset_lib.load(make_config(base))
-  coins = records.Coins(latent=False, tokens=False, feature=False)
-  record = data.train.records.read(5, coins)
+  flips = schema_lib.Flips(latent=False, tokens=False, feature=False)
+  record = data.train.records.read(5, flips)
   row = np.asarray(prepared.bank_rows()[5])
   np.testing.assert_allclose(
     np.float32(record["feature"]), row, rtol=2**-8, atol=1e-30

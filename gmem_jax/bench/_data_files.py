@@ -7,7 +7,7 @@ measured is how many bytes there are and how they come into batches.
 import importlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -17,8 +17,8 @@ import safetensors.numpy
 
 from gmem_jax.config import sections
 from gmem_jax.data import (
+  pipeline,
   prepare_join,
-  records as records_lib,
   schema as schema_lib,
   shards,
   sources,
@@ -186,7 +186,7 @@ class ManyTimes:
   cipher works on 16 bits at least, and skips numbers that are too large.
   """
 
-  def __init__(self, records: records_lib.Records, times: int):
+  def __init__(self, records: pipeline.Records, times: int):
     """Repeats records.
 
     Args:
@@ -199,18 +199,20 @@ class ManyTimes:
   def __len__(self) -> int:
     return self._times * len(self._records)
 
-  def spec(self) -> dict[str, records_lib.Spec]:
+  def spec(self) -> dict[str, schema_lib.Spec]:
     """Shape and type of every field."""
     return self._records.spec()
 
-  def read(self, index: int, coins: records_lib.Coins) -> records_lib.Record:
+  def read(
+    self, index: int, flips: schema_lib.Flips
+  ) -> Mapping[str, np.ndarray]:
     """The example of an image.
 
     Args:
       index: Number of the image, in any of the repetitions.
-      coins: Which parts are mirrored.
+      flips: Which parts are mirrored.
     """
-    return self._records.read(index % len(self._records), coins)
+    return self._records.read(index % len(self._records), flips)
 
 
 def random_batch(size: int) -> dict[str, np.ndarray]:

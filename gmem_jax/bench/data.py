@@ -28,7 +28,7 @@ from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _data_files as files
 from gmem_jax.config import training
-from gmem_jax.data import pipeline, records as records_lib, store, upstream
+from gmem_jax.data import pipeline, store, upstream
 from gmem_jax.diffusion import losses
 from gmem_jax.models import lightning_dit
 from gmem_jax.models.encoders import protocols
@@ -51,7 +51,7 @@ Batches = Callable[[], Iterator[Any]]
 
 
 def make_loader(
-  reader: records_lib.Records, batch: int, to: Any = None
+  reader: pipeline.Records, batch: int, to: Any = None
 ) -> Iterator[dict[str, Any]]:
   """The product's loader, as training uses it.
 
@@ -130,7 +130,7 @@ def examples_per_second(
 
 
 def step_ratio(
-  reader: records_lib.Records, *, batch: int, steps: int, rounds: int
+  reader: pipeline.Records, *, batch: int, steps: int, rounds: int
 ) -> tuple[float, float]:
   """A training step with the loader, and with a batch that is always there.
 
@@ -243,14 +243,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = {
       "published": files.write_published(root / "published", args.images)
     }
-    readers: dict[str, records_lib.Records] = {
+    readers: dict[str, pipeline.Records] = {
       "published": upstream.UpstreamRecords(root / "published")
     }
     for tokens in ("bf16", "int8", "pixels"):
       sizes[tokens] = files.write_prepared(root / tokens, args.images, tokens)
-      readers[tokens] = records_lib.PreparedRecords(
-        store.open_store(root / tokens)
-      )
+      readers[tokens] = store.PreparedRecords(store.open_store(root / tokens))
     has_torch = importlib.util.find_spec("torch") is not None
     args.peer = args.peer or ("torch" if has_torch else "numpy")
     peer = files.PublishedReader(root / "published", args.peer)

@@ -50,7 +50,7 @@ class DataConfig:
     shard_size: Images in a shard, which is what is written anew after a kill.
     device_batch: Images that the frozen networks see at a time on each device.
     independent_flips: Whether latent, tokens and feature of an example are
-      mirrored by three coins, as in the published code, not by one.
+      mirrored by a flip flag each, as in the published code, or share one.
   """
 
   source: Literal["folder", "tfds", "digits", "upstream", "none"]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.data import records as records_lib, sources
+from gmem_jax.data import pipeline, sources
 from gmem_jax.models.encoders import protocols
 
 # Images that the frozen networks see at a time.
@@ -28,7 +28,7 @@ class Prepared:
     token_shape: n, d of the projection's targets, or None without them.
   """
 
-  records: records_lib.Records
+  records: pipeline.Records
   bank: bank_lib.MemoryBank
   info: bank_lib.BankInfo
   stats: protocols.LatentStats
@@ -62,7 +62,7 @@ def prepare(
   latents, rows = (np.concatenate(p)[:count] for p in zip(*parts, strict=True))
   bank = bank_lib.MemoryBank(rows=jnp.asarray(rows))
   return Prepared(
-    records=records_lib.InMemoryRecords(
+    records=pipeline.InMemoryRecords(
       {
         "latent": latents,
         "row": np.arange(count, dtype=np.int32),

@@ -9,27 +9,107 @@ float32 of them inside the training step.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import jax
 import numpy as np
 
-from gmem_jax.data import records as records_lib
+from gmem_jax.data import schema
 from gmem_jax.parallel import sharding
 
-# Most threads that read, and most bytes that lie read ahead of the step.
+# Most threads that read; fewer where there are fewer cores. Measured on two
+# cores, grain's own 16 threads read bfloat16 records at a third of the rate.
 MAX_THREADS = 16
+# Most bytes that are read ahead of the step. An XL's batch of 256 with bfloat16
+# tokens has 106 MB, so a fixed number of batches could exhaust the host.
 READ_AHEAD_BYTES = 2 << 30
-# Batches that are on the devices, or under way to them, ahead of the step.
+# Batches on the devices, or on their way, ahead of the step. Each takes memory
+# that the step could use.
 DEVICE_BATCHES = 2
 
-_PARTS = len(records_lib.Coins._fields)
+_PARTS = len(schema.Flips._fields)
+
+
+@runtime_checkable
+class Records(Protocol):
+  """Random access to training examples, from several threads at once.
+
+  An example has `row` and a choice of the other fields:
+    latent        [h w c] float32 or bfloat16, not normalised; or
+    mean, logvar  [h w c] of the tokenizer's posterior
+    tokens        [n d] float32, bfloat16, or int8 with
+    token_scales  [n] float32; or
+    pixels        [H W ch] uint8, the image as it is, with
+    mirrored      [] bool, whether the example is its mirror image
+    feature       [d] the raw feature of this view of the image
+    row           [] int32, the image's row of the memory bank
+    label         [] int32, its class, -1 where it has none
+
+  Attributes:
+    mirrored: Whether there are mirror images; else all flip flags are False.
+  """
+
+  mirrored: bool
+
+  def spec(self) -> dict[str, schema.Spec]:
+    """Shape and type of every field."""
+    ...
+
+  def __len__(self) -> int:
+    """Number of images."""
+    ...
+
+  def read(self, index: int, flips: schema.Flips) -> Mapping[str, np.ndarray]:
+    """The example of an image, in views of what was read where possible."""
+    ...
+
+
+class InMemoryRecords:
+  """Records held as one array per field; without mirror images.
+
+  Attributes:
+    fields: The arrays "latent", "row" and "label"; their leading axis runs over
+      the records.
+  """
+
+  mirrored = False
+
+  def __init__(self, fields: Mapping[str, np.ndarray]):
+    """Checks and keeps the arrays.
+
+    Raises:
+      ValueError: On an unknown field, a missing one, or unequal lengths.
+    """
+    expected = ["label", "latent", "row"]
+    if sorted(fields) != expected:
+      raise ValueError(f"records have {sorted(fields)}, not {expected}")
+    lengths = {name: len(value) for name, value in fields.items()}
+    if len(set(lengths.values())) != 1:
+      raise ValueError(f"fields differ in length: {lengths}")
+    self.fields = dict(fields)
+
+  def __len__(self) -> int:
+    return len(self.fields["row"])
+
+  def __repr__(self) -> str:
+    return f"InMemoryRecords({len(self)})"
+
+  def spec(self) -> dict[str, schema.Spec]:
+    """Shape and type of every field."""
+    return {
+      n: schema.Spec(v.shape[1:], v.dtype) for n, v in self.fields.items()
+    }
+
+  def read(self, index: int, flips: schema.Flips) -> Mapping[str, np.ndarray]:
+    """The example of an image; the flip flags cannot be set."""
+    del flips
+    return {name: value[index] for name, value in self.fields.items()}
 
 
 def make_dataset(
-  records: records_lib.Records,
+  records: Records,
   *,
   fields: Sequence[str],
   seed: int,
@@ -43,13 +123,14 @@ def make_dataset(
   """Builds the shuffled, endless dataset of one process.
 
   Args:
-    records: Random access to the records.
+    records: What to read from.
     fields: The fields to read.
-    seed: Seed of the shuffles, each epoch its own.
-    mirror_seed: Seed of the coins that choose an image or its mirror image at
-      every step; None for the images as they are.
-    independent_flips: Latent, tokens and feature by a coin each, as in the
-      published code: they then show the same view in one example of four.
+    seed: Seed of the shuffles; each epoch has its own.
+    mirror_seed: Seed of the flip flags that choose an image or its mirror image
+      at every step; None for the images as they are.
+    independent_flips: Whether latent, tokens and feature have a flag each, as
+      in the published code: they then show the same view in one example of
+      four.
     batch_size: Global batch size, a multiple of `process_count`.
     steps_per_dispatch: Steps that are stacked into one element.
     process_index: This process.
@@ -65,27 +146,29 @@ def make_dataset(
   """
   if batch_size % process_count:
     raise ValueError(
-      f"train.batch_size={batch_size} is not a multiple of the"
+      f"config.train.batch_size={batch_size}: must be a multiple of the"
       f" {process_count} processes"
     )
   if batch_size > len(records):
     raise ValueError(
-      f"train.batch_size={batch_size} exceeds the {len(records)} records"
+      f"config.train.batch_size={batch_size}: must be at most the number of"
+      f" records, {len(records)}"
     )
   if mirror_seed is not None and not records.mirrored:
     raise ValueError(
-      f"data.mirror=True: there are no mirror images in {records!r}"
+      f"config.data.mirror=True: {records!r} has no mirror images; prepare them"
+      " with --config.data.mirror=True, or train with False"
     )
   k, rows = steps_per_dispatch, batch_size // process_count
   mine = slice(process_index * rows, (process_index + 1) * rows)
 
   def read(j: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
-    coins = np.zeros((k, rows, _PARTS), bool)
+    flips = np.zeros((k, rows, _PARTS), bool)
     if mirror_seed is not None:
       for i in range(k):
-        thrown = _throw(mirror_seed, j * k + i, batch_size)[mine]
-        coins[i] = thrown if independent_flips else thrown[:, :1]
-    return _gather(records, fields, numbers, coins)
+        drawn = _draw_flips(mirror_seed, j * k + i, batch_size)[mine]
+        flips[i] = drawn if independent_flips else drawn[:, :1]
+    return _gather(records, fields, numbers, flips)
 
   return (
     grain.MapDataset.range(len(records))
@@ -93,25 +176,28 @@ def make_dataset(
     .shuffle()
     .repeat(None)
     # Consecutive rows go to consecutive processes: the global batch, and its
-    # order, do not depend on how many there are.
-    # Without a remainder: the length of an endless one, rounded up, overflows.
+    # order, do not depend on how many processes share it.
+    # Without a remainder: the length of an endless dataset, rounded up,
+    # overflows.
     .batch(rows, drop_remainder=True)[process_index::process_count]
     .batch(k, drop_remainder=True)
     .map_with_index(read)
   )
 
 
-def _throw(seed: int, step: int, batch_size: int) -> np.ndarray:
-  """The coins of a global batch, [batch_size, parts]."""
+def _draw_flips(seed: int, step: int, batch_size: int) -> np.ndarray:
+  """The flip flags of a global batch, [batch_size, parts]."""
+  # All processes draw for the whole batch and take their rows: the flags depend
+  # on seed, step and position alone.
   random = np.random.default_rng((seed, step))
   return random.integers(0, 2, (batch_size, _PARTS), bool)
 
 
 def _gather(
-  records: records_lib.Records,
+  records: Records,
   fields: Sequence[str],
   numbers: np.ndarray,
-  coins: np.ndarray,
+  flips: np.ndarray,
 ) -> dict[str, np.ndarray]:
   """Reads records into arrays with the axes of `numbers` first."""
   spec = records.spec()
@@ -121,9 +207,9 @@ def _gather(
   # Types that numpy does not know are copied as plain bits, which is faster.
   bits = {n: f"u{a.itemsize}" for n, a in arrays.items() if a.dtype.kind == "V"}
   into = [(n, a.view(bits.get(n, a.dtype))) for n, a in arrays.items()]
-  flat = coins.reshape(numbers.size, _PARTS).tolist()
+  flat = flips.reshape(numbers.size, _PARTS).tolist()
   for i, number in enumerate(numbers.reshape(-1).tolist()):
-    record = records.read(number, records_lib.Coins(*flat[i]))
+    record = records.read(number, schema.Flips(*flat[i]))
     for name, array in into:
       value = record[name]
       array[i] = value.view(bits[name]) if name in bits else value
@@ -141,30 +227,29 @@ def batches(
     dataset: The dataset of `make_dataset`.
     first: Number of the first element.
     to: Sharding of the global arrays, for batches on the devices; their
-      transfer then runs ahead of the step.
-
-  Returns:
-    An iterator over the host's arrays, or over global ones.
+      transfer then runs ahead of the step. None for the host's arrays.
   """
   threads = min(_cores(), MAX_THREADS)
   element: Any = dataset[first]
   size = sum(array.nbytes for array in element.values())
   ahead = min(2 * threads, max(READ_AHEAD_BYTES // max(size, 1), 2))
-  ahead_of_step = dataset.to_iter_dataset(
+  stream = dataset.to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=int(ahead))
   )
   if to is not None:
-    ahead_of_step = grain.experimental.ThreadPrefetchIterDataset(
-      ahead_of_step.map(lambda batch: sharding.to_global(batch, to)),
+    stream = grain.experimental.ThreadPrefetchIterDataset(
+      stream.map(lambda batch: sharding.to_global(batch, to)),
       prefetch_buffer_size=DEVICE_BATCHES,
     )
-  iterator = iter(ahead_of_step)
+  iterator = iter(stream)
+  # Nothing before `first` is read: a position is all the state there is.
   iterator.set_state({"next_index": first})
   return iterator
 
 
 def _cores() -> int:
   """Cores that this process may use."""
+  # A container or scheduler may allow fewer cores than the machine has.
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

@@ -1,5 +1,6 @@
 """Shards to whole prepared data: the bank, the statistics, the report."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -150,7 +151,9 @@ def _join_bank(
     bank, encoder=schema.features["name"], source=schema.source["name"]
   )
   os.replace(partial, path)
-  store.write_info(directory, info)
+  atomic.write_json(
+    directory / bank_files.PREPARED / "info.json", dataclasses.asdict(info)
+  )
   return info
 
 

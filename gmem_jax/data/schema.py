@@ -31,19 +31,46 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from gmem_jax.config import sections
+
 VERSION = 1
 FILE = "schema.json"
 
-Latents = Literal["posterior", "sample"]
-Tokens = Literal["bf16", "int8", "pixels", "none"]
-
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ALIGNMENT = 8
+
+
+class Spec(NamedTuple):
+  """Shape and type of a field of one example."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+
+class Flips(NamedTuple):
+  """Flip flags: which parts of an example come from its mirror image.
+
+  All or none, except in the published code, which draws one flag for each.
+  """
+
+  latent: bool
+  tokens: bool
+  feature: bool
+
+  def of(self, field: str) -> bool:
+    """The flag of the part that a field belongs to."""
+    if field in ("feature", "tokens"):
+      return getattr(self, field)
+    return self.tokens if field in _TOKEN_FIELDS else self.latent
+
+
+# Pixels are what the training step computes the tokens from.
+_TOKEN_FIELDS = ("token_scales", "pixels", "mirrored")
 
 
 class Field(NamedTuple):
@@ -105,8 +132,8 @@ class Schema:
   """
 
   version: int
-  latents: Latents
-  tokens: Tokens
+  latents: sections.Latents
+  tokens: sections.Tokens
   mirrored: bool
   latent_shape: tuple[int, int, int]
   token_shape: tuple[int, int]

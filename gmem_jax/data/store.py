@@ -3,10 +3,13 @@
 `gmem_jax.data.schema` says what lies where.
 """
 
+import bisect
 import dataclasses
+import itertools
 import pathlib
 
 import numpy as np
+from array_record.python import array_record_data_source
 
 from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.data import schema as schema_lib
@@ -111,12 +114,84 @@ def open_store(directory: pathlib.Path) -> Store:
   )
 
 
-def write_info(directory: pathlib.Path, info: bank_lib.BankInfo) -> None:
-  """Writes where the bank comes from.
+class PreparedRecords:
+  """What `--mode=prepare` wrote.
 
-  Args:
-    directory: Of prepared data.
-    info: The bank's.
+  Attributes:
+    store: The directory.
+    mirrored: Whether there are mirror images.
   """
-  path = directory / bank_files.PREPARED / "info.json"
-  atomic.write_json(path, dataclasses.asdict(info))
+
+  def __init__(self, store: Store):
+    """Opens the shards.
+
+    Args:
+      store: The directory, checked.
+
+    Raises:
+      ValueError: If there is no image, or its record is not of the schema.
+    """
+    self.store = store
+    self.mirrored = store.schema.mirrored
+    self._layout = schema_lib.layout(store.schema)
+    if not store.images:
+      raise ValueError(f"{store.directory} holds no images")
+    counts = [s.images * store.schema.records_per_image for s in store.shards]
+    self._source = array_record_data_source.ArrayRecordDataSource(
+      [
+        f"{shard.path}[0:{count}]"  # Its way to say so: no file is opened yet.
+        for shard, count in zip(store.shards, counts, strict=True)
+      ]
+    )
+    self._ends = list(itertools.accumulate(counts))
+    self.read(
+      0, schema_lib.Flips(False, False, False)
+    )  # Another schema shows at once.
+
+  def __len__(self) -> int:
+    return self.store.images
+
+  def __repr__(self) -> str:
+    return f"{self.store.directory} ({len(self)} images)"
+
+  def spec(self) -> dict[str, schema_lib.Spec]:
+    """Shape and type of every field."""
+    found = {
+      name: schema_lib.Spec(field.shape[field.viewed :], field.dtype)
+      for name, field in self._layout.fields.items()
+    }
+    if "pixels" in found:
+      found["mirrored"] = schema_lib.Spec((), np.dtype(bool))
+    return found | {"row": schema_lib.Spec((), np.dtype(np.int32))}
+
+  def read(self, index: int, flips: schema_lib.Flips) -> dict[str, np.ndarray]:
+    """The example of an image; see `Records`.
+
+    Args:
+      index: Number of the image.
+      flips: Which parts are mirrored.
+
+    Raises:
+      ValueError: If the record is damaged; names its file.
+    """
+    result = self._view(index, flips.latent)
+    if any(c != flips.latent for c in flips):
+      other = self._view(index, not flips.latent)
+      for name in result:
+        if flips.of(name) != flips.latent:
+          result[name] = other[name]
+    if "pixels" in result:
+      result["mirrored"] = np.asarray(flips.tokens)
+    result["row"] = np.asarray(index, np.int32)
+    return result
+
+  def _view(self, index: int, mirrored: bool) -> dict[str, np.ndarray]:
+    """All fields of one view of an image."""
+    number, view = self.store.schema.locate(index, int(mirrored))
+    try:
+      return schema_lib.decode(self._layout, self._source[number], view)
+    except (RuntimeError, ValueError, IndexError) as error:
+      shard = self.store.shards[bisect.bisect_right(self._ends, number)]
+      raise ValueError(
+        f"{shard.path}: record {number} of the data: {error}"
+      ) from None

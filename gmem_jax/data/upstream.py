@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from gmem_jax.data import records
+from gmem_jax.data import schema
 from gmem_jax.files.torch_reader import torch_file
 
 # Their name -> our field, the coin that mirrors it and its number of axes.
@@ -30,7 +30,7 @@ _CHUNK = 1024  # images
 
 
 class UpstreamRecords:
-  """The published shards as `records.Records`.
+  """The published shards as `pipeline.Records`.
 
   Attributes:
     mirrored: True, every image has its mirror image.
@@ -96,7 +96,7 @@ class UpstreamRecords:
   def __repr__(self) -> str:
     return f"UpstreamRecords({len(self)} images)"
 
-  def spec(self) -> dict[str, records.Spec]:
+  def spec(self) -> dict[str, schema.Spec]:
     """Shape and type of every field."""
     c, h, w = self._shapes["latents"]
     shapes = {
@@ -104,18 +104,16 @@ class UpstreamRecords:
       "tokens": tuple(self._shapes["representations"]),
       "feature": tuple(self._shapes["cls_tokens"]),
     }
-    found = {
-      n: records.Spec(s, np.dtype(np.float32)) for n, s in shapes.items()
-    }
-    scalar = records.Spec((), np.dtype(np.int32))
+    found = {n: schema.Spec(s, np.dtype(np.float32)) for n, s in shapes.items()}
+    scalar = schema.Spec((), np.dtype(np.int32))
     return found | {"row": scalar, "label": scalar}
 
-  def read(self, index: int, coins: records.Coins) -> records.Record:
-    """The example of an image; see `records.Records`.
+  def read(self, index: int, flips: schema.Flips) -> dict[str, np.ndarray]:
+    """The example of an image; see `pipeline.Records`.
 
     Args:
       index: Number of the image.
-      coins: Which parts are mirrored.
+      flips: Which parts are mirrored.
 
     Raises:
       IndexError: If there is no such image.
@@ -123,7 +121,7 @@ class UpstreamRecords:
     shard, inside = self._locate(index)
     result = {}
     for name, (field, _) in _FIELDS.items():
-      result[field] = shard[name + "_flip" * coins.of(field)][inside]
+      result[field] = shard[name + "_flip" * flips.of(field)][inside]
     result["latent"] = np.moveaxis(result["latent"], 0, -1)
     result["label"] = shard["labels"][inside].astype(np.int32)
     result["row"] = np.asarray(index, np.int32)

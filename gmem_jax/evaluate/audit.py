@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from gmem_jax import progress
 from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.config import sections
-from gmem_jax.data import load_encoders, records as records_lib
+from gmem_jax.data import load_encoders, pipeline, schema
 from gmem_jax.evaluate import accumulate, sources
 from gmem_jax.models.encoders import protocols
 from gmem_jax.train import dataset as dataset_lib
@@ -172,17 +172,17 @@ def in_memory(latents: np.ndarray) -> Latents:
   return Latents(len(latents), lambda numbers: latents[numbers])
 
 
-def of_records(records: records_lib.Records) -> Latents:
+def of_records(records: pipeline.Records) -> Latents:
   """The latents of training examples: of images as they are, not mirrored.
 
   Args:
     records: The examples; of a posterior the mean is compared.
   """
   field = "latent" if "latent" in records.spec() else "mean"
-  coins = records_lib.Coins(latent=False, tokens=False, feature=False)
+  flips = schema.Flips(latent=False, tokens=False, feature=False)
 
   def read_one(number: int) -> np.ndarray:
-    return records.read(number, coins)[field].astype(np.float32)
+    return records.read(number, flips)[field].astype(np.float32)
 
   def read(numbers: np.ndarray) -> np.ndarray:
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:

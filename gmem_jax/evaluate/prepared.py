@@ -10,12 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gmem_jax.data import (
-  load_encoders,
-  records as records_lib,
-  schema as schema_lib,
-  store,
-)
+from gmem_jax.data import load_encoders, schema as schema_lib, store
 from gmem_jax.files import weights
 from gmem_jax.models.encoders import protocols, vae
 
@@ -48,7 +43,7 @@ class Prepared:
     """
     opened = store.open_store(path)
     schema = opened.schema
-    self._records = records_lib.PreparedRecords(opened)
+    self._records = store.PreparedRecords(opened)
     self._field = "mean" if schema.latents == "posterior" else "latent"
     self._decode = None
     if decode is not None:
@@ -97,8 +92,8 @@ class Prepared:
     return np.concatenate(parts)
 
   def _read_one(self, number: int) -> np.ndarray:
-    coins = records_lib.Coins(latent=False, tokens=False, feature=False)
-    return self._records.read(number, coins)[self._field]
+    flips = schema_lib.Flips(latent=False, tokens=False, feature=False)
+    return self._records.read(number, flips)[self._field]
 
 
 def _tokenizer(schema: schema_lib.Schema, path: str) -> protocols.Tokenizer:

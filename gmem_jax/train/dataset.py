@@ -11,7 +11,6 @@ from gmem_jax.config import sections
 from gmem_jax.data import (
   in_memory,
   load_encoders,
-  records as records_lib,
   schema as schema_lib,
   sources,
   store as store_lib,
@@ -116,7 +115,7 @@ def _load_prepared(config: sections.Config) -> Dataset:
   if schema.tokens == "pixels" and config.loss.projection_weight:
     encoder = load_encoders.load_features(config, schema.image_shape[-1])
   train = in_memory.Prepared(
-    records=records_lib.PreparedRecords(store),
+    records=store_lib.PreparedRecords(store),
     bank=bank_lib.MemoryBank(rows=jnp.asarray(store.bank_rows())),
     info=store.info,
     stats=_stats(store.mean, store.std),

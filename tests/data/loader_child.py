@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from gmem_jax.data import pipeline, records, store
+from gmem_jax.data import pipeline, store
 from gmem_jax.parallel import sharding
 
 BATCH = 8
@@ -29,7 +29,7 @@ def main(directory: str, notes: str, steps: str, *job: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     port, count, index = map(int, job)
     jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
-  reader = records.PreparedRecords(store.open_store(pathlib.Path(directory)))
+  reader = store.PreparedRecords(store.open_store(pathlib.Path(directory)))
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
   dataset = pipeline.make_dataset(
     reader,

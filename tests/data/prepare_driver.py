@@ -17,7 +17,7 @@ import time
 import jax
 
 from gmem_jax.commands import prepare as prepare_command
-from gmem_jax.data import pipeline, records, shards, store
+from gmem_jax.data import pipeline, shards, store
 from tests import tiny
 
 KILLS = 5
@@ -81,7 +81,7 @@ def share(out: pathlib.Path, port: int, index: int, count: int) -> dict:
   prepare(out)
   opened = store.open_store(out)
   batches = pipeline.make_dataset(
-    records.PreparedRecords(opened),
+    store.PreparedRecords(opened),
     fields=("row",),
     seed=0,
     mirror_seed=None,

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from gmem_jax.data import pipeline, records, store
+from gmem_jax.data import pipeline, store
 from tests.data import loader_child, prepared
 
 pytestmark = pytest.mark.process
@@ -31,7 +31,7 @@ def directory(tmp_path_factory):
 def expected(directory):
   """Every batch, loaded here and by one process: field -> bytes."""
   dataset = pipeline.make_dataset(
-    records.PreparedRecords(store.open_store(directory)),
+    store.PreparedRecords(store.open_store(directory)),
     fields=("row", "tokens", "mean"),
     seed=1,
     mirror_seed=2,
@@ -104,6 +104,6 @@ def test_two_processes_load_disjoint_complete_shares(
     assert len(mine) == len(other) == loader_child.BATCH // 2
     np.testing.assert_array_equal(mine + other, batch["row"][0])
   # An epoch shows every image once, to one of the two.
-  images = len(records.PreparedRecords(store.open_store(directory)))
+  images = len(store.PreparedRecords(store.open_store(directory)))
   seen = np.concatenate([b["row"][0] for b in expected])[:images]
   assert sorted(seen.tolist()) == list(range(images))

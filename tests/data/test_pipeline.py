@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gmem_jax.data import pipeline, records as records_lib
+from gmem_jax.data import pipeline, schema
 from gmem_jax.parallel import sharding
 
 N, BATCH = 97, 16
@@ -15,7 +15,7 @@ N, BATCH = 97, 16
 
 @pytest.fixture
 def records():
-  return records_lib.InMemoryRecords(
+  return pipeline.InMemoryRecords(
     {
       "latent": np.zeros((N, 2, 2, 1), np.float32),
       "row": np.arange(N, dtype=np.int32),
@@ -72,10 +72,12 @@ def test_seed_changes_the_order(records):
 
 @pytest.mark.parametrize(
   ("size", "count", "match"),
-  [(15, 2, "not a multiple"), (98, 1, "exceeds the 97 records")],
+  [(15, 2, "a multiple of the 2 proc"), (98, 1, "at most .* records, 97$")],
 )
 def test_wrong_batch_size_names_the_key(records, size, count, match):
-  with pytest.raises(ValueError, match=f"train.batch_size={size}.*{match}"):
+  with pytest.raises(
+    ValueError, match=f"config.train.batch_size={size}: .*{match}"
+  ):
     pipeline.make_dataset(
       records,
       fields=("row",),
@@ -99,17 +101,17 @@ class Numbers:
 
   def spec(self):
     return {
-      "row": records_lib.Spec((), np.dtype(np.int32)),
-      "latent": records_lib.Spec((3,), np.dtype(ml_dtypes.bfloat16)),
+      "row": schema.Spec((), np.dtype(np.int32)),
+      "latent": schema.Spec((3,), np.dtype(ml_dtypes.bfloat16)),
     }
 
-  def read(self, index, coins):
-    latent = np.asarray(coins, ml_dtypes.bfloat16)
+  def read(self, index, flips):
+    latent = np.asarray(flips, ml_dtypes.bfloat16)
     return {"row": np.int32(index), "latent": latent}
 
 
 def views(steps, *, seed=5, first=0, index=0, count=1, k=1, independent=False):
-  """(images, coins) of some steps: [steps, b] and [steps, b, 3]."""
+  """(images, flips) of some steps: [steps, b] and [steps, b, 3]."""
   dataset = pipeline.make_dataset(
     Numbers(),
     fields=("latent", "row"),
@@ -127,27 +129,27 @@ def views(steps, *, seed=5, first=0, index=0, count=1, k=1, independent=False):
   )
 
 
-def test_one_coin_mirrors_all_parts_of_an_example():
-  images, coins = views(60)
-  assert coins.dtype == ml_dtypes.bfloat16
-  coins = coins.astype(bool)
-  assert (coins == coins[..., :1]).all()
-  share = coins[..., 0].mean()
-  assert abs(share - 0.5) < 4 * 0.5 / coins[..., 0].size ** 0.5
+def test_one_flag_mirrors_all_parts_of_an_example():
+  images, flips = views(60)
+  assert flips.dtype == ml_dtypes.bfloat16
+  flips = flips.astype(bool)
+  assert (flips == flips[..., :1]).all()
+  share = flips[..., 0].mean()
+  assert abs(share - 0.5) < 4 * 0.5 / flips[..., 0].size ** 0.5
   # The same image is seen both ways in the course of time.
-  both = {(i, c) for i, c in zip(images.flat, coins[..., 0].flat, strict=True)}
+  both = {(i, c) for i, c in zip(images.flat, flips[..., 0].flat, strict=True)}
   assert len(both) > 1.9 * N
 
 
-def test_published_flips_are_three_coins():
-  _, coins = views(60, independent=True)
-  coins = coins.astype(bool).reshape(-1, 3)
-  kinds, counts = np.unique(coins, axis=0, return_counts=True)
+def test_published_flips_are_three_flags():
+  _, flips = views(60, independent=True)
+  flips = flips.astype(bool).reshape(-1, 3)
+  kinds, counts = np.unique(flips, axis=0, return_counts=True)
   assert len(kinds) == 8
-  assert abs(counts / len(coins) - 1 / 8).max() < 0.05
+  assert abs(counts / len(flips) - 1 / 8).max() < 0.05
 
 
-def test_coins_are_addressed_by_seed_step_and_example():
+def test_flips_are_addressed_by_seed_step_and_example():
   whole = views(12)
   for name, a, b in zip("ic", views(5, first=7), whole, strict=True):
     np.testing.assert_array_equal(a, b[7:], name)
@@ -156,14 +158,14 @@ def test_coins_are_addressed_by_seed_step_and_example():
   parts = [views(12, index=i, count=4) for i in range(4)]
   for part, b in zip(zip(*parts, strict=True), whole, strict=True):
     np.testing.assert_array_equal(np.concatenate(part, axis=1), b)
-  images, coins = views(12, seed=6)
+  images, flips = views(12, seed=6)
   np.testing.assert_array_equal(images, whole[0])
-  assert (coins != whole[1]).any()
+  assert (flips != whole[1]).any()
 
 
 def test_images_as_they_are():
-  images, coins = views(4, seed=None)
-  assert not coins.astype(bool).any()
+  images, flips = views(4, seed=None)
+  assert not flips.astype(bool).any()
   assert len(np.unique(images)) == 4 * BATCH
 
 
@@ -226,8 +228,8 @@ def test_reading_ahead_is_bounded(monkeypatch, records):
 
 def test_records_check_their_fields():
   with pytest.raises(ValueError, match="records have"):
-    records_lib.InMemoryRecords({"latent": np.zeros(3)})
+    pipeline.InMemoryRecords({"latent": np.zeros(3)})
   with pytest.raises(ValueError, match="differ in length"):
-    records_lib.InMemoryRecords(
+    pipeline.InMemoryRecords(
       {"latent": np.zeros(3), "row": np.zeros(2), "label": np.zeros(3)}
     )

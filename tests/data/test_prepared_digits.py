@@ -8,7 +8,6 @@ from gmem_jax.data import (
   encode,
   pipeline,
   prepare,
-  records,
   schema as schema_lib,
   sources,
   store,
@@ -57,7 +56,7 @@ def reader(digits, networks, tmp_path_factory):
   )
   directory = tmp_path_factory.mktemp("digits") / "d"
   prepare.write_store(directory, schema, digits, networks)
-  return records.PreparedRecords(store.open_store(directory))
+  return store.PreparedRecords(store.open_store(directory))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +111,7 @@ def test_batches_are_what_the_networks_made(reader, encoded, digits):
 def test_the_bank_is_row_aligned(reader, encoded):
   rows = reader.store.bank_rows()
   np.testing.assert_array_equal(rows, encoded["row"])
-  asis = records.Coins(False, False, False)
+  asis = schema_lib.Flips(False, False, False)
   for index in range(IMAGES):
     record = reader.read(index, asis)
     feature = rows[record["row"]].astype(ml_dtypes.bfloat16)

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.data import in_memory, records, sources
+from gmem_jax.data import in_memory, schema, sources
 from gmem_jax.models.encoders import protocols, random_conv
 
 
@@ -42,7 +42,7 @@ def test_prepare_aligns_records_and_bank(digits):
   prepared = in_memory.prepare(images, protocols.IdentityTokenizer(), encoder)
   assert prepared.info.size == len(prepared.records) == 300
   assert prepared.info.source == "first"
-  record = prepared.records.read(280, records.Coins(False, False, False))
+  record = prepared.records.read(280, schema.Flips(False, False, False))
   floats = protocols.to_float(jnp.asarray(digits.pixels[280:281]))
   np.testing.assert_allclose(record["latent"], floats[0], rtol=1e-6)
   np.testing.assert_allclose(

@@ -5,7 +5,7 @@ import sys
 import pytest
 import tensorflow_datasets as tfds
 
-from gmem_jax.data import records, store, tfds_builder
+from gmem_jax.data import schema as schema_lib, store, tfds_builder
 from tests.data import prepared
 
 
@@ -22,14 +22,14 @@ def load(directory, split, **kwargs):
 def test_records_are_those_of_our_reader(tmp_path, tokens):
   prepared.write(tmp_path / "d", tokens=tokens)
   source = load(tmp_path / "d", "train")
-  ours = records.PreparedRecords(store.open_store(tmp_path / "d"))
+  ours = store.PreparedRecords(store.open_store(tmp_path / "d"))
   schema = ours.store.schema
   assert len(source) == len(ours) * schema.records_per_image
   for index in range(len(ours)):
     for view in (0, 1):
       number, inside = schema.locate(index, view)
       theirs = source[number]
-      expected = ours.read(index, records.Coins(*(bool(view),) * 3))
+      expected = ours.read(index, schema_lib.Flips(*(bool(view),) * 3))
       assert theirs.keys() == expected.keys() - {"row", "mirrored"}
       for name, value in theirs.items():
         if name not in ("pixels", "label"):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gmem_jax.data import records, upstream
+from gmem_jax.data import schema, upstream
 from gmem_jax.models.encoders import protocols
 
-AS_IS = records.Coins(False, False, False)
+AS_IS = schema.Flips(False, False, False)
 ARRAYS = ("latents", "representations", "cls_tokens")
 
 
@@ -44,17 +44,19 @@ def golden(golden_dir):
   return data, opened, stats
 
 
-def check(data, prefix, record, stats, coins, label):
+def check(data, prefix, record, stats, flips, label):
   """One of our records against what the published reader returned."""
-  feature = f"{prefix}_feature_flip{int(coins.latent)}"
+  feature = f"{prefix}_feature_flip{int(flips.latent)}"
   latent = jnp.asarray(record["latent"])[None]
   normalised = protocols.normalise_latents(latent, stats)[0]
   all_close(np.moveaxis(normalised, -1, 0), data[feature], feature)
-  for name, ours, coin in (
-    ("representation", record["tokens"], coins.tokens),
-    ("cls", record["feature"], coins.feature),
+  for name, ours, flipped in (
+    ("representation", record["tokens"], flips.tokens),
+    ("cls", record["feature"], flips.feature),
   ):
-    keys = [k for k in data if k.startswith(f"{prefix}_{name}_flip{int(coin)}")]
+    keys = [
+      k for k in data if k.startswith(f"{prefix}_{name}_flip{int(flipped)}")
+    ]
     assert len(keys) == 1, keys
     expected = data[keys[0]]  # Its first channels.
     all_close(ours[..., : expected.shape[-1]], expected, keys[0])
@@ -71,9 +73,9 @@ def test_items_golden(golden):
   for index in data["indices"].tolist():
     label = int(data[f"i{index}_label"])
     for flips in combinations:
-      coins = records.Coins(*flips)
-      record = opened.read(index, coins)
-      check(data, f"i{index}", record, stats, coins, label)
+      flips = schema.Flips(*flips)
+      record = opened.read(index, flips)
+      check(data, f"i{index}", record, stats, flips, label)
 
 
 @pytest.mark.golden
@@ -124,9 +126,9 @@ def test_images_are_numbered_file_after_file(tmp_path):
   assert len(opened) == 5
   for index in range(5):
     arrays, inside = (first, index) if index < 3 else (second, index - 3)
-    for coins in (AS_IS, records.Coins(True, True, True)):
-      record = opened.read(index, coins)
-      end = "_flip" * coins.latent
+    for flips in (AS_IS, schema.Flips(True, True, True)):
+      record = opened.read(index, flips)
+      end = "_flip" * flips.latent
       latent = np.moveaxis(record["latent"], -1, 0)
       np.testing.assert_array_equal(latent, arrays["latents" + end][inside])
       for name, field in (

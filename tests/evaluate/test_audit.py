@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from gmem_jax.data import images as images_lib, load_encoders, records, store
+from gmem_jax.data import images as images_lib, load_encoders, store
 from gmem_jax.evaluate import audit, audit_report, build, sources
 from gmem_jax.train import dataset as dataset_lib
 from tests import tiny
@@ -74,7 +74,7 @@ def test_copies_are_found(tmp_path):
 def test_latents_that_are_not_in_memory(tmp_path):
   """Prepared data: the posterior's means of the images, not mirrored."""
   written = prepared.write(tmp_path / "data")
-  data = records.PreparedRecords(store.open_store(tmp_path / "data"))
+  data = store.PreparedRecords(store.open_store(tmp_path / "data"))
   latents = audit.of_records(data)
   numbers = np.array([21, 0, 7])
   means = np.stack([written[i]["mean"][0] for i in numbers])

@@ -7,15 +7,15 @@ import pathlib
 import numpy as np
 import pytest
 
-from gmem_jax.data import records, schema, store
+from gmem_jax.data import pipeline, schema, store
 from tests.data import prepared
 
 TOKENS = ("bf16", "int8", "pixels", "none")
-COINS = [records.Coins(*c) for c in itertools.product((False, True), repeat=3)]
+FLIPS = [schema.Flips(*c) for c in itertools.product((False, True), repeat=3)]
 
 
-def opened(directory: pathlib.Path) -> records.PreparedRecords:
-  return records.PreparedRecords(store.open_store(directory))
+def opened(directory: pathlib.Path) -> store.PreparedRecords:
+  return store.PreparedRecords(store.open_store(directory))
 
 
 def bits(array):
@@ -30,29 +30,29 @@ def test_records_are_read_back_bitwise(tmp_path, tokens, latents):
   assert len(found) == prepared.SCHEMA.images - 1
   spec = found.spec()
   assert len(written) == len(found)
-  for index, coins in itertools.product(range(len(found)), COINS):
-    record = found.read(index, coins)
+  for index, flips in itertools.product(range(len(found)), FLIPS):
+    record = found.read(index, flips)
     assert record.keys() == spec.keys()
     for name, value in record.items():
       assert (value.shape, value.dtype) == spec[name], name
     assert record["row"] == index
     for name in record.keys() - {"row", "mirrored"}:
       mirrored = {
-        "tokens": coins.tokens,
-        "token_scales": coins.tokens,
-        "feature": coins.feature,
-      }.get(name, coins.latent)
+        "tokens": flips.tokens,
+        "token_scales": flips.tokens,
+        "feature": flips.feature,
+      }.get(name, flips.latent)
       expected = written[index][name]
       if name not in ("pixels", "label"):
         expected = expected[int(mirrored)]
-      assert bits(record[name]) == bits(expected), (name, coins)
+      assert bits(record[name]) == bits(expected), (name, flips)
     if tokens == "pixels":
-      assert record["mirrored"] == coins.tokens
+      assert record["mirrored"] == flips.tokens
 
 
 def test_arrays_are_views_of_what_was_read(tmp_path):
   prepared.write(tmp_path / "d")
-  record = opened(tmp_path / "d").read(0, COINS[0])
+  record = opened(tmp_path / "d").read(0, FLIPS[0])
   for name in ("tokens", "mean", "logvar", "feature"):
     assert not record[name].flags.owndata
     assert not record[name].flags.writeable
@@ -75,9 +75,9 @@ def test_damaged_record_names_its_file(tmp_path):
   data[middle : middle + 64] = bytes(64)
   path.write_bytes(data)
   found = opened(tmp_path / "d")  # The size is still right.
-  everything = itertools.product(range(len(found)), COINS)
+  everything = itertools.product(range(len(found)), FLIPS)
   with pytest.raises(ValueError, match=f"{path.name}: record"):
-    _ = [found.read(index, coins) for index, coins in everything]
+    _ = [found.read(index, flips) for index, flips in everything]
 
 
 def test_cut_or_missing_shard_is_named(tmp_path):
@@ -107,9 +107,9 @@ def test_a_record_of_another_length_is_no_image(tmp_path):
   found = store.open_store(tmp_path / "d")
   other = dataclasses.replace(found.schema, token_shape=(16, 7))
   with pytest.raises(ValueError, match="another schema"):
-    records.PreparedRecords(dataclasses.replace(found, schema=other))
+    store.PreparedRecords(dataclasses.replace(found, schema=other))
   with pytest.raises(ValueError, match="holds no images"):
-    records.PreparedRecords(dataclasses.replace(found, shards=()))
+    store.PreparedRecords(dataclasses.replace(found, shards=()))
 
 
 def test_every_reader_keeps_the_interface(tmp_path):
@@ -119,5 +119,5 @@ def test_every_reader_keeps_the_interface(tmp_path):
     "row": np.arange(3, dtype=np.int32),
     "label": np.zeros(3, np.int32),
   }
-  for reader in (opened(tmp_path / "d"), records.InMemoryRecords(fields)):
-    assert isinstance(reader, records.Records)
+  for reader in (opened(tmp_path / "d"), pipeline.InMemoryRecords(fields)):
+    assert isinstance(reader, pipeline.Records)
