@@ -67,11 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     help="SRC is what this program wrote; write a PyTorch file",
   )
   parser.add_argument(
-    "--allow-opaque",
-    action="store_true",
-    help="keep objects of unknown classes as inert records instead of refusing",
-  )
-  parser.add_argument(
     "--model",
     metavar="NAME=N",
     nargs="+",
@@ -126,7 +121,7 @@ def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
     raise ValueError(f"{args.src} is converted already (--to-torch goes back)")
   if not args.dry_run:
     _refuse_existing(args.out)
-  source = read.open_source(args.src, allow_opaque=args.allow_opaque)
+  source = read.open_source(args.src)
   try:
     result = _convert(args, source, settings)
   except read.WrongFile as e:

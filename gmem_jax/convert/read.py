@@ -78,15 +78,11 @@ class Source:
   release: Callable[[], None] = lambda: None
 
 
-def open_source(
-  path: str | os.PathLike, *, allow_opaque: bool = False
-) -> Source:
+def open_source(path: str | os.PathLike) -> Source:
   """Opens a file of weights.
 
   Args:
     path: the file.
-    allow_opaque: keep objects of unknown classes in a PyTorch file as inert
-      records.
 
   Returns:
     The open file.
@@ -110,7 +106,7 @@ def open_source(
   for magic, what in _OTHERS:
     if head.startswith(magic):
       raise WrongFile(f"{path} is {what}, not a file of weights")
-  opened = torch_file.TorchFile(path, allow_opaque=allow_opaque)
+  opened = torch_file.TorchFile(path)
   return Source(path, "PyTorch", opened.value, opened.verify, opened.release)
 
 

@@ -1,11 +1,11 @@
 """Reads the files that torch.save writes, without torch.
 
-Since PyTorch 1.6 they are zip files; `torch_legacy` reads those of before.
+Since PyTorch 1.6 they are zip files; `torch_legacy` reads older ones.
 
 Opening a file reads the zip's index and the pickle that names the tensors. The
 tensors are read-only views of a memory map: their bytes are read when used.
-Nothing in the file is executed (see `inert_pickle`), and every tensor is
-checked to lie inside its storage, and every storage inside the file.
+Nothing in the file is executed (see `inert_pickle`). Every tensor is checked to
+be inside its storage, and every storage inside the file.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _FIELDS = (0, 2, 3, 9, 10)  # magic, flags, method, sizes of name and extra
 _CHUNK = 1 << 20
+# What zipfile, struct and the pickle reader raise on files made to break them.
 _DAMAGE = (
   zipfile.BadZipFile,
   struct.error,
@@ -35,7 +36,7 @@ _DAMAGE = (
 
 
 class TorchFileError(ValueError):
-  """The file is damaged, of another format, or holds what is not accepted."""
+  """The file is damaged, of another format, or has what is not accepted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,16 @@ class _Member:
 
 
 def _members(archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, _Member]:
-  """Where the bytes of every member lie; checks both of the zip's indices."""
+  """Finds the bytes of every member; checks both of the zip's indices.
+
+  The central index has no start of the bytes, so the local headers are read
+  too, and two indices that disagree could show two programs different weights.
+  """
   members: dict[str, _Member] = {}
   length = os.fstat(file.fileno()).st_size
   for info in archive.infolist():
     name = info.filename
-    # Reads of a few bytes: a map would fetch their neighbours from the disk.
+    # A map would fetch the neighbours of these few bytes from the disk too.
     header = os.pread(file.fileno(), _LOCAL_HEADER.size, info.header_offset)
     fields = _LOCAL_HEADER.unpack(header)
     magic, flags, method, name_size, extra_size = (fields[k] for k in _FIELDS)
@@ -70,7 +75,7 @@ def _members(archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, _Member]:
     if name in members:
       raise TorchFileError(f"{name!r} is in the zip twice")
     if start + max(info.file_size, info.compress_size) > length:
-      raise TorchFileError(f"{name!r} does not lie inside the file")
+      raise TorchFileError(f"{name!r} is not inside the file")
     members[name] = _Member(name, start, info.file_size, info.CRC)
   return members
 
@@ -79,19 +84,16 @@ class TorchFile:
   """An open PyTorch file.
 
   Attributes:
-    path: the file.
-    value: what was saved; tensors are read-only numpy views of the file.
+    path: The file.
+    value: What was saved; tensors are read-only numpy views of the file.
   """
 
-  def __init__(self, path: str | os.PathLike, *, allow_opaque: bool = False):
+  def __init__(self, path: str | os.PathLike):
     """Opens a file: reads its index, no tensor.
 
-    Args:
-      path: a file that torch.save wrote.
-      allow_opaque: keep objects of other classes as inert records.
-
     Raises:
-      TorchFileError: naming the file and what is wrong with it.
+      FileNotFoundError: If there is none.
+      TorchFileError: Naming the file and what is wrong with it.
     """
     self.path = os.fspath(path)
     try:
@@ -99,24 +101,24 @@ class TorchFile:
         self._map, legacy = _map(file)
         if legacy:
           self._members, self._has_checksums = {}, False
-          self.value = torch_legacy.load(self._map, allow_opaque)
+          self.value = torch_legacy.load(self._map)
           return
         with zipfile.ZipFile(file) as archive:
           self._members = _members(archive, file)
       # torch.serialization.set_crc32_options(False) writes zeros.
       self._has_checksums = any(m.crc for m in self._members.values())
-      self.value = self._load(allow_opaque)
+      self.value = self._load()
     except FileNotFoundError:
       raise
     except _DAMAGE as e:
       raise TorchFileError(f"{self.path}: {e}") from e
 
-  def _load(self, allow_opaque: bool) -> Any:
+  def _load(self) -> Any:
     pickles = [n for n in self._members if n.endswith("/data.pkl")]
     if len(pickles) != 1:
       raise TorchFileError(
-        "a zip, but not one that torch.save wrote: it holds "
-        f"{len(pickles)} members named data.pkl"
+        "a zip, but not one that torch.save wrote: it has"
+        f" {len(pickles)} members named data.pkl"
       )
     root = pickles[0].removesuffix("data.pkl")
     order = self._members.get(f"{root}byteorder")
@@ -140,7 +142,6 @@ class TorchFile:
       self._bytes(self._members[pickles[0]]),
       known=torch_types.known(self._map),
       persistent=persistent,
-      allow_opaque=allow_opaque,
     )
 
   def _bytes(self, member: _Member) -> bytes:
@@ -153,11 +154,13 @@ class TorchFile:
     """Reads the whole file and compares the checksum of every member.
 
     Args:
-      progress: called with the number of bytes read since the last call.
+      progress: Called with the number of bytes read since the last call.
 
     Raises:
-      TorchFileError: naming the members that differ.
+      TorchFileError: Naming the members that differ.
     """
+    # Through the file, not the map: a fault of the disk is then an OSError
+    # with a message, and no SIGBUS.
     bad = []
     with open(self.path, "rb") as file:
       for member in self._members.values():
@@ -181,37 +184,32 @@ class TorchFile:
 
 def drop_pages(data: mmap.mmap) -> None:
   """Lets the system drop the pages of a mapped file that were read so far."""
+  # Else the resident memory of a conversion grows to twice the weights.
   if hasattr(mmap, "MADV_DONTNEED"):
     data.madvise(mmap.MADV_DONTNEED)
 
 
 def _map(file: BinaryIO) -> tuple[mmap.mmap, bool]:
-  """(the file, whether it is of before PyTorch 1.6), by how it begins."""
+  """(the mapped file, whether PyTorch before 1.6 wrote it)."""
   head = file.read(512)
   if not head:
     raise TorchFileError("the file is empty")
   legacy = torch_legacy.MAGIC in head[:64]
   if head[257:262] == b"ustar":
     raise TorchFileError(
-      "in PyTorch's format of before version 0.1.10. Re-save it with PyTorch: "
-      "torch.save(torch.load(path, weights_only=True), new_path)"
+      "in PyTorch's format of before version 0.1.10. Re-save it with PyTorch:"
+      " torch.save(torch.load(path, weights_only=True), new_path)"
     )
   if head[:4] != _ZIP_MAGIC and not legacy:
     raise TorchFileError(f"not a PyTorch file, it begins with {head[:12]!r}")
   return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), legacy
 
 
-def load(path: str | os.PathLike, *, allow_opaque: bool = False) -> Any:
+def load(path: str | os.PathLike) -> Any:
   """What torch.save saved, with tensors as read-only numpy views of the file.
 
-  Args:
-    path: a file that torch.save wrote.
-    allow_opaque: keep objects of other classes as inert records.
-
-  Returns:
-    Plain containers, numbers, strings and numpy arrays.
-
   Raises:
-    TorchFileError: naming the file and what is wrong with it.
+    FileNotFoundError: If there is none.
+    TorchFileError: Naming the file and what is wrong with it.
   """
-  return TorchFile(path, allow_opaque=allow_opaque).value
+  return TorchFile(path).value

@@ -1,10 +1,12 @@
 """Reads the files of PyTorch before version 1.6, without torch.
 
-Five pickles in a row: a number that marks the format, its version, the sizes of
-the machine's integers, the value, and the names of the storages. Then the
-storages in that order, each as its number of elements and their bytes. There
-are no checksums. Where the storages lie is known only after the value was read,
-so it is read twice: for the sizes of its storages, and with their places.
+FID's published Inception weights are such a file. It is five pickles in a row:
+a number that marks the format, its version, the sizes of the machine's
+integers, the value, and the names of the storages. Then the storages in that
+order, each as its number of elements and their bytes. There are no checksums.
+
+Where the storages are is known only after the value was read, so it is read
+twice: for the sizes of its storages, and with their places.
 """
 
 import mmap
@@ -19,20 +21,15 @@ from gmem_jax.files.torch_reader import inert_pickle, torch_types
 MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _NUMBER, _VERSION = 0x1950A86A20F9469CFC6C, 1001
 _COUNT = struct.Struct("<q")
-# The marks, versions and names are small; a value's pickle can be large.
+# Only the value's pickle can be large.
 _SMALL = 1 << 26
 
 
-def load(buffer: mmap.mmap, allow_opaque: bool) -> Any:
-  """What torch.save saved, with tensors as views of the file.
-
-  Args:
-    buffer: The file.
-    allow_opaque: See `inert_pickle.load`.
+def load(buffer: mmap.mmap) -> Any:
+  """What torch.save saved, with tensors as views of the mapped file.
 
   Raises:
-    PickleError: If the file is damaged or holds what is not accepted.
-    ValueError: The same.
+    ValueError: If the file is damaged or has what is not accepted.
   """
   number, place = _plain(buffer, 0)
   version, place = _plain(buffer, place)
@@ -58,21 +55,18 @@ def load(buffer: mmap.mmap, allow_opaque: bool) -> Any:
       return storage(key, kind, numel)
 
     return inert_pickle.load(
-      program,
-      known=torch_types.known(buffer),
-      persistent=persistent,
-      allow_opaque=allow_opaque,
+      program, known=torch_types.known(buffer), persistent=persistent
     )
 
   storages: dict[Any, torch_types.Storage] = {}
 
   def note(key, kind, numel):
-    # At the file's beginning: only the sizes are wanted here.
-    found = torch_types.Storage(kind.dtype, numel, 0)
-    found.check(len(buffer), key)
-    if storages.setdefault(key, found) != found:
+    # At the file's beginning: only the sizes matter in this pass.
+    storage = torch_types.Storage(kind.dtype, numel, 0)
+    storage.check(len(buffer), key)
+    if storages.setdefault(key, storage) != storage:
       raise inert_pickle.PickleError(f"storage {key!r} has two sizes")
-    return found
+    return storage
 
   read(note)
   names, place = _plain(buffer, end)
@@ -86,21 +80,21 @@ def _place(
   names: Any,
   place: int,
 ) -> dict[Any, torch_types.Storage]:
-  """Where the storages lie, checked to lie inside the file."""
+  """The storages with their places, checked to fill the rest of the file."""
   if not isinstance(names, list) or set(names) != storages.keys():
     raise inert_pickle.PickleError("the list of storages is damaged")
   placed = {}
   for name in names:
     (count,) = _COUNT.unpack(buffer[place : place + _COUNT.size])
-    found = storages[name]
-    if count != found.numel:
+    dtype, numel = storages[name].dtype, storages[name].numel
+    if count != numel:
       raise inert_pickle.PickleError(
-        f"storage {name!r} has {count} elements, {found.numel} are expected"
+        f"storage {name!r} has {count} elements, {numel} are expected"
       )
     place += _COUNT.size
-    found.check(len(buffer) - place, name)
-    placed[name] = torch_types.Storage(found.dtype, found.numel, place)
-    place += found.numel * found.dtype.itemsize
+    storages[name].check(len(buffer) - place, name)
+    placed[name] = torch_types.Storage(dtype, numel, place)
+    place += numel * dtype.itemsize
   if place != len(buffer):
     raise inert_pickle.PickleError(
       f"{len(buffer) - place} bytes follow the last storage"
@@ -111,14 +105,14 @@ def _place(
 def _end(buffer: mmap.mmap, place: int) -> int:
   """Where the pickle that begins somewhere ends."""
   buffer.seek(place)
-  # A map reads like a file, though the types do not say so.
+  # A map reads like a file, though its type does not say so.
   for _ in pickletools.genops(cast(IO[bytes], buffer)):
     pass
   return buffer.tell()
 
 
 def _plain(buffer: mmap.mmap, place: int) -> tuple[Any, int]:
-  """(a pickle of plain values, where it ends)."""
+  """(the value of a pickle without tensors, where it ends)."""
   end = _end(buffer, place)
   if end - place > _SMALL:
     raise inert_pickle.PickleError(f"a header of {end - place} bytes")

@@ -1,8 +1,8 @@
 """What the names inside a PyTorch pickle mean: dtypes, tensors, containers.
 
-`known` is the complete list of names that are given a meaning; every function
-in it checks its arguments, which come from the file, and only makes views,
-numbers, strings and plain containers.
+`known` is the complete list of names that have a meaning. Every function in it
+checks its arguments, which come from the file, and only makes views, numbers,
+strings and plain containers.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from gmem_jax.files.torch_reader import inert_pickle
 from gmem_jax.files.torch_reader.inert_pickle import PickleError
 
-# The names of torch's dtypes and, where it has one, of its storage class.
+# Names of torch's dtypes and, for those that have one, of the storage class.
 DTYPES: dict[str, tuple[Any, str | None]] = {
   "float32": (np.float32, "FloatStorage"),
   "float64": (np.float64, "DoubleStorage"),
@@ -57,14 +57,15 @@ class Storage:
 
   def check(self, available: int, name: Any) -> None:
     """Raises PickleError unless it fits into the available bytes."""
-    wanted = _int(self.numel, "storage size") * self.dtype.itemsize
-    if wanted > available:
+    size = _int(self.numel, "storage size") * self.dtype.itemsize
+    if size > available:
       raise PickleError(
-        f"storage {name!r} should have {wanted} bytes, has {available}"
+        f"storage {name!r} should have {size} bytes, has {available}"
       )
 
 
 def _int(value: Any, what: str) -> int:
+  # A bool is an int to isinstance, and numpy computes in 64 bits.
   if type(value) is not int or not 0 <= value < 2**62:
     raise PickleError(f"{what} {value!r} is not a size")
   return value
@@ -94,8 +95,8 @@ def _tensor(
     return np.empty(shape, dtype)
   if last >= numel:
     raise PickleError(
-      f"a tensor of shape {shape}, strides {steps}, offset {offset} lies "
-      f"outside its storage of {numel} elements"
+      f"a tensor of shape {shape}, strides {steps}, offset {offset} is"
+      f" outside its storage of {numel} elements"
     )
   out = np.ndarray(
     shape,
@@ -127,7 +128,7 @@ class _NumpyArray(inert_pickle.Pending):
   """An array of numbers, completed with its shape, dtype and bytes."""
 
   def __init__(self, *_):
-    pass
+    """Takes the empty shape that numpy writes ahead of the state."""
 
   def build(self, state: Any) -> np.ndarray:
     _, shape, dtype, fortran, data = state
@@ -152,10 +153,7 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
 
 def _pairs(items: Any = ()) -> dict[Any, Any]:
   """An OrderedDict; our dicts are ordered as well."""
-  out = {}
-  for key, value in items:
-    out[inert_pickle.checked_key(key)] = value
-  return out
+  return {inert_pickle.checked_key(key): value for key, value in items}
 
 
 def _members(items: Any = ()) -> set[Any]:
@@ -166,10 +164,6 @@ def _complex(real: Any, imaginary: Any) -> complex:
   if not isinstance(real, float) or not isinstance(imaginary, float):
     raise PickleError("a complex number that is not made of two floats")
   return complex(real, imaginary)
-
-
-def _size(items: Any = ()) -> tuple[Any, ...]:
-  return tuple(items)
 
 
 def _device(kind: Any, index: Any = None) -> str:
@@ -186,10 +180,10 @@ def known(buffer: Any) -> dict[str, Any]:
   """The names that the reader accepts.
 
   Args:
-    buffer: bytes of the file, of which tensors become views.
+    buffer: Bytes of the file, of which tensors become views.
 
   Returns:
-    "module.name" to a function of checked arguments, or to a value.
+    "module.name" -> a function that checks its arguments, or a value.
   """
 
   def tensor_v2(
@@ -213,7 +207,7 @@ def known(buffer: Any) -> dict[str, Any]:
     "torch._utils._rebuild_tensor_v2": tensor_v2,
     "torch._utils._rebuild_tensor_v3": tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": _size,
+    "torch.Size": tuple,
     "torch.device": _device,
     "torch.storage.UntypedStorage": StorageType(np.dtype(np.uint8)),
     "torch.UntypedStorage": StorageType(np.dtype(np.uint8)),

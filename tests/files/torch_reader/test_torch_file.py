@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.convert import torch_export
-from gmem_jax.files.torch_reader import inert_pickle, torch_file
+from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.files.torch_reader.torch_types import DTYPES
 from tests.convert import helpers
 
@@ -171,24 +171,20 @@ def test_a_missing_storage_is_named(tmp_path):
     torch_file.load(path)
 
 
-def test_other_classes_are_refused_by_name_or_kept_inert(tmp_path):
+def test_other_classes_are_refused_by_name(tmp_path):
   value = {
     "path": pathlib.PurePosixPath("a"),
     "counter": collections.Counter("ab"),
-    "number": 3,
+    "ordered": collections.OrderedDict(a=3),
   }
   path = helpers.zip_with_pickle(tmp_path / "x.pth", pickle.dumps(value, 2))
   with pytest.raises(torch_file.TorchFileError) as error:
     torch_file.load(path)
   assert "pathlib.PurePosixPath" in str(error.value)
   assert "collections.Counter" in str(error.value)
-  assert "--allow-opaque" in str(error.value)
-  opened = torch_file.load(path, allow_opaque=True)
-  assert opened["number"] == 3
-  record = opened["counter"]
-  assert isinstance(record, inert_pickle.Opaque)
-  assert record.name == "collections.Counter"
-  assert record.args == ({"a": 1, "b": 1},)
+  # What is accepted is not accused.
+  assert "OrderedDict" not in str(error.value)
+  assert "torch.save(" in str(error.value)
 
 
 def test_numpy_numbers_are_read(tmp_path):
