@@ -22,6 +22,7 @@ class Progress:
       total=total,
       desc=name,
       unit=unit,
+      unit_scale=unit == "B",
       dynamic_ncols=True,
       disable=None if self._terminal else True,
     )
@@ -31,6 +32,10 @@ class Progress:
     """Moves the line to `done` units."""
     self._bar.update(done - self._done)
     self._done = done
+
+  def advance(self, units: int) -> None:
+    """Moves the line by `units`."""
+    self.update(self._done + units)
 
   def report(
     self, done: int, per_second: float, scalars: Mapping[str, float]

@@ -1,17 +1,17 @@
 """python -m gmem_jax.convert: published weights to what gmem_jax loads."""
 
 import argparse
+import contextlib
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import numpy as np
-import tqdm
 
+from gmem_jax.commands import errors
 from gmem_jax.convert import detect, identify, read, torch_export, torch_import
 from gmem_jax.files import weights
+from gmem_jax.progress import Progress
 
 _EXAMPLES = """\
 examples:
@@ -36,9 +36,9 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m gmem_jax.convert",
     description=(
-      "Converts published PyTorch files to weights that gmem_jax loads, "
-      "without PyTorch and without running anything that is in them. What a "
-      "file is, is told by its contents, and every name and shape is checked."
+      "Converts published PyTorch files to weights that gmem_jax loads,"
+      " without PyTorch and without running anything in them. A file is"
+      " recognised by its contents, and every name and shape is checked."
     ),
     epilog=_EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,14 +73,16 @@ def _parser() -> argparse.ArgumentParser:
     action="extend",
     default=[],
     help=(
-      "what the tensors do not tell: num_heads, encoder_depth, num_groups "
-      "(default: as published for that width)"
+      "what the tensors do not tell: num_heads, encoder_depth, num_groups"
+      " (default: as published for that width)"
     ),
   )
   return parser
 
 
-def _settings(parser: argparse.ArgumentParser, pairs: Sequence[str]):
+def _settings(
+  parser: argparse.ArgumentParser, pairs: Sequence[str]
+) -> dict[str, int]:
   """Parses --model num_heads=2 .. ."""
   settings = {}
   for pair in pairs:
@@ -89,31 +91,11 @@ def _settings(parser: argparse.ArgumentParser, pairs: Sequence[str]):
       name not in identify.SETTINGS or not number.isdecimal() or not int(number)
     ):
       parser.error(
-        f"--model {pair}: expected NAME=N, N positive, NAME one of "
-        f"{', '.join(identify.SETTINGS)}"
+        f"--model {pair}: expected NAME=N, N positive, NAME one of"
+        f" {', '.join(identify.SETTINGS)}"
       )
     settings[identify.SETTINGS[name]] = int(number)
   return settings
-
-
-def _say(text: str, stream: Any = None) -> None:
-  """Prints text that may come from a file: nothing that drives a terminal."""
-  safe = "".join(
-    c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text
-  )
-  print(safe, file=stream or sys.stdout, flush=True)
-
-
-def _progress(total: int, what: str) -> tqdm.tqdm:
-  return tqdm.tqdm(
-    total=total,
-    desc=what,
-    unit="B",
-    unit_scale=True,
-    unit_divisor=1024,
-    disable=not sys.stderr.isatty(),
-    leave=False,
-  )
 
 
 def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
@@ -129,10 +111,10 @@ def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
   except ValueError as e:
     raise ValueError(f"{args.src}: {e}") from e
   if result is None:
-    _say("complete; nothing written (--dry-run)")
+    errors.say("complete; nothing written (--dry-run)")
     return
   weights.save_converted(args.out, result.trees, result.metadata, args.format)
-  _say(f"wrote {args.out} ({args.format})")
+  errors.say(f"wrote {args.out} ({args.format})")
 
 
 def _convert(
@@ -141,29 +123,29 @@ def _convert(
   """Recognises, reports, and unless it is a dry run checks and converts."""
   found = detect.detect(source, args.weights)
   identity = identify.identify(found, settings)
-  _say(_report(source, found, identity))
+  errors.say(_report(source, found, identity))
   if args.dry_run:
     return None
-  with _progress(source.path.stat().st_size, "checksums") as bar:
-    source.verify(bar.update)
-  nbytes = sum(tensor.nbytes for tensor in found.tensors.values())
-  with _progress(nbytes, "convert") as bar:
-    return torch_import.convert(source, found, identity, bar.update)
+  size = source.path.stat().st_size
+  with contextlib.closing(Progress("checksums", 0, size, "B")) as progress:
+    source.verify(progress.advance)
+  size = sum(tensor.nbytes for tensor in found.tensors.values())
+  with contextlib.closing(Progress("convert", 0, size, "B")) as progress:
+    return torch_import.convert(source, found, identity, progress.advance)
 
 
 def _report(
   source: read.Source, found: detect.Found, identity: identify.Identity
 ) -> str:
-  """What was found, one fact a line."""
+  """What the file is, one fact a line."""
   tensors = found.tensors.values()
   dtypes = sorted({str(tensor.dtype) for tensor in tensors})
   facts = {
     "kind": f"{identity.title} [{found.kind}]",
     "file": f"{source.format}, {source.path.stat().st_size:,} bytes",
     "tensors": f"{len(found.tensors)} of {', '.join(dtypes)}",
+    "parameters": f"{identity.parameters(found.tensors):,}",
   }
-  parameters = identity.parameters(found.tensors)
-  facts["parameters"] = f"{parameters:,}"
   if found.weights:
     facts["weights"] = found.weights
   if found.step is not None:
@@ -180,7 +162,8 @@ def _report(
 
 def _export(args: argparse.Namespace) -> None:
   metadata = weights.read_metadata(args.src)
-  _say(f"{args.src}\n  kind        {metadata['title']} [{metadata['kind']}]")
+  title, kind = metadata["title"], metadata["kind"]
+  errors.say(f"{args.src}\n  kind        {title} [{kind}]")
   if not args.dry_run:
     _refuse_existing(args.out)
   trees = {
@@ -189,12 +172,12 @@ def _export(args: argparse.Namespace) -> None:
   }
   value = torch_export.published_value(trees, metadata)
   if args.dry_run:
-    _say("complete; nothing written (--dry-run)")
+    errors.say("complete; nothing written (--dry-run)")
     return
-  nbytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(trees))
-  with _progress(nbytes, "write") as bar:
-    torch_export.save(value, args.out, bar.update)
-  _say(f"wrote {args.out} (PyTorch)")
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+  with contextlib.closing(Progress("write", 0, size, "B")) as progress:
+    torch_export.save(value, args.out, progress.advance)
+  errors.say(f"wrote {args.out} (PyTorch)")
 
 
 def _refuse_existing(out: str) -> None:
@@ -207,15 +190,7 @@ def _refuse_existing(out: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the program.
-
-  Args:
-    argv: arguments, by default those of the process.
-
-  Returns:
-    Exit code: 0, or 1 on a file that cannot be converted. Wrong usage exits
-    with 2.
-  """
+  """Runs the program; returns its exit status, 2 for bad input."""
   parser = _parser()
   args = parser.parse_args(argv)
   settings = _settings(parser, args.model)
@@ -223,15 +198,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.error("OUT is missing (or give --dry-run)")
   if args.to_torch and (args.weights or args.model or args.format != "orbax"):
     parser.error("--to-torch takes no --weights, --model or --format")
-  try:
-    if args.to_torch:
-      _export(args)
-    else:
-      _import(args, settings)
-  except (ValueError, OSError) as e:
-    _say(f"error: {e}", sys.stderr)
-    return 1
-  return 0
+  if args.to_torch:
+    return errors.run(lambda: _export(args))
+  return errors.run(lambda: _import(args, settings))
 
 
 if __name__ == "__main__":

@@ -182,8 +182,8 @@ def test_as_a_process(golden_dir, tmp_path):
   )
   for arguments, code in (
     ([path, tmp_path / "out", *helpers.settings(path)], 0),
-    ([path, tmp_path / "out", *helpers.settings(path)], 1),
-    ([tmp_path / "absent.pt", tmp_path / "other"], 1),
+    ([path, tmp_path / "out", *helpers.settings(path)], 2),
+    ([tmp_path / "absent.pt", tmp_path / "other"], 2),
   ):
     done = subprocess.run(
       [sys.executable, "-c", check, *map(str, arguments)],
@@ -193,7 +193,7 @@ def test_as_a_process(golden_dir, tmp_path):
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    assert ("error: " in done.stderr) == bool(code)
+    assert ("gmem_jax: " in done.stderr) == bool(code)
   assert weights.read_metadata(tmp_path / "out")["source"]["file"] == path.name
 
 
@@ -233,7 +233,7 @@ def test_what_exists_is_left_as_it_is(tmp_path):
   out.write_text("precious")
   for arguments in ((path, out), (path, path)):
     code, _, err = helpers.run(*arguments)
-    assert code == 1
+    assert code == 2
     assert "already exists" in err
   assert out.read_text() == "precious"
   assert path.read_bytes() == before
@@ -241,7 +241,7 @@ def test_what_exists_is_left_as_it_is(tmp_path):
   empty.mkdir()
   assert helpers.run(path, empty)[0] == 0
   code, _, err = helpers.run(empty, path, "--to-torch")
-  assert code == 1
+  assert code == 2
   assert "already exists" in err
   assert "converted already" in helpers.run(empty, tmp_path / "new")[2]
 
@@ -270,7 +270,7 @@ def test_other_objects_beside_the_weights_are_refused(tmp_path):
   )
   path = helpers.zip_with_pickle(tmp_path / "x.pt", program, {"0": bytes(12)})
   code, _, err = helpers.run(path, tmp_path / "out")
-  assert code == 1
+  assert code == 2
   assert "refused to load argparse.Namespace:" in err
   assert "torch.save(checkpoint['ema'], new_path)" in err
 

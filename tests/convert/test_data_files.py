@@ -64,7 +64,7 @@ def test_shards_are_read_as_the_library_reads_them(golden_dir):
     for name, array in theirs.items():
       helpers.assert_same(ours[name], array, name)
     code, _, err = helpers.run(path, "--dry-run")
-    assert code == 1
+    assert code == 2
     assert "shard of encoded training data" in err
 
 
@@ -112,7 +112,7 @@ def test_fid_references(tmp_path, arrays):
   for name, array in stats.items():
     helpers.assert_same(array, arrays[name])
   code, _, err = helpers.run(tmp_path / "out", tmp_path / "x", "--to-torch")
-  assert code == 1
+  assert code == 2
   assert "there is no PyTorch file" in err
 
 
@@ -129,7 +129,7 @@ def test_other_archives_are_named(tmp_path, arrays, message):
   path = tmp_path / "x.npz"
   np.savez(path, **arrays)
   code, _, err = helpers.run(path, tmp_path / "out")
-  assert code == 1
+  assert code == 2
   assert message in err
 
 
@@ -140,7 +140,7 @@ def test_a_damaged_archive_is_refused(tmp_path):
   data[200] ^= 255
   path.write_bytes(data)
   code, _, err = helpers.run(path, tmp_path / "out")
-  assert code == 1
+  assert code == 2
   assert "damaged" in err
 
 
@@ -150,5 +150,5 @@ def test_other_npz_goldens_are_no_weights(golden_dir):
   assert paths
   for path in paths:
     code, out, err = helpers.run(path, "--dry-run")
-    assert (code, out) == (1, ""), path
+    assert (code, out) == (2, ""), path
     assert path.name in err

@@ -357,5 +357,5 @@ def test_tensors_larger_than_the_file_are_refused(tmp_path):
   program = tensor_program(0, (2**40, 4), (0, 1))
   helpers.zip_with_pickle(path, program, {"0": bytes(24)})
   code, _, err = helpers.run(path, tmp_path / "out")
-  assert code == 1
+  assert code == 2
   assert "they repeat themselves" in err

@@ -127,9 +127,9 @@ def test_a_hostile_pickle_never_runs(tmp_path, name):
   path = helpers.zip_with_pickle(tmp_path / "hostile.pth", program)
   code, out, err = helpers.run(path, tmp_path / "out")
   assert not sentinel.exists(), "the payload ran"
-  assert code == 1
+  assert code == 2
   assert out == ""
-  assert err.startswith("error: ")
+  assert err.startswith("gmem_jax: ")
   assert "Traceback" not in err
   assert not (tmp_path / "out").exists()
   named = "system", "eval", "exec", "check_output", "methodcaller", "__import__"
@@ -204,7 +204,7 @@ def test_a_hostile_pickle_never_runs(tmp_path, name):
 def test_a_malformed_pickle_is_refused(tmp_path, program, message):
   path = helpers.zip_with_pickle(tmp_path / "x.pth", program)
   code, _, err = helpers.run(path, tmp_path / "out")
-  assert code == 1
+  assert code == 2
   assert re.search(message, err), err
 
 
@@ -213,7 +213,7 @@ def test_a_value_that_contains_itself_is_refused(tmp_path):
   program = b"\x80\x02}q\x00" + _text("model") + b"h\x00s."
   path = helpers.zip_with_pickle(tmp_path / "x.pth", program)
   code, _, err = helpers.run(path, "--dry-run")
-  assert code == 1
+  assert code == 2
   assert "no state dict" in err
 
 
@@ -222,7 +222,7 @@ def test_terminal_control_in_a_name_is_not_printed(tmp_path):
   path = tmp_path / "x.pth"
   torch_export.save({name: np.ones(3, np.float32)}, path)
   code, out, err = helpers.run(path, "--dry-run")
-  assert code == 1
+  assert code == 2
   assert "\x1b" not in out + err
   assert "\\x1b[2Jweight" in err
 
@@ -261,8 +261,8 @@ def _convert(path, tmp_path):
   code, _, err = helpers.run(path, out, *arguments)
   assert "Traceback" not in err
   if code:
-    assert err.startswith("error: "), err
-    assert len(err) > len("error: ") + 10
+    assert err.startswith("gmem_jax: "), err
+    assert len(err) > len("gmem_jax: ") + 10
     assert not out.exists()
   return code, err, out.read_bytes() if code == 0 else b""
 
@@ -329,7 +329,7 @@ def test_a_flipped_byte_of_a_tensor_is_always_noticed(
   path = tmp_path / f"{name}@flipped"
   path.write_bytes(data)
   code, err, _ = _convert(path, tmp_path)
-  assert code == 1
+  assert code == 2
   assert "checksum" in err
   assert member.filename in err
 
@@ -343,7 +343,7 @@ def test_a_truncated_file_is_refused(originals, tmp_path, seed):
   path = tmp_path / f"{name}@truncated"
   path.write_bytes(data[: rng.randrange(len(data))])
   code, err, _ = _convert(path, tmp_path)
-  assert code == 1
+  assert code == 2
   assert str(path) in err
 
 
@@ -371,5 +371,5 @@ def test_a_tensor_of_the_wrong_shape_is_refused(golden_dir, tmp_path, seed):
   torch_export.save(value, path)
   SETTINGS[source.name] = helpers.settings(source)
   code, err, _ = _convert(path, tmp_path)
-  assert code == 1
+  assert code == 2
   assert victim in err
