@@ -106,7 +106,7 @@ class _Machine:
     # instructions. Of later protocols, which keep them on the stack, only the
     # first is known here.
     foreign = {name: None} | {
-      arg.replace(" ", "."): None
+      str(arg).replace(" ", "."): None
       for opcode, arg, _ in pickletools.genops(self._data)
       if opcode.name in ("GLOBAL", "INST")
     }
