@@ -1,49 +1,55 @@
 """The memory bank: what the model remembers, kept outside of its weights.
 
+Reading, drawing and checking its rows; `gmem_jax.bank.files` keeps banks on
+disk, `gmem_jax.bank.edit` makes new banks from old ones.
+
 Shapes: m bank rows, d feature width, r rank, b batch.
 """
 
 import dataclasses
 import hashlib
-from typing import Any, Literal
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Integer
+from jaxtyping import Array, Float, Float32, Int, Integer
+
+from gmem_jax import rngs
 
 # Of a bank on devices, or on the host.
 Table = Array | np.ndarray
-# How full rows are stored.
-Storage = Literal["float32", "bfloat16", "int8"]
 
 
+# The fields of both banks are Any: JAX also fills pytrees with shapes and with
+# shardings, which annotations checked at run time would refuse.
 @flax.struct.dataclass
 class MemoryBank:
   """An immutable table of memories, a pytree passed to jitted functions.
 
-  On devices, or on the host where banks are edited and stored. Its fields are
-  of type Any as JAX also fills pytrees with shapes and shardings.
+  Its arrays are on devices, or on the host, where banks are edited and stored.
 
   Attributes:
     rows: [m, d] raw features of real images, one a row; not normalised.
       float32, bfloat16, or int8 with `scales`.
     scales: float32 [m], int8 only: row i is `rows[i] * scales[i]`.
-    residuals: float32 [m], int8 only: Euclidean norm of what rounding took from
+    residuals: float32 [m], int8 only: Euclidean norm of the rounding error of
       row i.
-    padding: How many of the last rows are no memories but zeros, which make
-      the rows divide evenly over a mesh; see `gmem_jax.bank.sharding`.
+    padding: How many of the last rows are zeros and no memories: they make the
+      rows divide evenly over a mesh, see `gmem_jax.bank.sharding`.
   """
 
   rows: Any
   scales: Any = None
   residuals: Any = None
+  # Static: compiled code depends on it, and a bank without padding compiles to
+  # a search without masks.
   padding: int = flax.struct.field(pytree_node=False, default=0)
 
   @property
   def size(self) -> int:
-    """Number of rows."""
+    """Number of memories; padding does not count."""
     return self.rows.shape[0] - self.padding
 
   @property
@@ -61,17 +67,18 @@ class MemoryBank:
 class LowRankBank:
   """Memories as combinations of a few directions.
 
-  Row i is `coefficients[i] @ basis.T + mean`. With the centred rows' singular
-  value decomposition U S V', coefficients are U sqrt(S), the basis V sqrt(S).
+  Row i is `coefficients[i] @ basis.T + mean`. With the singular value
+  decomposition U S V' of the centred rows, the coefficients are U sqrt(S) and
+  the basis is V sqrt(S).
 
   Attributes:
-    coefficients: float32 [m, r], of each row.
-    basis: float32 [d, r], the directions, one a column.
-    singular_values: float32 [r], S, which projects new rows.
-    mean: float32 [d], of the rows it was made of.
+    coefficients: float32 [m, r], a row for each memory.
+    basis: float32 [d, r], a column for each direction.
+    singular_values: float32 [r], S, needed to project new rows.
+    mean: float32 [d], the mean of the rows that the bank was made from.
 
-  Source: the published code's "dmd" bank, which gave what it interpolated
-  undecoded.
+  Source: the published code's "dmd" bank, which returned interpolated rows
+  without decoding them.
   """
 
   coefficients: Any
@@ -81,12 +88,12 @@ class LowRankBank:
 
   @property
   def size(self) -> int:
-    """Number of rows."""
+    """Number of memories."""
     return self.coefficients.shape[0]
 
   @property
   def width(self) -> int:
-    """Width of a row."""
+    """Width of a decoded row."""
     return self.basis.shape[0]
 
   @property
@@ -111,10 +118,10 @@ class BankInfo:
     size: Number of rows.
     width: Width of a row.
     encoder: Name of the feature encoder that made the rows; "" if unknown.
-    source: The images they were made of.
+    source: The images that the rows were made from.
     digest: SHA-256 of the stored arrays.
     parent: Digest of the bank that this one was edited from, or "".
-    crop: How the encoder's images were cut out; "" if unknown.
+    crop: How images were cropped for the encoder; "" if unknown.
     edit: What was done to the parent, or "".
   """
 
@@ -124,114 +131,153 @@ class BankInfo:
   source: str
   digest: str
   parent: str
+  # Runs made before these two existed have no such keys.
   crop: str = ""
   edit: str = ""
 
 
 def features(bank: Bank, rows: Integer[Table, " b"]) -> Float32[Table, "b d"]:
-  """Reads memories as they were encoded, whatever the storage.
+  """Reads rows as they were encoded, whatever the storage.
 
   Args:
     bank: The bank; its rows may be split over a mesh.
-    rows: Row numbers in [0, m). An index outside is clamped by JAX: check it
-      on the host with `check_rows` where it comes from a user.
+    rows: Row numbers in [0, m). JAX clamps an index outside: check numbers
+      that come from a user with `check_rows`.
 
   Returns:
-    Raw features, float32.
+    Raw features.
   """
   if isinstance(bank, LowRankBank):
+    # TPUs would otherwise multiply float32 in bfloat16, and a memory would
+    # depend on the device that reads it.
     product = jnp.matmul(
       bank.coefficients[rows],
       bank.basis.T,
       precision=jax.lax.Precision.HIGHEST,
     )
     return product + bank.mean[None]
-  found = bank.rows[rows].astype(jnp.float32)
+  raw = bank.rows[rows].astype(jnp.float32)
   if bank.scales is not None:
-    found = found * bank.scales[rows][:, None]
-  return found
+    raw = raw * bank.scales[rows][:, None]
+  return raw
+
+
+def decode(bank: Bank) -> Float32[np.ndarray, "m d"]:
+  """Reads all rows of a bank on the host as they were encoded."""
+  if isinstance(bank, LowRankBank):
+    return bank.coefficients @ np.asarray(bank.basis).T + bank.mean[None]
+  rows = np.asarray(bank.rows)[: bank.size]
+  if bank.scales is None:
+    # Published banks have 3.9 GB: float32 rows are not copied.
+    return rows.astype(np.float32, copy=False)
+  return rows.astype(np.float32) * np.asarray(bank.scales)[: bank.size, None]
 
 
 def snippets(bank: Bank, rows: Integer[Table, " b"]) -> Float32[Table, "b d"]:
-  """Reads memory snippets: bank rows, scaled to unit length.
+  """Reads memory snippets: rows of the bank, scaled to unit length.
 
-  Args:
-    bank: The bank.
-    rows: Row numbers in [0, m), as `features` takes them.
+  Takes row numbers as `features` does.
 
-  Returns:
-    Unit vectors, float32.
-
-  Source: paper §3; the published code normalises at the call, not in the bank.
+  Source: paper §3; the published code, too, normalises at the call and keeps
+  raw features in the bank.
   """
   return normalise(features(bank, rows))
 
 
 def normalise(features: Float[Table, "*b d"]) -> Float[Array, "*b d"]:
-  """Scales vectors to unit length, in float32 (a zero vector stays zero).
-
-  Args:
-    features: Vectors along the last axis.
-  """
+  """Scales vectors along the last axis to unit length, in float32."""
   features = jnp.asarray(features, jnp.float32)
   norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+  # The zero vector is the null condition, and stays zero.
   return features / jnp.maximum(norm, 1e-12)
 
 
-def check_rows(rows: np.ndarray, size: int, key: str) -> None:
-  """Checks user-given row numbers.
+def draw_rows(
+  seed: int, images: Integer[Array, " b"], size: int
+) -> Integer[Array, " b"]:
+  """Draws a row in [0, size) for each image, uniformly.
+
+  `images` are global image numbers: image i's row depends on (seed, i) alone.
+  """
+  keys = rngs.keys(seed, "sample/row", images)
+  return jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
+
+
+def select_row(
+  noise: Float[Array, "b ..."],
+  frequencies: Int[Array, " m"] | Int[np.ndarray, " m"],
+) -> Int[Array, " b"]:
+  """Draws a row for each image by frequency, from the image's own noise.
+
+  The mean of a noise tensor, scaled to a standard normal, gives a uniform
+  number; the inverse of the cumulative frequencies maps it to a row.
 
   Args:
-    rows: Row numbers.
-    size: Number of rows of the bank.
-    key: The config key or flag that they came from.
+    noise: Standard normal; its mean is taken in its own dtype.
+    frequencies: How often each row occurred; not negative, not all zero.
+
+  Returns:
+    Row numbers in [0, m).
+
+  Source: GMem (arXiv 2412.08781), release of December 2024.
+  """
+  size = noise[0].size
+  normal = jnp.mean(noise.reshape(noise.shape[0], size), axis=1) * size**0.5
+  uniform = jax.scipy.stats.norm.cdf(normal)
+  dtype = uniform.dtype
+  cumulative = jnp.cumsum(jnp.asarray(frequencies).astype(dtype))
+  row = jnp.searchsorted(cumulative / cumulative[-1], uniform, side="right")
+  # A uniform number that rounds to 1 gives m, outside of the bank, where the
+  # published code fails. It means the last row that ever occurred.
+  last = jnp.searchsorted(cumulative, cumulative[-1], side="left")
+  return jnp.minimum(row, last)
+
+
+def check_rows(rows: np.ndarray, size: int, key: str) -> None:
+  """Checks the row numbers that a user gave by a config key or flag.
 
   Raises:
-    ValueError: If a row is outside of the bank.
+    ValueError: Naming the rows outside of the bank's [0, size).
   """
-  wrong = [int(r) for r in rows if not 0 <= r < size]
-  if wrong:
-    raise ValueError(f"{key}: rows {wrong} are not in the bank's [0, {size})")
+  outside = [int(r) for r in rows if not 0 <= r < size]
+  if outside:
+    raise ValueError(f"{key}: rows {outside} are not in the bank's [0, {size})")
 
 
 def check_features(rows: np.ndarray, name: str) -> None:
-  """Checks that features can be memories: finite and not zero.
-
-  Args:
-    rows: [n, d], on the host, of any stored type.
-    name: What they are, for the message.
+  """Checks that features [n, d] on the host can be memories.
 
   Raises:
-    ValueError: If there is none, or one is zero or not finite; names the rows.
+    ValueError: If there is none, or naming the rows that are zero or not
+      finite; the message begins with `name`.
   """
   if rows.ndim != 2 or not rows.size:
     raise ValueError(f"{name}: an array of shape {rows.shape} holds no rows")
+  # In parts: rows may be a memory map of gigabytes, and a mask of all of them
+  # would take a quarter of that in memory.
   step = max(1, 2**24 // rows.shape[1])
-  for what, wrong in (
+  for fault, is_bad in (
     ("are not finite", lambda x: ~np.isfinite(x).all(axis=1)),
+    # Cosines with a zero row are undefined, and normalised it is the null
+    # condition.
     ("are zero: they have no direction", lambda x: ~x.any(axis=1)),
   ):
     bad = np.concatenate(
       [
-        start + np.flatnonzero(wrong(rows[start : start + step]))
+        start + np.flatnonzero(is_bad(rows[start : start + step]))
         for start in range(0, len(rows), step)
       ]
     )
     if len(bad):
       more = f" and {len(bad) - 8} more" if len(bad) > 8 else ""
-      raise ValueError(f"{name}: rows {bad[:8].tolist()}{more} {what}")
+      raise ValueError(f"{name}: rows {bad[:8].tolist()}{more} {fault}")
 
 
 def check_encoder(info: BankInfo, encoder: str, key: str) -> None:
-  """Refuses features of another encoder than the bank's.
-
-  Args:
-    info: The bank's; it passes if its encoder is unknown.
-    encoder: The other encoder's name.
-    key: What names that encoder, for the message.
+  """Refuses features of another encoder than the bank's, if that is known.
 
   Raises:
-    ValueError: If they differ.
+    ValueError: Naming both, and the config key or flag `key`.
   """
   if info.encoder and encoder != info.encoder:
     raise ValueError(
@@ -241,48 +287,37 @@ def check_encoder(info: BankInfo, encoder: str, key: str) -> None:
 
 
 def check_bank(bank: Bank) -> None:
-  """Checks that all rows of a bank can be memories.
-
-  Args:
-    bank: The bank, on the host.
+  """Checks that all rows of a bank on the host can be memories.
 
   Raises:
-    ValueError: If it is empty, or a row is zero or not finite; names the rows.
+    ValueError: If it is empty, or naming the rows that are zero or not finite.
   """
   if isinstance(bank, LowRankBank):
     if not bank.size:
       raise ValueError("bank: it is empty")
-    for name in ("coefficients", "basis", "singular_values", "mean"):
-      if not np.isfinite(np.asarray(getattr(bank, name))).all():
+    for name, array in vars(bank).items():
+      if not np.isfinite(np.asarray(array)).all():
         raise ValueError(f"bank: its {name} are not all finite")
     return
-  rows = np.asarray(bank.rows)[: bank.size]
-  check_features(rows, "bank")
+  check_features(np.asarray(bank.rows)[: bank.size], "bank")
   if bank.scales is not None:
     scales = np.asarray(bank.scales)[: bank.size]
     check_features(scales[:, None], "bank (scales)")
 
 
 def digest(bank: Bank) -> str:
-  """SHA-256 of a bank's stored arrays, without padding.
-
-  Args:
-    bank: The bank, on the host.
-
-  Returns:
-    64 hexadecimal digits.
-  """
-  found = hashlib.sha256()
+  """SHA-256 of a bank's stored arrays, 64 hexadecimal digits."""
+  sha256 = hashlib.sha256()
+  # Without padding, which depends on the mesh and not on the memories.
   for leaf in jax.tree.leaves(on_host(bank)):
-    found.update(np.ascontiguousarray(leaf).view(np.uint8).data)
-  return found.hexdigest()
+    sha256.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+  return sha256.hexdigest()
 
 
 def on_host(bank: Bank) -> Any:
-  """The bank as arrays of the host, without padding.
+  """The bank as numpy arrays, without padding.
 
-  Args:
-    bank: The bank; every array must be wholly on devices of this process.
+  Every array must be wholly on devices of this process.
   """
   if isinstance(bank, LowRankBank):
     return jax.tree.map(np.asarray, bank)
@@ -293,19 +328,10 @@ def on_host(bank: Bank) -> Any:
 def make_info(
   bank: Bank, *, encoder: str, source: str, crop: str = ""
 ) -> BankInfo:
-  """Describes a freshly built bank.
-
-  Args:
-    bank: The bank.
-    encoder: Name of the feature encoder.
-    source: The images it was made of.
-    crop: How the encoder's images were cut out.
-
-  Returns:
-    Its description, with the digest of its rows.
+  """Describes a bank just built; takes the fields of `BankInfo`.
 
   Raises:
-    ValueError: If there is no row, or one is zero, NaN or infinite.
+    ValueError: If the bank is not valid, see `check_bank`.
   """
   check_bank(bank)
   return BankInfo(

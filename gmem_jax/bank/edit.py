@@ -203,7 +203,7 @@ def deduplicate(
     keep, edit = _first_of_equals(bank), "deduplicate equal rows"
     on_rows(bank.size)
   elif 0 < threshold <= 1:
-    keep = _apart(storage.decode(bank), threshold, on_rows)
+    keep = _apart(bank_lib.decode(bank), threshold, on_rows)
     edit = f"deduplicate at cosine {threshold:g}"
   else:
     raise ValueError(f"deduplicate: threshold={threshold} must be in (0, 1]")
@@ -286,7 +286,7 @@ def compress(
   Raises:
     ValueError: If not exactly one is given, or the rank is out of range.
   """
-  rows = storage.decode(bank)
+  rows = bank_lib.decode(bank)
   if (target is None) == (rank is None):
     raise ValueError("compress: give either a storage or a rank")
   if rank is not None:

@@ -33,7 +33,7 @@ IMAGES = "images.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class SourceImages:
   """The source images of a bank's rows.
 
   Attributes:
@@ -70,11 +70,11 @@ class Stored:
 
   bank: bank_lib.Bank
   info: bank_lib.BankInfo
-  images: Images | None = None
+  images: SourceImages | None = None
   counts: np.ndarray | None = None
 
 
-def edited(old: Stored, new: edit.Edited, added: Images | None) -> Stored:
+def edited(old: Stored, new: edit.Edited, added: SourceImages | None) -> Stored:
   """What an edit makes of all that is stored.
 
   Args:
@@ -92,7 +92,7 @@ def edited(old: Stored, new: edit.Edited, added: Images | None) -> Stored:
       extra = [_relative(added.path(i), folder) for i in range(fresh)]
     rest = iter(extra)
     names = tuple(kept[i] if i >= 0 else next(rest) for i in origin)
-    images = Images(folder, names)
+    images = SourceImages(folder, names)
   if old.counts is not None:
     # A new memory is drawn as often as a mean one.
     mean = max(1, round(float(old.counts.mean())))
@@ -228,7 +228,7 @@ def _read_converted(path: pathlib.Path) -> Stored:
   images = None
   if path.is_dir() and (path / IMAGES).exists():
     value = json.loads((path / IMAGES).read_text())
-    images = Images(value["folder"], tuple(value["names"]))
+    images = SourceImages(value["folder"], tuple(value["names"]))
     if len(images.names) != bank.size:
       raise ValueError(
         f"{IMAGES} names {len(images.names)} images for {bank.size} rows"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int8, Int32
 
-from gmem_jax.bank import bank as bank_lib, sharded_lookup as placement_lib
+from gmem_jax.bank import bank as bank_lib, sharded_lookup
 from gmem_jax.bank.kernels import topk_gpu, topk_reference, topk_tpu, topk_xla
 
 IMPLEMENTATIONS = ("gpu", "reference", "tpu", "xla")
@@ -28,7 +28,7 @@ def nearest(
   k: int,
   *,
   implementation: str | None = None,
-  placement: placement_lib.Placement | None = None,
+  placement: sharded_lookup.Placement | None = None,
 ) -> tuple[Float32[Array, "q k"], Int32[Array, "q k"]]:
   """The k bank rows with the largest inner products with each query.
 
@@ -66,8 +66,8 @@ def nearest_counted(
   k: int,
   *,
   implementation: str | None = None,
-  placement: placement_lib.Placement | None = None,
-) -> topk_reference.Found:
+  placement: sharded_lookup.Placement | None = None,
+) -> topk_reference.TopK:
   """`nearest`, also telling how many queries needed the plain path.
 
   Args:
@@ -93,7 +93,7 @@ def nearest_counted(
   if placement is None:
     count = jnp.int32(bank.size) if bank.padding else None
     return one(query, bank.rows, bank.scales, k, count)
-  return placement_lib.search(one, query, bank, k, placement)
+  return sharded_lookup.search(one, query, bank, k, placement)
 
 
 def _search(
@@ -103,7 +103,7 @@ def _search(
   scales: Float32[Array, " m"] | None,
   k: int,
   count: Int[Array, ""] | None,
-) -> topk_reference.Found:
+) -> topk_reference.TopK:
   """The search of one device."""
 
   def call(module):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bank.kernels import topk_reference
 
-Search = Callable[..., topk_reference.Found]
+Search = Callable[..., topk_reference.TopK]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def search(
   bank: bank_lib.MemoryBank,
   k: int,
   placement: Placement,
-) -> topk_reference.Found:
+) -> topk_reference.TopK:
   """Searches on every device of a mesh and merges.
 
   Args:
@@ -105,4 +105,4 @@ def search(
     out_specs=(P(split or None), P(split or None), P()),
     check_vma=False,
   )(query, bank.rows, bank.scales)
-  return topk_reference.Found(*found)
+  return topk_reference.TopK(*found)

@@ -1,7 +1,7 @@
-"""Where a memory bank lies: whole on every device, or its rows split.
+"""Where a memory bank lives: whole on every device, or its rows split.
 
-A row is the same bit for bit either way. Split rows are zeros-padded so that
-they divide evenly; reading them costs one all-reduce of what was read.
+A row reads the same bit for bit either way. Split rows are padded with zeros to
+divide evenly; reading some costs one all-reduce of what was read.
 """
 
 import dataclasses
@@ -12,32 +12,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from gmem_jax.bank import bank as bank_lib, sharded_lookup as placement_lib
+from gmem_jax.bank import bank as bank_lib, sharded_lookup
 from gmem_jax.config import networks
 from gmem_jax.parallel import sharding
 
-# Rows go to all devices, whatever the axes mean to the network.
+# Rows are split over all devices, whatever the axes mean to the network: no
+# arithmetic is done on rows that would favour one axis.
 ROWS = P(sharding.AXES)
 
 # "auto" splits a bank that takes more than this share of a device's memory:
-# the rest is for parameters, optimizer and activations.
+# the rest is for parameters, optimizer state and activations.
 SHARE = 1 / 8
-
-
-def bank_sharding(
-  bank: bank_lib.Bank, mesh: Mesh, placement: networks.Placement
-) -> NamedSharding:
-  """Decides where a bank's arrays go on the devices of this process.
-
-  Args:
-    bank: The bank, anywhere.
-    mesh: The devices.
-    placement: As configured. A low-rank bank is small, and never split.
-
-  Returns:
-    The sharding of all of its arrays.
-  """
-  return choose(bank, mesh, placement, memory_limit(mesh.local_devices[0]))
 
 
 def choose(
@@ -50,12 +35,12 @@ def choose(
 
   Args:
     bank: The bank, or its shapes.
-    mesh: The devices, which need not be here.
+    mesh: Devices, which may be of a machine that is not here.
     placement: As configured. A low-rank bank is small, and never split.
-    limit: Bytes that arrays may take on a device; None if that is unknown.
+    limit: Bytes that arrays may take on a device; None if unknown.
 
   Returns:
-    The sharding of all of its arrays.
+    One sharding for all arrays.
   """
   split = placement == "sharded"
   if placement == "auto":
@@ -68,15 +53,9 @@ def choose(
 
 
 def memory_limit(device: Any) -> int | None:
-  """Bytes that arrays may take on a device.
-
-  Args:
-    device: The device.
-
-  Returns:
-    None where it does not tell, as CPUs: there, what one device holds is no
-    less than what all hold.
-  """
+  """Bytes that arrays may take on a device; None if it does not say."""
+  # CPU devices do not. They share the host's memory, so that splitting a bank
+  # over them would save nothing.
   return (device.memory_stats() or {}).get("bytes_limit")
 
 
@@ -86,22 +65,24 @@ def place(
   """Puts a bank on the devices of a mesh.
 
   Args:
-    bank: The bank, on the host (in every process) or on one device.
-    mesh: The devices.
+    bank: The bank, on the host (of every process) or on one device.
+    mesh: Devices of this and perhaps other processes.
     placement: As configured.
 
   Returns:
     The bank, of the same class; padded if its rows are split.
   """
   bank = bank_lib.on_host(bank)
-  where = bank_sharding(bank, mesh, placement)
+  where = choose(bank, mesh, placement, memory_limit(mesh.local_devices[0]))
   if isinstance(bank, bank_lib.LowRankBank) or not len(where.spec):
     return sharding.place(bank, where)
   padding = -bank.size % mesh.size
 
-  def pad(x: np.ndarray) -> jax.Array:
+  def split(x: np.ndarray) -> jax.Array:
     last = x.shape[0]
 
+    # Each device's piece is padded alone: padding the whole would copy a bank
+    # of gigabytes for at most one row a device.
     def piece(index: Any) -> np.ndarray:
       start, stop, _ = index[0].indices(last + padding)
       rows = x[start:stop]
@@ -111,39 +92,32 @@ def place(
     shape = (last + padding, *x.shape[1:])
     return jax.make_array_from_callback(shape, where, piece)
 
-  return dataclasses.replace(jax.tree.map(pad, bank), padding=padding)
+  return dataclasses.replace(jax.tree.map(split, bank), padding=padding)
 
 
-def sharding_of(bank: bank_lib.Bank) -> jax.sharding.Sharding:
-  """Where a bank's arrays are: one sharding for all of them.
-
-  Args:
-    bank: The bank, on devices.
-  """
+def of(bank: bank_lib.Bank) -> jax.sharding.Sharding:
+  """The sharding of a bank on devices, the same for all its arrays."""
   return jax.tree.leaves(bank)[0].sharding
 
 
-def lookup_placement(bank: bank_lib.Bank) -> placement_lib.Placement | None:
-  """Where a lookup in a bank finds its rows.
-
-  Args:
-    bank: The bank, on devices.
+def lookup_placement(bank: bank_lib.Bank) -> sharded_lookup.Placement | None:
+  """What `lookup.nearest` must know of a bank on devices.
 
   Returns:
-    For `lookup.nearest`; None for a bank on a single device.
+    None for a bank on a single device.
   """
-  where = sharding_of(bank)
+  where = of(bank)
   if not isinstance(where, NamedSharding) or where.mesh.size == 1:
     return None
   rows = sharding.AXES if len(where.spec) else ()
-  return placement_lib.Placement(cast(Mesh, where.mesh), rows=rows)
+  return sharded_lookup.Placement(cast(Mesh, where.mesh), rows=rows)
 
 
 def read_rows(bank: bank_lib.Bank, rows: np.ndarray) -> np.ndarray:
-  """Features of some rows on the host, of every process.
+  """Reads features from a bank anywhere to the host of every process.
 
   Args:
-    bank: The bank, on devices or on the host.
+    bank: The bank; if it is on devices, all processes call this.
     rows: [n] row numbers in [0, m).
 
   Returns:
@@ -152,6 +126,7 @@ def read_rows(bank: bank_lib.Bank, rows: np.ndarray) -> np.ndarray:
   where = getattr(jax.tree.leaves(bank)[0], "sharding", None)
   if not isinstance(where, NamedSharding):
     return np.asarray(bank_lib.features(bank, rows))
+  # A host reads an array only if its own devices hold all of it.
   everywhere = NamedSharding(where.mesh, P())
   read = jax.jit(bank_lib.features, out_shardings=everywhere)
   return np.asarray(read(bank, jax.device_put(rows, everywhere)))
@@ -160,14 +135,12 @@ def read_rows(bank: bank_lib.Bank, rows: np.ndarray) -> np.ndarray:
 def to_save(bank: bank_lib.Bank) -> bank_lib.Bank:
   """A bank as it is kept on disk: without padding.
 
-  Args:
-    bank: The bank, on devices or on the host.
-
   Returns:
     The bank itself, or if it is padded, a copy on the host of every process.
   """
   if isinstance(bank, bank_lib.LowRankBank) or not bank.padding:
     return bank
+  # A process reads what its own devices hold; rows of others come over first.
   if not bank.rows.is_fully_addressable:
     bank = jax.tree.map(
       lambda x: multihost_utils.process_allgather(x, tiled=True), bank

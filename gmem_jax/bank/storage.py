@@ -23,20 +23,6 @@ CHUNK = 65536
 EMPTY = 1e-6
 
 
-def decode(bank: bank_lib.Bank) -> Float32[np.ndarray, "m d"]:
-  """All rows of a bank as float32.
-
-  Args:
-    bank: The bank, on the host.
-  """
-  if isinstance(bank, bank_lib.LowRankBank):
-    return bank.coefficients @ np.asarray(bank.basis).T + bank.mean[None]
-  rows = np.asarray(bank.rows)[: bank.size]
-  if bank.scales is None:
-    return rows.astype(np.float32, copy=False)
-  return rows.astype(np.float32) * np.asarray(bank.scales)[: bank.size, None]
-
-
 def encode(
   rows: Float[np.ndarray, "m d"], storage: networks.Storage
 ) -> bank_lib.MemoryBank:

@@ -52,7 +52,7 @@ def make_banks(
 
 
 def wrong_rows(
-  query: jax.Array, bank: bank_lib.MemoryBank, found: topk_reference.Found
+  query: jax.Array, bank: bank_lib.MemoryBank, found: topk_reference.TopK
 ) -> int:
   """Rows that a float64 search has otherwise, beyond the rounding bound."""
   query, k = query[:_JUDGED], found.rows.shape[1]

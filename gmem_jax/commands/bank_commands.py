@@ -41,7 +41,7 @@ def info(args: argparse.Namespace) -> None:
   stored = bank_files.read(args.bank)
   bank, about = stored.bank, stored.info
   nbytes = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(bank))
-  norms = np.linalg.norm(storage.decode(bank), axis=1)
+  norms = np.linalg.norm(bank_lib.decode(bank), axis=1)
   facts = {
     "rows": f"{about.size:,} of width {about.width}",
     "storage": f"{bank.storage}, {nbytes:,} bytes",
@@ -177,7 +177,7 @@ def compress(args: argparse.Namespace) -> None:
     sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(bank))
     for bank in (stored.bank, new.bank)
   )
-  lost = storage.error(storage.decode(stored.bank), storage.decode(new.bank))
+  lost = storage.error(bank_lib.decode(stored.bank), bank_lib.decode(new.bank))
   print(
     f"{before:,} to {after:,} bytes; lost {lost.relative:.3%} of the rows'"
     f" norm; cosine of a row to what it was: {lost.mean_cosine:.6f} in the"
@@ -278,7 +278,7 @@ def _nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cosines and rows of the nearest neighbours, [q, k] each."""
   if isinstance(bank, bank_lib.LowRankBank):
-    bank = bank_lib.MemoryBank(storage.decode(bank))
+    bank = bank_lib.MemoryBank(bank_lib.decode(bank))
   units = lookup.unit(jax.device_put(bank))
   queries = np.asarray(bank_lib.normalise(queries))
   find = jax.jit(lookup.nearest, static_argnames="k")
@@ -302,10 +302,10 @@ def _image(
 
 def _named(
   root: str, files: Sequence[pathlib.Path], found: encode_files.Encoded
-) -> bank_files.Images:
+) -> bank_files.SourceImages:
   """Names of the images that became rows."""
   names = [str(files[i].relative_to(root)) for i in found.kept]
-  return bank_files.Images(root, tuple(names))
+  return bank_files.SourceImages(root, tuple(names))
 
 
 def _say_skipped(found: encode_files.Encoded, count: int) -> None:

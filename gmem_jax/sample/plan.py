@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.bank import bank as bank_lib, draw
+from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.diffusion import samplers
@@ -92,7 +92,7 @@ def _row_fn(
 
   def draw_rows(numbers):
     groups = jnp.asarray(numbers // chosen.per_row, jnp.int32)
-    return np.asarray(draw.draw_rows(chosen.seed, groups, len(bank.rows)))
+    return np.asarray(bank_lib.draw_rows(chosen.seed, groups, len(bank.rows)))
 
   return draw_rows
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax.bank import bank as bank_lib, files as bank_files, storage
+from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.files import weights
@@ -114,5 +114,5 @@ def load_bank(config: sections.Config) -> Bank:
 
 
 def _bank(tree: dict[str, Any], metadata: dict[str, Any]) -> Bank:
-  rows = storage.decode(bank_files.from_tree(tree))
+  rows = bank_lib.decode(bank_files.from_tree(tree))
   return Bank(rows, tree.pop("counts", None), weights.origin(metadata))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.bank import bank as bank_lib, draw, sharding as bank_sharding
+from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.parallel import sharding
@@ -51,7 +51,7 @@ def draw_snippets(
   """
   numbers = numbers.astype(np.int32)
   rows = np.asarray(
-    draw.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
+    bank_lib.draw_rows(config.seed, jnp.asarray(numbers), bank.size)
   )
   return rows, bank_sharding.read_rows(bank, rows)
 

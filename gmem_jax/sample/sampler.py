@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 from gmem_jax import rngs
-from gmem_jax.bank import bank as bank_lib, select
+from gmem_jax.bank import bank as bank_lib
 from gmem_jax.diffusion import guidance, samplers, sit_release
 from gmem_jax.models import retrieval, transformer
 from gmem_jax.models.encoders import protocols
@@ -256,13 +256,14 @@ def make_row_fn(
   Returns:
     Image numbers [n] -> rows [n].
 
-  Source: the first release, see `bank.select`.
+  Source: the first release, see `bank.select_row`.
   """
   counts = jnp.asarray(frequencies.astype(np.int32))
 
   @jax.jit
   def one(image, counts):
-    return select.select_row(_noise(seed, image[None], latent_shape), counts)[0]
+    noise = _noise(seed, image[None], latent_shape)
+    return bank_lib.select_row(noise, counts)[0]
 
   # One by one: a mean of several images may round otherwise.
   return lambda images: np.array(

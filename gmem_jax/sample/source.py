@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding, storage
+from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.models import transformer
@@ -84,7 +84,7 @@ def _from_run(
     memory = dataclasses.replace(memory, unit=unit)
   weights = run_sampling.make_weights(config, memory, params)
   bank = pretrained.Bank(
-    storage.decode(bank_sharding.to_save(memory.bank)),
+    bank_lib.decode(bank_sharding.to_save(memory.bank)),
     None,
     {"digest": memory.info.digest},
   )

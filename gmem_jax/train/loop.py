@@ -124,7 +124,7 @@ def jit_step(
     accumulation=config.train.accumulation,
     retrieve=setup.make_retrieve(config, bank),
   )
-  where = bank_sharding.sharding_of(bank)
+  where = bank_sharding.of(bank)
   everywhere = sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh, steps_axis=True)
   return jax.jit(

@@ -112,7 +112,7 @@ def lookup_bank(
   if not transformer.uses_cross(config.model.conditioning):
     return None
   retrieval.check_bank(config.retrieval, bank)
-  where = bank_sharding.sharding_of(bank)
+  where = bank_sharding.of(bank)
   # The kernels want multiples of 8 rows, of every shard.
   multiple = 8 if where.is_fully_replicated else 8 * where.num_devices
   unit = functools.partial(lookup.unit, multiple=multiple)

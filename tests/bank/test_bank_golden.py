@@ -52,7 +52,7 @@ def test_rows(golden, full, low, name):
   for key, wanted in (("idx", "get"), ("idx_tensor", "get_tensor")):
     rows = _rows(golden[key], bank)
     _close(bank_lib.features(bank, rows), golden[f"{name}_{wanted}"])
-    _close(storage.decode(bank)[rows], golden[f"{name}_{wanted}"])
+    _close(bank_lib.decode(bank)[rows], golden[f"{name}_{wanted}"])
 
 
 def test_snippets_are_normalised_at_the_call(golden, full):
@@ -63,7 +63,7 @@ def test_snippets_are_normalised_at_the_call(golden, full):
 def test_the_full_bank_grows_as_published(golden, full):
   found = edit.append(full, _info(full), golden["snippet"][None])
   assert found.bank.size == golden["full_len_after_exact"]
-  last = storage.decode(found.bank)[-1]
+  last = bank_lib.decode(found.bank)[-1]
   np.testing.assert_array_equal(last, golden["full_add_exact"])
   np.testing.assert_array_equal(last, golden["full_get_exact"])
   bank, info = found.bank, found.info
@@ -71,7 +71,7 @@ def test_the_full_bank_grows_as_published(golden, full):
     rows = _rows(np.array([first, second]).astype(int), full)
     found = edit.interpolate(bank, info, *map(int, rows), np.array([weight]))
     bank, info = found.bank, found.info
-    made = storage.decode(bank)[-1]
+    made = bank_lib.decode(bank)[-1]
     _close(made, golden["full_get_interpolated"][n])
     _close(made, golden["full_add_interpolated"][n])
   assert len(golden["pairs"])
@@ -87,14 +87,14 @@ def test_the_low_rank_bank_grows_as_published(golden, full, low):
   ):
     found = edit.append(bank, info, row[None])
     bank, info = found.bank, found.info
-    _close(storage.decode(bank)[-1], golden[wanted])
+    _close(bank_lib.decode(bank)[-1], golden[wanted])
   for n, (first, second, weight) in enumerate(golden["pairs"]):
     rows = _rows(np.array([first, second]).astype(int), low)
     found = edit.interpolate(bank, info, *map(int, rows), np.array([weight]))
     bank, info = found.bank, found.info
     # The published bank gave the coefficients; what they decode to is meant.
     _close(bank.coefficients[-1], golden["dmd_get_interpolated_latent"][n])
-    made = storage.decode(bank)[-1]
+    made = bank_lib.decode(bank)[-1]
     _close(made, golden["dmd_get_interpolated_decoded"][n])
     _close(made, golden["dmd_add_interpolated"][n])
   assert len(golden["pairs"])
@@ -108,11 +108,11 @@ def test_low_rank_of_the_full_bank_is_the_published_one(golden, full, low):
   _close(made.singular_values, golden["dmd_S"])
   _close(made.mean, low.mean)
   # Directions have arbitrary signs: rows are compared.
-  _close(storage.decode(made), storage.decode(low))
+  _close(bank_lib.decode(made), bank_lib.decode(low))
   centred = full.rows - full.rows.mean(axis=0, dtype=np.float64)[None]
   lost = storage.error(
     centred.astype(np.float32),
-    (storage.decode(made) - made.mean[None]),
+    (bank_lib.decode(made) - made.mean[None]),
   )
   wanted = float(golden["dmd_reconstruction_rel_error"])
   assert lost.relative == pytest.approx(wanted, rel=TOLERANCE)

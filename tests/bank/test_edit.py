@@ -35,7 +35,7 @@ def _check(found, old, info):
     assert getattr(found.info, name) == getattr(info, name)
   kept = found.origin >= 0
   np.testing.assert_array_equal(
-    storage.decode(found.bank)[kept], storage.decode(old)[found.origin[kept]]
+    bank_lib.decode(found.bank)[kept], bank_lib.decode(old)[found.origin[kept]]
   )
 
 
@@ -50,7 +50,7 @@ def test_append_keeps_the_rows_and_their_storage(rows, form):
   assert found.info.edit == "append 3 rows of x"
   if form != "rank":
     np.testing.assert_allclose(
-      storage.decode(found.bank)[SIZE:], rows[:3] * 2, atol=0.05
+      bank_lib.decode(found.bank)[SIZE:], rows[:3] * 2, atol=0.05
     )
   for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(bank), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -138,7 +138,7 @@ def test_compress(rows, target):
   assert found.info.edit == f"store as {found.bank.storage}"
   assert found.bank.size == SIZE
   back = edit.compress(found.bank, found.info, "float32")
-  np.testing.assert_array_equal(back.bank.rows, storage.decode(found.bank))
+  np.testing.assert_array_equal(back.bank.rows, bank_lib.decode(found.bank))
 
 
 def _nan(rows):

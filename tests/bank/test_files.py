@@ -46,7 +46,9 @@ def _same(a, b):
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "int8", "rank"])
 def test_a_bank_comes_back(rows, form, tmp_path):
-  names = bank_files.Images("/photos", tuple(f"{i}.png" for i in range(SIZE)))
+  names = bank_files.SourceImages(
+    "/photos", tuple(f"{i}.png" for i in range(SIZE))
+  )
   stored = _stored(rows, form, names)
   bank_files.write(tmp_path / "bank", stored)
   found = bank_files.read(tmp_path / "bank")
@@ -112,9 +114,9 @@ def test_prepared_data(rows, tmp_path):
 
 def test_names_follow_their_rows(rows):
   names = tuple(f"{i}.png" for i in range(SIZE))
-  stored = _stored(rows, images=bank_files.Images("/a", names))
+  stored = _stored(rows, images=bank_files.SourceImages("/a", names))
   new = edit.append(stored.bank, stored.info, rows[:2])
-  added = bank_files.Images("/b", ("x.png", "/a/y.png"))
+  added = bank_files.SourceImages("/b", ("x.png", "/a/y.png"))
   found = bank_files.edited(stored, new, added)
   assert found.images.names == (*names, "/b/x.png", "y.png")
   assert str(found.images.path(SIZE)) == "/b/x.png"
@@ -125,7 +127,7 @@ def test_names_follow_their_rows(rows):
   )  # fmt: skip
   unnamed = _stored(rows)
   new = edit.append(unnamed.bank, unnamed.info, rows[:1])
-  found = bank_files.edited(unnamed, new, bank_files.Images("/b", ("x",)))
+  found = bank_files.edited(unnamed, new, bank_files.SourceImages("/b", ("x",)))
   assert found.images.path(0) is None
   assert str(found.images.path(SIZE)) == "/b/x"
 

@@ -100,5 +100,5 @@ def test_auto_splits_what_does_not_fit(mesh, monkeypatch):
     monkeypatch.setattr(
       bank_sharding, "memory_limit", lambda _, limit=limit: limit
     )
-    where = bank_sharding.bank_sharding(host, mesh, "auto")
+    where = bank_sharding.of(bank_sharding.place(host, mesh, "auto"))
     assert bool(len(where.spec)) == split, limit

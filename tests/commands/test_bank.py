@@ -173,7 +173,7 @@ def _rows_file(stored, tmp_path):
 def test_compress_measures_what_is_lost(work, run, tmp_path, how):
   text = run("compress", work / "bank", tmp_path / "small", how)
   old, new = (bank_files.read(p) for p in (work / "bank", tmp_path / "small"))
-  a, b = storage.decode(old.bank), storage.decode(new.bank)
+  a, b = bank_lib.decode(old.bank), bank_lib.decode(new.bank)
   lost = np.linalg.norm(a - b) / np.linalg.norm(a)
   assert f"lost {lost:.3%}" in text
   assert new.images == old.images

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from gmem_jax import rngs
-from gmem_jax.bank import draw, interpolate, select
+from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.commands import sample as sample_command, train as train_command
 from gmem_jax.data import image_files, images as images_lib, load_encoders
 from gmem_jax.models.encoders import protocols
@@ -126,7 +126,7 @@ def test_pth_to_png_agrees_with_a_plain_loop(converted, cache, tmp_path):
   run(tmp_path, values, cache, config="b_in1k.py:ode")
   config = published.make_config("b_in1k", values, "ode")
   bank = pretrained.load_bank(config).rows
-  rows = draw.draw_rows(0, jnp.arange(6), len(bank))
+  rows = bank_lib.draw_rows(0, jnp.arange(6), len(bank))
   assert_same_pixels(pixels_of(tmp_path), euler(config, bank[np.asarray(rows)]))
   found = record(tmp_path)
   assert found["network_calls"] == {"conditional": 2, "unconditional": 0}
@@ -325,7 +325,7 @@ def test_first_release(converted, golden_dir, tmp_path):
   bank = network.bank
   keys = rngs.keys(0, "sample/noise", jnp.arange(6))
   noise = jnp.stack([jax.random.normal(k, network.latent_shape) for k in keys])
-  rows = np.asarray(select.select_row(noise, bank.frequencies))
+  rows = np.asarray(bank_lib.select_row(noise, bank.frequencies))
   assert len(set(rows.tolist())) > 1
   assert_same_pixels(pixels, euler(config, bank.rows[rows], release=True))
   assert record(tmp_path)["draw"] == "noise"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Float32, Int, Int8, Int32
 
-from gmem_jax.bank.kernels import topk_reference, topk_tpu, topk_xla, two_stage
+from gmem_jax.bank.kernels import topk_reference, topk_xla, two_stage
 
 BIN = two_stage.BIN
 # Bank rows of a warpgroup's tile, and of a block's: two warpgroups multiply.
@@ -64,7 +64,7 @@ def check(
     raise NotImplementedError(
       f"topk_gpu: rows of width {d}, not a multiple of {_STEP}"
     )
-  if two_stage.bins_of(m) <= topk_tpu.taken(k):
+  if two_stage.bins_of(m) <= two_stage.taken(k):
     raise NotImplementedError(
       f"topk_gpu: {m} rows are too few for k={k}: nothing would be left out"
     )
@@ -84,7 +84,7 @@ def top_k(
   count: Int[Array, ""] | None = None,
   *,
   interpret: Any = None,
-) -> topk_reference.Found:
+) -> topk_reference.TopK:
   """See `topk_reference.top_k`.
 
   Args:
@@ -114,7 +114,7 @@ def top_k(
       k,
       count,
       bin_maxima(query, rows, interpret=interpret),
-      topk_tpu.taken(k),
+      two_stage.taken(k),
       lambda bins: _rescore(query, rows, bins),
       plain,
     )
@@ -132,7 +132,7 @@ def bin_maxima(
   from jax.experimental.pallas import mosaic_gpu as plgpu
 
   (m, d), q = rows.shape, query.shape[0]
-  limbs = topk_tpu.split(query)
+  limbs = two_stage.split(query)
   tile = 64 if q <= 64 else 128
   limbs = jnp.pad(limbs, ((0, 0), (0, -q % tile), (0, 0)))
   count, padded, _ = limbs.shape

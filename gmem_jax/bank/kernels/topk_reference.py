@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, Int8, Int32
 
 
-class Found(NamedTuple):
+class TopK(NamedTuple):
   """What a search found.
 
   Attributes:
@@ -49,7 +49,7 @@ def top_k(
   scales: Float32[Array, " m"] | None,
   k: int,
   count: Int[Array, ""] | None = None,
-) -> Found:
+) -> TopK:
   """The rows with the k largest inner products with each query.
 
   Args:
@@ -66,7 +66,7 @@ def top_k(
   if count is not None:
     found = jnp.where(jnp.arange(rows.shape[0])[None] < count, found, -jnp.inf)
   best, index = jax.lax.top_k(found, k)
-  return Found(best, index, jnp.zeros((), jnp.int32))
+  return TopK(best, index, jnp.zeros((), jnp.int32))
 
 
 def rounding_bound(

@@ -23,8 +23,7 @@ from gmem_jax.bank.kernels import topk_reference, topk_xla, two_stage
 BIN = two_stage.BIN
 # Rows and queries of a tile of scores: 1 MiB of float32.
 ROWS, QUERIES = 1024, 256
-# Bins that a step of the second kernel reads.
-GROUP = 8
+GROUP = two_stage.GROUP
 # Queries at a time: bounds scratch in HBM, and the scalars in SMEM.
 _CHUNK = 1024
 _MAX_WIDTH = 2048
@@ -47,15 +46,10 @@ def check(
     raise NotImplementedError(
       f"topk_tpu: rows of width {d}; tiles of at most {_MAX_WIDTH} fit"
     )
-  if two_stage.bins_of(m) <= taken(k):
+  if two_stage.bins_of(m) <= two_stage.taken(k):
     raise NotImplementedError(
       f"topk_tpu: {m} rows are too few for k={k}: nothing would be left out"
     )
-
-
-def taken(k: int) -> int:
-  """How many bins are looked into: more than k, in whole groups."""
-  return -(-(k + 1) // GROUP) * GROUP
 
 
 def top_k(
@@ -66,7 +60,7 @@ def top_k(
   count: Int[Array, ""] | None = None,
   *,
   interpret: bool | pltpu.InterpretParams = False,
-) -> topk_reference.Found:
+) -> topk_reference.TopK:
   """See `topk_reference.top_k`.
 
   Args:
@@ -84,7 +78,7 @@ def top_k(
     NotImplementedError: If the kernels cannot serve these arrays.
   """
   check(query, rows, k)
-  take = taken(k)
+  take = two_stage.taken(k)
   plain = functools.partial(
     topk_xla.top_k, rows=rows, scales=scales, k=k, count=count
   )
@@ -121,7 +115,7 @@ def bin_maxima(
   limbs = (
     query.astype(jnp.float32)[None]
     if rows.dtype == jnp.float32
-    else split(query)
+    else two_stage.split(query)
   )
   block = min(QUERIES, -(-q // 8) * 8)
   limbs = jnp.pad(limbs, ((0, 0), (0, -q % block), (0, 0)))
@@ -154,15 +148,6 @@ def bin_maxima(
     name="bank_bin_maxima",
   )(*operands)
   return found[:, :q]
-
-
-def split(query: Float[Array, "q d"]) -> Float[Array, "l q d"]:
-  """Queries as sums of bfloat16 numbers: one for bfloat16, else two."""
-  high = query.astype(jnp.bfloat16)
-  if query.dtype == jnp.bfloat16:
-    return high[None]
-  rest = query.astype(jnp.float32) - high.astype(jnp.float32)
-  return jnp.stack([high, rest.astype(jnp.bfloat16)])
 
 
 def _maxima_kernel(query_ref, rows_ref, *refs, m: int) -> None:

@@ -28,7 +28,7 @@ def top_k(
   scales: Float32[Array, " m"] | None,
   k: int,
   count: Int[Array, ""] | None = None,
-) -> topk_reference.Found:
+) -> topk_reference.TopK:
   """See `topk_reference.top_k`, which it equals.
 
   There is nothing to certify: the maxima are of the very scores returned.
@@ -45,7 +45,7 @@ def top_k(
     each = jnp.arange(query.shape[0])[:, None]
     candidates = wide[bins, :, each].reshape(query.shape[0], -1)
     best, index = two_stage.best_of(candidates, bins, k)
-    return topk_reference.Found(best, index, jnp.zeros((), jnp.int32))
+    return topk_reference.TopK(best, index, jnp.zeros((), jnp.int32))
 
   chunk = min(_CHUNK, max(_SCRATCH // (4 * m) // 8 * 8, 8))
   return two_stage.in_chunks(some, query, chunk)

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int8, Int32
 from gmem_jax.bank.kernels import topk_reference
 
 BIN = 32
+# Bins that a step of the TPU's second kernel reads.
+GROUP = 8
 # More bins than this are selected through bins of bins.
 _WIDE = 1024
 # Queries that the certificate refused are answered so many at a time.
@@ -28,6 +30,20 @@ _REPAIR = 8
 def bins_of(m: int) -> int:
   """How many bins m rows make; the last may be short."""
   return -(-m // BIN)
+
+
+def taken(k: int) -> int:
+  """How many bins are looked into: more than k, in whole groups."""
+  return -(-(k + 1) // GROUP) * GROUP
+
+
+def split(query: Float[Array, "q d"]) -> Float[Array, "l q d"]:
+  """Queries as sums of bfloat16 limbs: one for bfloat16, else two."""
+  high = query.astype(jnp.bfloat16)
+  if query.dtype == jnp.bfloat16:
+    return high[None]
+  rest = query.astype(jnp.float32) - high.astype(jnp.float32)
+  return jnp.stack([high, rest.astype(jnp.bfloat16)])
 
 
 def select(
@@ -86,10 +102,10 @@ def best_of(
 
 
 def in_chunks(
-  function: Callable[[jax.Array], topk_reference.Found],
+  function: Callable[[jax.Array], topk_reference.TopK],
   query: Float[Array, "q d"],
   chunk: int,
-) -> topk_reference.Found:
+) -> topk_reference.TopK:
   """Answers so many queries at a time, to bound the scratch memory."""
   q = query.shape[0]
   if q <= chunk:
@@ -98,7 +114,7 @@ def in_chunks(
   padded = jnp.pad(query, ((0, count * chunk - q), (0, 0)))
   found = jax.lax.map(function, padded.reshape(count, chunk, -1))
   k = found.scores.shape[-1]
-  return topk_reference.Found(
+  return topk_reference.TopK(
     found.scores.reshape(-1, k)[:q],
     found.rows.reshape(-1, k)[:q],
     jnp.sum(found.fallbacks),
@@ -114,8 +130,8 @@ def certified(
   maxima: Float32[Array, "g q"],
   take: int,
   rescore: Callable[[Int32[Array, "q t"]], Float32[Array, "q tr"]],
-  plain: Callable[[Float[Array, "n d"]], topk_reference.Found],
-) -> topk_reference.Found:
+  plain: Callable[[Float[Array, "n d"]], topk_reference.TopK],
+) -> topk_reference.TopK:
   """Selects bins, scores their rows, and vouches for the result.
 
   The certificate: no bin left out has a maximum above the k-th score found.
@@ -158,8 +174,8 @@ def _repair(
   best: Float32[Array, "q k"],
   index: Int32[Array, "q k"],
   certain: Bool[Array, " q"],
-  plain: Callable[[Float[Array, "n d"]], topk_reference.Found],
-) -> topk_reference.Found:
+  plain: Callable[[Float[Array, "n d"]], topk_reference.TopK],
+) -> topk_reference.TopK:
   """Answers plainly the queries whose result is not certain, and no others."""
   fallbacks = jnp.sum(~certain, dtype=jnp.int32)
   order = jnp.argsort(certain, stable=True)
@@ -175,4 +191,4 @@ def _repair(
 
   start = (jnp.zeros((), jnp.int32), best, index)
   _, best, index = jax.lax.while_loop(lambda s: s[0] < fallbacks, body, start)
-  return topk_reference.Found(best, index, fallbacks)
+  return topk_reference.TopK(best, index, fallbacks)
