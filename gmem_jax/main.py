@@ -40,17 +40,14 @@ import logging
 import pathlib
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging as absl_logging
 from ml_collections import config_flags
 
 import gmem_jax
-from gmem_jax.commands import huge_pages
-from gmem_jax.config import resolve, sections
-
-if TYPE_CHECKING:
-  from gmem_jax.config import sections
+from gmem_jax.commands import errors, startup
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
@@ -123,122 +120,151 @@ _STOPPED_STATUS = flags.DEFINE_integer(
 )
 
 
+def _train(config: Any, workdir: Any) -> None:
+  from gmem_jax.commands import train
+
+  train.train_mode(config, workdir)
+
+
+def _sample(config: Any, workdir: Any) -> None:
+  from gmem_jax.commands import sample
+
+  sample.sample_mode(config, workdir, _IMAGE.value, _INTERPOLATE.value)
+
+
+def _evaluate(config: Any, workdir: Any) -> None:
+  from gmem_jax.commands import evaluate
+
+  evaluate.evaluate_mode(config, workdir)
+
+
+def _prepare(config: Any, workdir: Any) -> None:
+  from gmem_jax.commands import prepare
+
+  prepare.prepare_mode(config)
+
+
+def _compile(config: Any, workdir: Any) -> None:
+  from gmem_jax.commands import compile as compile_command
+
+  compile_command.compile_mode(config, str(_TOPOLOGY.value), _BANK_ROWS.value)
+
+
+class _Mode(NamedTuple):
+  """What a mode does, and which flags it cannot do without."""
+
+  work: Callable[[Any, pathlib.Path | None], None]
+  needed: tuple[str, ...] = ("config", "workdir")
+  # Flags that only some modes take.
+  optional: tuple[str, ...] = ()
+  # It works alone, also on a host of a cluster.
+  alone: bool = False
+
+
+# The modules are imported when a mode is chosen: `--help` needs no JAX.
+_MODES = {
+  "train": _Mode(_train),
+  "sample": _Mode(_sample, optional=("image", "interpolate", "bank")),
+  "evaluate": _Mode(_evaluate, optional=("bank",)),
+  "prepare": _Mode(_prepare, ("config",)),
+  "compile": _Mode(_compile, ("config", "topology"), alone=True),
+}
+
+
 def main(argv: list[str]) -> int:
-  """Resolves the config and dispatches to the mode.
-
-  Args:
-    argv: What absl left of the command line.
-
-  Returns:
-    The exit status.
-  """
+  """Does what the flags ask for; returns the exit status."""
   from gmem_jax.parallel import processes
 
   _set_up_logging()
-  if len(argv) > 1:
-    return _fail(f"unknown argument(s) {argv[1:]}; see --help")
-  needed = {"prepare": (), "compile": (_TOPOLOGY,)}.get(
-    _MODE.value, (_WORKDIR,)
-  )
-  for flag in (_CONFIG, *needed):
-    if flag.value is None:
-      return _fail(f"--{flag.name} is needed; see --help")
-  if (_IMAGE.value or _INTERPOLATE.value) and _MODE.value != "sample":
-    return _fail("--image and --interpolate belong to --mode=sample")
-  if _BANK.value is not None and _MODE.value not in ("sample", "evaluate"):
-    return _fail("--bank belongs to --mode=sample and --mode=evaluate")
-  if len(_INTERPOLATE.value) not in (0, 2):
-    return _fail(
-      f"--interpolate={','.join(_INTERPOLATE.value)}: two are needed, A,B"
-    )
-  # Devices, compilers and data come after the config was found good.
   try:
-    tree = _CONFIG.value
-    if _BANK.value is not None:
-      tree.sample.bank = _BANK.value
-    config = resolve.resolve(tree)
-  except OSError as error:  # ml_collections opens the file only now
-    return _fail(f"--config: {' '.join(str(error).split())}")
-  except ValueError as error:
-    return _fail(str(error))
-  try:
-    status = _work(config)
+    mode = _MODES[_MODE.value]
+    _check_flags(mode, argv[1:])
+    config = _resolve()
+    workdir = _workdir() if "workdir" in mode.needed else None
+    if not mode.alone:
+      _prepare_process(config, workdir)
+    mode.work(config, workdir)
+  except SystemExit:
+    raise
   except BaseException as error:
-    if not processes.is_joined() or isinstance(error, SystemExit):
-      raise
-    traceback.print_exc()
-    return processes.fail(f"{type(error).__name__}: {error}", 1)
+    return _status(error)
   processes.finish()
-  return status
-
-
-def _work(config: "sections.Config") -> int:
-  """Joins the other processes and does what the mode says."""
-  from gmem_jax.commands import (
-    compile as compile_command,
-    evaluate as evaluate_mode,
-    prepare as prepare_command,
-    sample as sample_command,
-    startup,
-    train as train_command,
-  )
-  from gmem_jax.parallel import jobs, processes
-  from gmem_jax.train import loop, metrics
-
-  try:
-    if _MODE.value == "compile":  # alone, also on a host of a cluster
-      compile_command.compile_mode(
-        config, str(_TOPOLOGY.value), _BANK_ROWS.value
-      )
-      return 0
-    workdir = pathlib.Path()
-    if _MODE.value != "prepare":
-      workdir = _workdir()
-    startup.keep(
-      startup.directory_of(
-        config.compile_cache, None if _MODE.value == "prepare" else workdir
-      )
-    )
-    job = jobs.find(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    if job is not None:
-      _quieten(job.index)
-      processes.start(
-        job,
-        seconds=_JOIN_SECONDS.value,
-        silence=_SILENCE_SECONDS.value,
-        card={
-          "gmem_jax": gmem_jax.__version__,
-          "--mode": _MODE.value,
-          **resolve.flatten({"config": resolve.to_json(config)}),
-        },
-      )
-    if _MODE.value == "prepare":
-      prepare_command.prepare_mode(config)
-    elif _MODE.value == "train":
-      train_command.train_mode(config, workdir)
-    elif _MODE.value == "evaluate":
-      evaluate_mode.evaluate_mode(config, workdir)
-    else:
-      sample_command.sample_mode(
-        config, workdir, _IMAGE.value, _INTERPOLATE.value
-      )
-  except loop.Preempted as stop:
-    logging.getLogger("gmem_jax").warning("%s", stop)
-    return _STOPPED_STATUS.value
-  except (
-    ValueError,
-    OSError,
-    ModuleNotFoundError,
-    metrics.NonFiniteError,
-  ) as error:
-    return processes.fail(str(error), 2)
   return 0
 
 
-def _fail(message: str) -> int:
-  """Says what is wrong, without a traceback."""
-  print(f"gmem_jax: {message}", file=sys.stderr, flush=True)
-  return 2
+def _status(error: BaseException) -> int:
+  """The exit status of what ended the work; tells the other processes."""
+  from gmem_jax.parallel import processes
+  from gmem_jax.train import loop, metrics
+
+  if isinstance(error, loop.Preempted):
+    logging.getLogger("gmem_jax").warning("%s", error)
+    processes.finish()
+    return _STOPPED_STATUS.value
+  if isinstance(
+    error, (ValueError, OSError, ModuleNotFoundError, metrics.NonFiniteError)
+  ):
+    return processes.fail(str(error), errors.BAD_INPUT)
+  if not processes.is_joined():
+    raise error
+  # The others must end, too, and Python would end only this process.
+  traceback.print_exception(error)
+  return processes.fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _check_flags(mode: _Mode, unknown: list[str]) -> None:
+  """Refuses flags that are missing, or belong to another mode."""
+  if unknown:
+    raise ValueError(f"unknown argument(s) {unknown}; see --help")
+  for flag in mode.needed:
+    if flags.FLAGS[flag].value is None:
+      raise ValueError(f"--{flag} is needed; see --help")
+  for flag in ("image", "interpolate", "bank"):
+    if flags.FLAGS[flag].value and flag not in mode.optional:
+      modes = [name for name, m in _MODES.items() if flag in m.optional]
+      raise ValueError(
+        f"--{flag} belongs to --mode={' and --mode='.join(modes)}"
+      )
+  if len(_INTERPOLATE.value) not in (0, 2):
+    raise ValueError(
+      f"--interpolate={','.join(_INTERPOLATE.value)}: two are needed, A,B"
+    )
+
+
+def _resolve() -> Any:
+  """The config as frozen dataclasses, checked before anything is allocated."""
+  from gmem_jax.config import resolve
+
+  try:
+    tree = _CONFIG.value
+  except OSError as error:  # ml_collections opens the file only now.
+    raise ValueError(f"--config: {' '.join(str(error).split())}") from None
+  if _BANK.value is not None:
+    tree.sample.bank = _BANK.value
+  return resolve.resolve(tree)
+
+
+def _prepare_process(config: Any, workdir: Any) -> None:
+  """Sets up the compilation cache, and joins the other processes if any."""
+  from gmem_jax.config import resolve
+  from gmem_jax.parallel import jobs, processes
+
+  startup.keep_compiled(startup.cache_directory(config.compile_cache, workdir))
+  job = jobs.find(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+  if job is None:
+    return
+  _quieten(job.index)
+  processes.start(
+    job,
+    seconds=_JOIN_SECONDS.value,
+    silence=_SILENCE_SECONDS.value,
+    # Processes that were given something else would wait for each other.
+    card={
+      "gmem_jax": gmem_jax.__version__,
+      "--mode": _MODE.value,
+      **resolve.flatten({"config": resolve.to_json(config)}),
+    },
+  )
 
 
 def _set_up_logging() -> None:
@@ -283,7 +309,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return app.parse_flags_with_usage(argv)
   except (AttributeError, KeyError, TypeError, OSError) as error:
     message = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
-    sys.exit(_fail(f"--config: {' '.join(message.split())}"))
+    sys.exit(errors.fail(f"--config: {' '.join(message.split())}"))
 
 
 def run() -> None:
@@ -292,5 +318,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-  huge_pages.restart()  # Nothing slow was imported yet.
+  startup.restart()  # Nothing slow was imported yet.
   run()

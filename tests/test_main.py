@@ -227,7 +227,7 @@ BAD_INPUT = {
     ["--mode=sample", "--interpolate=1"],
     "--interpolate=1: two are needed",
   ),
-  "image in training": (["--image=a.png"], "belong to --mode=sample"),
+  "image in training": (["--image=a.png"], "belongs to --mode=sample"),
   "bank in training": (["--bank=b"], "--bank belongs to --mode=sample"),
   "no such weights": (
     ["--mode=sample", "--config.sample.network=nope"],

@@ -5,7 +5,7 @@ import pkgutil
 import sys
 
 from gmem_jax import bench
-from gmem_jax.commands import huge_pages
+from gmem_jax.commands import startup
 
 # These time what the command line runs, so have their memory as it has.
 _AS_MAIN = ("sample", "train")
@@ -22,7 +22,7 @@ def main() -> int:
     print(f"usage: python -m gmem_jax.bench {{{','.join(names)}}} [options]")
     return 2
   if sys.argv[1] in _AS_MAIN:
-    huge_pages.restart()
+    startup.restart()
   return importlib.import_module(f"gmem_jax.bench.{sys.argv[1]}").main(
     sys.argv[2:]
   )

@@ -1,24 +1,64 @@
-"""Keeps compiled programs on disk, so that a second start need not compile.
+"""What a process does before its work: large pages, a compilation cache.
 
-JAX's own persistent cache. Its keys hold the program, the versions, the flags
-and the devices with their features, so that one directory serves any of them.
+Nothing here imports JAX at its top: `restart` has to come before anything slow.
 """
 
 import os
 import pathlib
+import sys
 
-import jax
+# XLA's CPU backend allocates the memory of every call from the system and frees
+# it afterwards, and so does the code that makes batches; the kernel then clears
+# each page again at its first touch. For a training step of 1.4 GiB that is
+# 330,000 page faults with pages of 4 kB and a thousand with pages of 2 MB (see
+# RESULTS.md of the benches). glibc asks for large pages only if this variable
+# said so when the process started.
+NAME = "GLIBC_TUNABLES"
+SETTING = "glibc.malloc.hugetlb=1"
+# Ours, in case something removes the variable: a restart must not loop.
+RESTARTED = "GMEM_JAX_RESTARTED"
+# Where Linux says whether programs may ask: "always [madvise] never".
+SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def directory_of(key: str, workdir: pathlib.Path | None) -> pathlib.Path | None:
-  """Where a config's compiled programs are kept.
+def may_help() -> bool:
+  """Whether transparent huge pages are opt-in and not yet requested."""
+  if NAME in os.environ or RESTARTED in os.environ:
+    return False
+  try:
+    return "[madvise]" in SWITCH.read_text()
+  except OSError:  # Not Linux, or a container that hides it.
+    return False
+
+
+def _is_debugged() -> bool:
+  """Whether a debugger watches this process; it would lose it by exec."""
+  monitoring = getattr(sys, "monitoring", None)  # From Python 3.12 on.
+  watched = monitoring and monitoring.get_tool(monitoring.DEBUGGER_ID)
+  return bool(watched) or sys.gettrace() is not None
+
+
+def restart() -> None:
+  """Starts the same command again in the same process, with large pages.
+
+  Call it first in a module that is started with `python -m`: what was done
+  before is done again. Returns if large pages would not help, if the variable
+  is set (to "" by those who want none), or under a debugger.
+  """
+  if may_help() and sys.executable and not _is_debugged():
+    command = [sys.executable, *sys.orig_argv[1:]]
+    added = {NAME: SETTING, RESTARTED: "1"}
+    os.execve(sys.executable, command, os.environ | added)
+
+
+def cache_directory(
+  key: str, workdir: pathlib.Path | None
+) -> pathlib.Path | None:
+  """The directory of `config.compile_cache`, or None to keep nothing.
 
   Args:
-    key: The config's `compile_cache`.
-    workdir: The run's directory, or None where there is none.
-
-  Returns:
-    The directory, or None where nothing is kept.
+    key: The config's value; a relative path lies in the run's directory.
+    workdir: None where a command has no run.
   """
   if not key:
     return None
@@ -28,19 +68,23 @@ def directory_of(key: str, workdir: pathlib.Path | None) -> pathlib.Path | None:
   return None if workdir is None else workdir / path
 
 
-def keep(directory: pathlib.Path | None) -> None:
-  """Lets JAX keep there, from now on, whatever it compiles.
+def keep_compiled(directory: pathlib.Path | None) -> None:
+  """Keeps what JAX compiles on disk, so that a second start loads it.
 
-  What the environment says wins: JAX_COMPILATION_CACHE_DIR, and
-  JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, which is 0 otherwise: a start
-  compiles many small programs that together take seconds.
+  JAX's persistent cache: its keys hold program, versions, flags and devices,
+  so that one directory serves any of them.
 
   Args:
-    directory: Made if need be; None to keep nothing. Only those who may run
-      code as this user should be able to write there.
+    directory: Created if needed; None to keep nothing. JAX runs what it finds
+      there: only those who may run code as this user should have write access.
   """
+  import jax
+
+  # The environment's JAX_COMPILATION_CACHE_DIR wins.
   if directory is None or jax.config.jax_compilation_cache_dir:  # pyright: ignore
     return
   jax.config.update("jax_compilation_cache_dir", str(directory))
+  # A start compiles many small programs, which together take seconds; JAX keeps
+  # only those that take one.
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
