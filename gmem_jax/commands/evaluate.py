@@ -10,10 +10,11 @@ import numpy as np
 from gmem_jax.config import sections
 from gmem_jax.data import images as images_lib
 from gmem_jax.evaluate import (
+  accumulate,
   audit as audit_lib,
   audit_report,
   build,
-  measure,
+  open as open_lib,
   results,
   sources,
 )
@@ -28,15 +29,13 @@ class Subject:
 
   Attributes:
     name: Names the files of the result.
-    source: The images.
-    count: How many.
+    source: The images, all of which are scored.
     info: All that they depend on; JSON.
     step: The training step that they are of; 0 if none.
   """
 
   name: str
-  source: sources.Source
-  count: int
+  source: sources.ImageSource
   info: dict[str, Any]
   step: int
 
@@ -44,43 +43,40 @@ class Subject:
 def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   """Scores images and writes WORKDIR/evaluations/NAME.json.
 
-  Args:
-    config: The run.
-    workdir: Its directory.
-
   Raises:
     ValueError: Naming the key that does not fit.
   """
   mesh = sharding.make_mesh(config.mesh)
   dataset = None
+  # Loading prepared data opens every file: only if something reads it.
   in_memory = config.data.source == "digits" and not config.data.prepared
   if in_memory or (config.eval.audit and config.data.source != "none"):
     dataset = dataset_lib.load(config)
   own = dataset.train_images if dataset else None
   if config.eval.images:
-    channels = own.pixels.shape[-1] if own else 3
-    subject = _given(config, channels)
+    subject = _given(config, own.pixels.shape[-1] if own else 3)
   else:
     subject = _sampled(config, workdir, mesh)
-  source, count = subject.source, subject.count
+  source, count = subject.source, subject.source.count
   evaluator = build.make_evaluator(config, mesh, own)
+  # All that can be refused is, before the first of 50,000 images is made.
   evaluator.check(source, count)
   audit = None
   if config.eval.audit:
-    audit = audit_lib.prepare(config, dataset, count, source.shape)
+    audit = audit_lib.Auditor(config, dataset, count, source.shape)
   directory = workdir / "evaluations"
-  store = measure.Store(directory / "partial", config.eval.save_every)
+  store = accumulate.PartialStore(directory / "partial", config.eval.save_every)
   evaluator = build.with_reference(config, evaluator, source.shape, own, store)
-  found = evaluator(source, count, store)
+  scores = evaluator(source, count, store)
   details = results.describe(evaluator, count, subject.info)
   path = directory / f"{subject.name}_{count}.json"
   board = workdir / "tensorboard"
-  results.write(path, found, details, board=board, step=subject.step)
+  results.write(path, scores, details, board=board, step=subject.step)
   store.forget()
-  _print(f"{results.table(found, count)}\n{path}")
+  _print(f"{results.table(scores, count)}\n{path}")
   if audit:
-    result = audit(source)
-    _print(audit_report.write(path.with_suffix(""), result, subject.info))
+    text = audit_report.write(path.with_suffix(""), audit(source), subject.info)
+    _print(text)
 
 
 def _print(text: str) -> None:
@@ -93,10 +89,10 @@ def _given(config: sections.Config, channels: int) -> Subject:
   """The images that `eval.images` names."""
   path = pathlib.Path(config.eval.images).absolute()
   try:
-    source = sources.open_images(path, channels=channels)
+    source = open_lib.open_images(path, channels=channels)
   except ValueError as error:
     raise ValueError(f"config.eval.images: {error}") from None
-  return Subject(path.stem, source, source.count, {"source": source.info}, 0)
+  return Subject(path.stem, source, {"source": source.info}, 0)
 
 
 def _sampled(
@@ -112,26 +108,19 @@ def _sampled(
     directory = plan_lib.directory_of(config, workdir, source, plan)
     images_lib.claim_directory(directory, info)
     make = _keeping(make, directory)
-  tokenizer = source.weights.tokenizer
-  images = sources.Arrays(
-    info,
-    plan.count,
-    build.decoded_shape(tokenizer, source.latent_shape),
-    make,
-    collective=True,
-  )
-  step = source.info.get("step") or 0
-  return Subject(name, images, plan.count, {"samples": info}, step)
+  shape = build.decoded_shape(source.weights.tokenizer, source.latent_shape)
+  images = sources.Arrays(info, plan.count, shape, make, collective=True)
+  return Subject(name, images, {"samples": info}, source.info.get("step") or 0)
 
 
 def _keeping(make, directory: pathlib.Path):
-  """Makes images and writes them; those that are there are read."""
+  """Writes the images that are made; reads those already written."""
 
   def kept(numbers: np.ndarray) -> np.ndarray:
     paths = [directory / f"{number:06d}.png" for number in numbers]
     missing = np.array([not path.exists() for path in paths])
+    # All of the batch, as all hosts must make the same.
     if processes.agree(missing).any():
-      # All of the batch, as all hosts must make the same.
       pixels = make(numbers)
       if processes.is_main():
         for path, image in zip(paths, pixels, strict=True):

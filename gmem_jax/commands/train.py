@@ -13,7 +13,7 @@ from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.commands import report
 from gmem_jax.config import sections
 from gmem_jax.data import images, load_encoders, sources as data_sources
-from gmem_jax.evaluate import build, catalogue, scores, sources
+from gmem_jax.evaluate import build, scores, sources
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.sample import run_sampling, sampler as sampler_lib
 from gmem_jax.train import dataset as dataset_lib, loop, run_directory, setup
@@ -176,12 +176,7 @@ def make_evaluator(
     load_encoders.load_tokenizer(config), latent_shape
   )
   evaluator = build.make_evaluator(config, mesh, own)
-  evaluator.extractor.check(shape)
-  gaussians, _ = catalogue.compared(config.eval.scores)
-  widths = evaluator.extractor.widths
-  catalogue.check_count(
-    config.eval.count, gaussians, widths, "config.eval.count"
-  )
+  evaluator.check_size(shape, config.eval.count, "config.eval.count")
   return build.with_reference(config, evaluator, shape, own)
 
 

@@ -162,7 +162,7 @@ class SampleConfig:
       )
 
 
-# What images are scored by; `gmem_jax.evaluate.catalogue` says how.
+# What images are scored by; `gmem_jax.evaluate.scores` says how.
 Score = Literal[
   "fid",
   "sfid",

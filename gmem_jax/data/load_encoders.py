@@ -26,15 +26,23 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
     return protocols.IdentityTokenizer()
   path, key = config.encoder.tokenizer_weights, "encoder.tokenizer_weights"
   params, metadata = weights.load_configured(key, path, ("vae",))
-  network = vae.AutoencoderKL(**hashable(metadata["model"]))
+  tokenizer = vae_tokenizer(name, params, metadata)
   for field in ("ch_mult", "encoder_attention", "decoder_attention"):
-    theirs = getattr(network, field)
+    theirs = getattr(tokenizer.network, field)
     ours = getattr(vae.VARIANTS[name], field)
     if theirs != ours:
       raise ValueError(
         f"config.{key}={path!r} is not of config.encoder.tokenizer={name!r}:"
         f" its {field} is {theirs}, not {ours}"
       )
+  return tokenizer
+
+
+def vae_tokenizer(
+  name: str, params: Any, metadata: dict[str, Any]
+) -> vae.VAETokenizer:
+  """The tokenizer of a converted autoencoder."""
+  network = vae.AutoencoderKL(**hashable(metadata["model"]))
   return vae.VAETokenizer(name=name, network=network, params=params)
 
 

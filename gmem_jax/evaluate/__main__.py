@@ -5,21 +5,22 @@ import logging
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from gmem_jax import progress
+from gmem_jax.commands import errors
 from gmem_jax.evaluate import (
-  catalogue,
-  features as extractor_lib,
-  measure,
+  accumulate,
+  features,
   networks,
+  open as open_lib,
   reference,
   results,
   scores as scores_lib,
-  sources,
   statistics,
 )
 from gmem_jax.models.encoders import inception
 from gmem_jax.parallel import sharding
-from gmem_jax.train import metrics
 
 _EXAMPLES = f"""\
 examples:
@@ -42,23 +43,26 @@ The Inception network is {networks.INCEPTION_FILE}, converted:
 An interrupted command continues when it is given again. Checkpoints are
 evaluated by python -m gmem_jax.main --mode=evaluate.
 """
-# "frechet" is of a run's own images.
-_OFFERED = [score for score in catalogue.SCORES if score != "frechet"]
+# Without "frechet", whose classifier is trained on a run's own images.
+_OFFERED = [score for score in scores_lib.SCORES if score != "frechet"]
 _SCORES = ("fid", "sfid", "inception_score", "precision_recall")
 
 
 def _parser() -> argparse.ArgumentParser:
+  # The examples are a text of several lines, which argparse would refill.
+  style: Any = {
+    "epilog": _EXAMPLES,
+    "formatter_class": argparse.RawDescriptionHelpFormatter,
+  }
   parser = argparse.ArgumentParser(
     prog="python -m gmem_jax.evaluate",
     description="Scores images, or makes the statistics to compare them with.",
-    epilog=_EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    **style,
   )
   commands = parser.add_subparsers(dest="command", required=True)
   score = commands.add_parser(
-    "score", help="compare images with a reference", epilog=_EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )  # fmt: skip
+    "score", help="compare images with a reference", **style
+  )
   score.add_argument("images", metavar="IMAGES", help="a folder, or an .npz")
   score.add_argument(
     "reference",
@@ -72,9 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     "--count", type=int, help="score the first so many images (default: all)"
   )
   stats = commands.add_parser(
-    "stats", help="make reference statistics", epilog=_EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )  # fmt: skip
+    "stats", help="make reference statistics", **style
+  )
   stats.add_argument(
     "images", metavar="IMAGES", help="a folder, an .npz, or prepared data"
   )
@@ -94,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
   stats.add_argument(
     "--rows",
     type=int,
-    default=catalogue.REFERENCE_ROWS,
+    default=scores_lib.REFERENCE_ROWS,
     help="images whose features are kept for precision and recall (default:"
     " %(default)s, as in ADM's files)",
   )
@@ -148,51 +151,52 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 
 def _extractor(
-  args: argparse.Namespace, names: Sequence[str]
-) -> extractor_lib.Extractor:
+  args: argparse.Namespace, scores: Sequence[str]
+) -> features.Extractor:
   """The networks that the scores need, on all devices."""
-  wanted = catalogue.networks_of(names)
-  if "classifier" in wanted:
+  names = scores_lib.networks_of(scores)
+  if "classifier" in names:
     raise ValueError(
       "--scores=frechet is of a classifier of a run's own images: python -m"
       " gmem_jax.main --mode=evaluate"
     )
   if args.device_batch < 1:
     raise ValueError(f"--device-batch={args.device_batch}: must be positive")
-  found = []
-  if "inception" in wanted:
-    kind = catalogue.preprocessing_of(args.preprocessing)
-    found.append(networks.load_inception("--inception", args.inception, kind))
-  if "dinov2" in wanted:
-    found.append(networks.load_dinov2("--dinov2", args.dinov2))
+  options = {
+    "inception": ("--inception", args.inception),
+    "dinov2": ("--dinov2", args.dinov2),
+  }
+  loaded = networks.load(names, options, args.preprocessing)
   mesh = sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1, tensor=1))
-  return extractor_lib.Extractor(found, mesh, args.device_batch)
+  return features.Extractor(loaded, mesh, args.device_batch)
 
 
 def _score(args: argparse.Namespace) -> None:
   names = tuple(args.scores.split(","))
   extractor = _extractor(args, names)
-  images = sources.open_images(pathlib.Path(args.images).absolute())
+  images = open_lib.open_images(pathlib.Path(args.images).absolute())
   count = images.count if args.count is None else args.count
   workdir = pathlib.Path(args.workdir).absolute()
-  store = measure.Store(workdir / "partial", args.save_every)
-  evaluator = scores_lib.Evaluator(
-    names, extractor, catalogue.no_reference(names, args.reference)
-  )
+  store = accumulate.PartialStore(workdir / "partial", args.save_every)
+  evaluator = scores_lib.Evaluator(names, extractor)
+  scores_lib.require_reference(names, args.reference)
+  # Before the reference, which may take an hour to measure.
   evaluator.check(images, count)
   if args.reference:
-    evaluator = evaluator.against(
+    evaluator = reference.against(
+      evaluator,
       pathlib.Path(args.reference).absolute(),
       images.shape,
       store,
       published=args.preprocessing == "published",
     )
-  found = evaluator(images, count, store)
+  scores = evaluator(images, count, store)
   path = workdir / f"{pathlib.Path(args.images).stem}_{count}.json"
   details = results.describe(evaluator, count, images.info)
-  results.write(path, found, details, board=workdir / "tensorboard")
+  results.write(path, scores, details, board=workdir / "tensorboard")
+  # Only now: killed before this line, the command continues.
   store.forget()
-  print(results.table(found, count))
+  print(results.table(scores, count))
   print(f"{path}")
 
 
@@ -205,39 +209,28 @@ def _stats(args: argparse.Namespace) -> None:
     raise ValueError(f"{out} already exists; it is left as it is")
   extractor = _extractor(args, names)
   path = pathlib.Path(args.images).absolute()
-  images = sources.open_images(path, crop=args.crop, decode=args.decode)
-  gaussians, rows = catalogue.compared(names)
+  images = open_lib.open_images(path, crop=args.crop, decode=args.decode)
+  gaussians, rows = scores_lib.compared(names)
   if not gaussians and not rows:
     raise ValueError(f"--scores={args.scores}: they compare with no reference")
-  store = measure.Store(
-    pathlib.Path(args.workdir).absolute() / "partial", args.save_every
-  )
-  found = reference.measure_statistics(
+  partial = pathlib.Path(args.workdir).absolute() / "partial"
+  store = accumulate.PartialStore(partial, args.save_every)
+  measured = reference.measure_statistics(
     images, extractor, gaussians, args.rows if rows else 0, store, args.images
   )
-  statistics.save(out, found)
+  statistics.save(out, measured)
   store.forget()
-  print(f"{out}: statistics of {found.count} images")
+  print(f"{out}: statistics of {measured.count} images")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line.
-
-  Args:
-    argv: Its arguments; those of the process by default.
-
-  Returns:
-    The exit status.
-  """
+  """Runs the command line; returns the exit status."""
   args = _parser().parse_args(argv)
   logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S")
-  logging.getLogger(metrics.__name__).setLevel(logging.INFO)
-  try:
-    {"score": _score, "stats": _stats}[args.command](args)
-  except (ValueError, OSError) as error:
-    print(f"gmem_jax.evaluate: {error}", file=sys.stderr, flush=True)
-    return 2
-  return 0
+  # Off a terminal, progress is a line of the log.
+  logging.getLogger(progress.__name__).setLevel(logging.INFO)
+  command = {"score": _score, "stats": _stats}[args.command]
+  return errors.run(lambda: command(args))
 
 
 if __name__ == "__main__":

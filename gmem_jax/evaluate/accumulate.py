@@ -1,29 +1,48 @@
-"""What a pass over images leaves: moments, class sums and some features.
+"""One pass over images: features on all devices, sums on every host.
 
-A tally on disk is a directory: `tally.npz` with the sums and the number of
-images done, and `rows_N.npz` with the features that are kept, N the number of
-the first. Parts are written before the sums that count them, each whole or not
-at all, so a killed pass continues from the last save.
+Every host receives the features of all images, few numbers beside the pixels,
+and keeps the same sums; the first host writes them.
+
+A pass on disk is a directory: `tally.npz` has the sums and the number of images
+done, `rows_N.npz` features that are kept, from image N on. Parts are written
+before the sums that count them, each whole or not at all, so a killed pass
+continues from the last save.
 """
 
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gmem_jax.evaluate import frechet, inception_score
+from gmem_jax import progress
+from gmem_jax.evaluate import (
+  features as features_lib,
+  frechet,
+  inception_score,
+  sources,
+)
+from gmem_jax.files import atomic
+from gmem_jax.parallel import processes
 
 _SUMS = "tally.npz"
+# Seconds between lines of progress in a log.
+_REPORT_EVERY = 10
 
 
-class Tally:
+class Accumulator:
   """Sums over images 0 … done - 1.
 
   Attributes:
-    done: Images taken in.
-    moments: Of each feature that is asked for.
+    done: Number of images added.
+    moments: Feature -> its moments.
     score: The Inception Score, or None.
   """
 
@@ -39,7 +58,7 @@ class Tally:
 
     Args:
       widths: Width of each feature.
-      moments: Features whose moments are wanted.
+      moments: Features whose moments are needed.
       classes: Whether "logits" are summed for the Inception Score.
       keep: Feature -> sorted numbers of the images whose rows are kept.
     """
@@ -52,7 +71,7 @@ class Tally:
     self._widths = {name: widths[name] for name in self._keep}
     self._rows: dict[str, list[np.ndarray]] = {name: [] for name in self._keep}
     self._saved = 0  # Images whose kept rows are on disk.
-    self._unsaved = {name: 0 for name in self._keep}  # First part not there.
+    self._unsaved = {name: 0 for name in self._keep}  # First part not on disk.
 
   @property
   def features(self) -> set[str]:
@@ -62,14 +81,14 @@ class Tally:
 
   @property
   def kept(self) -> dict[str, int]:
-    """How many rows of each feature are kept of all images."""
+    """Feature -> number of rows kept when all images are done."""
     return {name: len(numbers) for name, numbers in self._keep.items()}
 
   def add(self, features: Mapping[str, np.ndarray]) -> None:
-    """Takes in the next images.
+    """Adds the next images.
 
     Args:
-      features: Name -> [n f]; others than `features` are ignored.
+      features: Name -> [n f]; other names than `self.features` are ignored.
 
     Raises:
       ValueError: If one is not finite.
@@ -79,47 +98,38 @@ class Tally:
       moments.add(features[name])
     if self.score:
       self.score.add(features["logits"])
-    for name, wanted in self._keep.items():
-      first, last = np.searchsorted(wanted, (self.done, self.done + n))
+    for name, numbers in self._keep.items():
+      first, last = np.searchsorted(numbers, (self.done, self.done + n))
       if last > first:
-        rows = features[name][wanted[first:last] - self.done]
+        rows = features[name][numbers[first:last] - self.done]
         self._rows[name].append(rows)
     self.done += n
 
   def rows(self, name: str) -> np.ndarray:
-    """The rows that were kept of a feature, float32 [n f].
-
-    Args:
-      name: The feature.
-    """
+    """The rows of a feature that were kept, float32 [n f]."""
     nothing = np.zeros((0, self._widths[name]), np.float32)
     return np.concatenate([nothing, *self._rows[name]])
 
   def save(self, directory: pathlib.Path) -> None:
-    """Writes all that `restore` needs.
-
-    Args:
-      directory: An existing directory.
-    """
+    """Writes the state for `restore` to an existing directory."""
     new = {n: self._rows[n][first:] for n, first in self._unsaved.items()}
     if any(new.values()):
-      parts = {name: np.concatenate(p) for name, p in new.items() if p}
-      write_arrays(directory / f"rows_{self._saved:09d}.npz", parts)
-    arrays = {"done": np.array(self.done)}
+      parts: Any = {name: np.concatenate(p) for name, p in new.items() if p}
+      path = directory / f"rows_{self._saved:09d}.npz"
+      with atomic.replacing(path) as temporary:
+        np.savez(temporary, **parts)
+    arrays: dict[str, Any] = {"done": np.array(self.done)}
     for name, moments in self.moments.items():
       arrays |= {f"moments/{name}/{k}": v for k, v in moments.arrays().items()}
     if self.score:
       arrays |= {f"score/{k}": v for k, v in self.score.arrays().items()}
-    write_arrays(directory / _SUMS, arrays)
+    with atomic.replacing(directory / _SUMS) as temporary:
+      np.savez(temporary, **arrays)
     self._saved = self.done
     self._unsaved = {name: len(rows) for name, rows in self._rows.items()}
 
   def restore(self, directory: pathlib.Path) -> None:
-    """Goes on from the last `save`; from the beginning if there is none.
-
-    Args:
-      directory: The directory.
-    """
+    """Continues from the last `save`, or from nothing if there is none."""
     if not (directory / _SUMS).exists():
       return
     arrays = _read_arrays(directory / _SUMS)
@@ -133,50 +143,149 @@ class Tally:
         _below(arrays, "score/")
       )
     for path in sorted(directory.glob("rows_*.npz")):
-      # A part that no sums count was cut off before them.
+      # A kill between the two writes leaves a part that no sums count.
       if int(path.stem.removeprefix("rows_")) < self.done:
         for name, rows in _read_arrays(path).items():
           self._rows[name].append(rows)
     self._unsaved = {name: len(rows) for name, rows in self._rows.items()}
 
 
-def evenly(count: int, wanted: int) -> np.ndarray:
-  """Numbers of images that are spread evenly over all.
+class PartialStore:
+  """Where passes keep what they have done, until their result is written."""
+
+  def __init__(self, directory: pathlib.Path, every: float):
+    """Makes nothing yet.
+
+    Args:
+      directory: Each pass has a directory in it.
+      every: Seconds between saves.
+    """
+    self.every = every
+    self._directory = directory
+    self._used: list[pathlib.Path] = []
+
+  def of(self, settings: Any) -> pathlib.Path:
+    """The directory of a pass, named after all that its sums depend on."""
+    text = json.dumps(settings, sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    self._used.append(self._directory / name)
+    return self._used[-1]
+
+  def forget(self) -> None:
+    """Removes what the passes kept."""
+    # A slower host may still be restoring from it.
+    processes.wait_for_all("forget")
+    if processes.is_main():
+      for directory in self._used:
+        shutil.rmtree(directory, ignore_errors=True)
+      with contextlib.suppress(OSError):  # Not empty: another evaluation's.
+        self._directory.rmdir()
+
+
+def measure(
+  name: str,
+  source: sources.ImageSource,
+  count: int,
+  extractor: features_lib.Extractor,
+  sums: Accumulator,
+  store: PartialStore | None,
+) -> None:
+  """Adds the features of a source's first images to an accumulator.
+
+  Args:
+    name: What is being done, for the progress line.
+    source: The images.
+    count: How many of them.
+    extractor: The networks.
+    sums: An empty accumulator; receives the features.
+    store: Where a killed pass continues from; None to keep nothing.
+
+  Raises:
+    ValueError: If an image cannot be read or a feature is not finite.
+  """
+  directory = None
+  if store:
+    settings = {
+      "source": source.info,
+      "count": count,
+      "networks": extractor.info(),
+      "features": sorted(sums.features),
+      "moments": sorted(sums.moments),
+      "kept": sums.kept,
+    }
+    directory = store.of(settings)
+    sums.restore(directory)
+    # Before the first host writes what the others have yet to read.
+    processes.wait_for_all(f"restored {directory.name}")
+    if processes.is_main():
+      directory.mkdir(parents=True, exist_ok=True)
+      atomic.write_json(directory / "settings.json", settings)
+  bar = progress.Progress(name, sums.done, count, unit="image")
+  saved = reported = time.monotonic()
+  first = sums.done
+  for features in _features(source, range(sums.done, count), extractor):
+    sums.add(features)
+    now = time.monotonic()
+    bar.update(sums.done)
+    if now - reported >= _REPORT_EVERY:
+      bar.report(sums.done, (sums.done - first) / (now - reported), {})
+      first, reported = sums.done, now
+    if store and directory and now - saved >= store.every:
+      if processes.is_main():
+        sums.save(directory)
+      saved = now
+  bar.close()
+  if directory and processes.is_main():
+    sums.save(directory)
+
+
+def _features(
+  source: sources.ImageSource, numbers: range, extractor: features_lib.Extractor
+) -> Iterator[dict[str, np.ndarray]]:
+  """Features of images, batch by batch.
+
+  While the devices work on a batch, the next one is read.
+  """
+  batches = [
+    np.asarray(numbers[start : start + extractor.batch])
+    for start in range(0, len(numbers), extractor.batch)
+  ]
+  if source.collective:
+    # Its reading computes on the devices, so it must run in the same order on
+    # every host: never in a thread.
+    loaded = ((b, *extractor.load(b, source)) for b in batches)
+    for wait in _one_ahead(extractor.start(*arrays) for arrays in loaded):
+      yield wait()
+    return
+  with concurrent.futures.ThreadPoolExecutor(1) as reader:
+    reads = ((b, reader.submit(extractor.load, b, source)) for b in batches)
+    loaded = ((b, *read.result()) for b, read in _one_ahead(reads))
+    for wait in _one_ahead(extractor.start(*arrays) for arrays in loaded):
+      yield wait()
+
+
+def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
+  """Yields each item once the next one has been begun."""
+  pending = collections.deque()
+  for item in items:
+    pending.append(item)
+    if len(pending) > 1:
+      yield pending.popleft()
+  yield from pending
+
+
+def evenly(count: int, number: int) -> np.ndarray:
+  """Numbers of images spread evenly over all.
 
   Args:
     count: Images in all.
-    wanted: How many numbers, if there are so many images.
+    number: How many to take, if there are as many.
 
   Returns:
     Sorted numbers in [0, count).
   """
-  wanted = min(count, wanted)
-  return np.arange(wanted, dtype=np.int64) * count // max(wanted, 1)
-
-
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-  """Writes an .npz whole or not at all.
-
-  Args:
-    path: The file.
-    arrays: Its arrays; names may hold "/".
-  """
-  temporary = path.with_name(f".{path.name}.tmp")
-  with temporary.open("wb") as file:
-    np.savez(file, **arrays)
-  temporary.replace(path)
-
-
-def claim(directory: pathlib.Path, settings: Mapping[str, Any]) -> None:
-  """Makes a directory of a pass, and notes what it is of.
-
-  Args:
-    directory: The directory.
-    settings: For a reader; JSON.
-  """
-  directory.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(settings, indent=2) + "\n"
-  (directory / "settings.json").write_text(text)
+  number = min(count, number)
+  return np.arange(number, dtype=np.int64) * count // max(number, 1)
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -185,6 +294,9 @@ def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-  """The arrays under a prefix, without it."""
-  found = {n: a for n, a in arrays.items() if n.startswith(prefix)}
-  return {name.removeprefix(prefix): array for name, array in found.items()}
+  """The arrays whose names begin with a prefix, without it."""
+  return {
+    name.removeprefix(prefix): array
+    for name, array in arrays.items()
+    if name.startswith(prefix)
+  }

@@ -4,31 +4,30 @@ For each generated image the nearest training latent and the nearest row of the
 memory bank; beside them, for scale, how close real training images come to each
 other. A model that copies has samples nearer than real images are.
 
-Shapes: n images, m training latents, f numbers of a latent, d feature width.
+Shapes: n images, m training latents, d feature width.
 """
 
 import concurrent.futures
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
 
 from gmem_jax import progress
 from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders, pipeline, schema
-from gmem_jax.evaluate import accumulate, sources
+from gmem_jax.evaluate import accumulate, nearest as nearest_lib, sources
 from gmem_jax.models.encoders import protocols
 from gmem_jax.train import dataset as dataset_lib
 
-# Training latents that are compared at a time, and real ones that are compared
-# with all others.
-_BLOCK, _REAL = 4096, 2048
+# Training latents compared at a time: 64 MB of the VAE's of 256 pixels, read
+# from disk once for all queries.
+_BLOCK = 4096
+# Real images compared with all others: enough for a histogram.
+_REAL = 2048
 _READERS = 8
 
 
@@ -51,8 +50,8 @@ class Memorisation:
 
   Attributes:
     distances: [n] of each sample to its nearest training latent.
-    rows: [n] which that is.
-    real_distances: [k] the same of real training latents, themselves left out.
+    rows: [n] number of that latent.
+    real_distances: [k] the same for real training latents, themselves excluded.
   """
 
   distances: np.ndarray
@@ -63,21 +62,21 @@ class Memorisation:
     """Fraction of samples that are nearest to their own memory.
 
     Args:
-      rows: [n] the training image that each sample's snippet was made of.
+      rows: [n] the training image that each sample's snippet comes from.
     """
     return float(np.mean(self.rows == rows))
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-  """An audit.
+class Audit:
+  """Samples beside their nearest training images.
 
   Attributes:
     latents: How close the samples come in latents.
     bank_rows: [n] the bank row whose feature is nearest to each sample's.
     bank_scores: [n] its cosine.
     samples: The samples, uint8 [n H W ch].
-    pictures: Numbers of training images -> these, uint8; decoded of their
+    pictures: Numbers of training images -> these, uint8; decoded from their
       latents where the images themselves are not in memory.
   """
 
@@ -88,28 +87,6 @@ class Result:
   pictures: Callable[[np.ndarray], np.ndarray]
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1))
-def _nearer(
-  best: Float[Array, " n"],
-  rows: Int32[Array, " n"],
-  queries: Float[Array, "n f"],
-  block: Float[Array, "k f"],
-  first: Int32[Array, ""],
-  allowed: Bool[Array, "n k"],
-) -> tuple[Float[Array, " n"], Int32[Array, " n"]]:
-  """The nearest of those found before and of a block's rows."""
-  highest = jax.lax.Precision.HIGHEST
-  norms = (queries**2).sum(axis=1)[:, None] + (block**2).sum(axis=1)[None]
-  squared = norms - 2 * jnp.matmul(queries, block.T, precision=highest)
-  squared = jnp.where(allowed, jnp.maximum(squared, 0), jnp.inf)
-  found = squared.argmin(axis=1).astype(jnp.int32)
-  distance = jnp.take_along_axis(squared, found[:, None], axis=1)[:, 0]
-  nearer = distance < best
-  return jnp.where(nearer, distance, best), jnp.where(
-    nearer, first + found, rows
-  )
-
-
 def nearest(
   queries: np.ndarray, latents: Latents, own: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -117,29 +94,36 @@ def nearest(
 
   Args:
     queries: [n …].
-    latents: The training latents; each is read once, in order, and those that
-      were found once more.
-    own: [n] a row for each query that does not count, its own; or None.
+    latents: Read once, in order; those that are nearest once more.
+    own: [n] for each query a row to exclude, its own; -1 or None for none.
 
   Returns:
     (distances [n], rows [n]); float32 and int32.
   """
-  queries = queries.reshape(len(queries), -1).astype(np.float32)
+  queries = _flat(queries)
   own = np.full(len(queries), -1) if own is None else own
-  best = jnp.full(len(queries), jnp.inf, jnp.float32)
-  rows = jnp.full(len(queries), -1, jnp.int32)
+  best = np.full(len(queries), np.inf, np.float32)
+  rows = np.full(len(queries), -1, np.int32)
   bar = progress.Progress("audit", 0, latents.count, unit="latent")
   for start in range(0, latents.count, _BLOCK):
     numbers = np.arange(start, min(start + _BLOCK, latents.count))
     block = _flat(latents.read(numbers))
-    allowed = own[:, None] != numbers[None]
-    best, rows = _nearer(best, rows, queries, block, np.int32(start), allowed)
+    # Two, as the nearest of them may be the query's own.
+    squared, near = nearest_lib.nearest(queries, block, min(2, len(block)))
+    near = near + np.int32(start)
+    squared[near == own[:, None]] = np.inf
+    each, first = np.arange(len(queries)), squared.argmin(axis=1)
+    squared, near = squared[each, first], near[each, first]
+    # Strictly: of equals the first stays, whatever the block's size.
+    nearer = squared < best
+    best = np.where(nearer, squared, best)
+    rows = np.where(nearer, near, rows)
     bar.update(int(numbers[-1]) + 1)
   bar.close()
-  found = np.asarray(rows)
-  # Again, of differences: products cancel between near pairs.
-  differences = queries - _flat(latents.read(found))
-  return np.linalg.norm(differences, axis=1), found
+  # Again, from differences: |q|² - 2 q·x + |x|² cancels for near pairs, which
+  # are the ones that an audit is about.
+  differences = queries - _flat(latents.read(rows))
+  return np.linalg.norm(differences, axis=1), rows
 
 
 def _flat(latents: np.ndarray) -> np.ndarray:
@@ -154,9 +138,10 @@ def memorisation(
   Args:
     samples: [n …] latents of samples.
     latents: The training latents.
-    real: [k] rows of those that are compared with the others.
+    real: [k] rows to compare with the others.
   """
   count = len(samples)
+  # In one pass, as reading the latents takes longest.
   queries = np.concatenate([_flat(samples), _flat(latents.read(real))])
   own = np.concatenate([np.full(count, -1), real])
   distances, rows = nearest(queries, latents, own)
@@ -164,20 +149,12 @@ def memorisation(
 
 
 def in_memory(latents: np.ndarray) -> Latents:
-  """Latents that are one array.
-
-  Args:
-    latents: [m …].
-  """
+  """Latents that are one array [m …]."""
   return Latents(len(latents), lambda numbers: latents[numbers])
 
 
 def of_records(records: pipeline.Records) -> Latents:
-  """The latents of training examples: of images as they are, not mirrored.
-
-  Args:
-    records: The examples; of a posterior the mean is compared.
-  """
+  """Latents of training examples, not mirrored; means of posteriors."""
   field = "latent" if "latent" in records.spec() else "mean"
   flips = schema.Flips(latent=False, tokens=False, feature=False)
 
@@ -191,107 +168,87 @@ def of_records(records: pipeline.Records) -> Latents:
   return Latents(len(records), read)
 
 
-def prepare(
-  config: sections.Config,
-  dataset: dataset_lib.Dataset | None,
-  count: int,
-  shape: tuple[int, int, int],
-) -> Callable[[sources.Source], Result]:
-  """Gets an audit ready, so that what is missing shows before the work.
+class Auditor:
+  """Audits generated images; refuses what cannot be before they are made."""
 
-  Args:
-    config: The run.
-    dataset: Its training images and latents, or None.
-    count: Images that there are to audit.
-    shape: H, W, ch of each.
+  def __init__(
+    self,
+    config: sections.Config,
+    dataset: dataset_lib.Dataset | None,
+    count: int,
+    shape: tuple[int, int, int],
+  ):
+    """Loads the encoders.
 
-  Returns:
-    Generated images -> the audit of the first `eval.audit` of them.
+    Args:
+      config: `eval.audit` says how many images to audit.
+      dataset: The run's training images and latents, or None.
+      count: Images available.
+      shape: H, W, ch of each.
 
-  Raises:
-    ValueError: If there are no training images to compare with, fewer samples
-      than are to be audited, or these are of another size.
-  """
-  if dataset is None:
-    raise ValueError(
-      f"config.eval.audit={config.eval.audit}: config.data.source="
-      f"{config.data.source!r} has no training images to compare with"
+    Raises:
+      ValueError: If there are no training images to compare with, fewer samples
+        than are to be audited, or these have another size.
+    """
+    key = f"config.eval.audit={config.eval.audit}"
+    if dataset is None:
+      raise ValueError(
+        f"{key}: config.data.source={config.data.source!r} has no training"
+        " images to compare with"
+      )
+    if count < config.eval.audit:
+      raise ValueError(f"{key}: there are {count} images")
+    self._count, self._batch = config.eval.audit, config.eval.device_batch
+    self._dataset = dataset
+    self._tokenizer = load_encoders.load_tokenizer(config)
+    latent_shape = tuple(dataset.train.latent_shape)
+    one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    encoded = jax.eval_shape(self._tokenizer.encode, one).shape[1:]
+    if encoded != latent_shape:
+      raise ValueError(
+        f"{key}: images of {shape} pixels encode to latents {encoded}, those of"
+        f" the training images are {latent_shape}"
+      )
+    self._encoder = load_encoders.load_features(config, shape[-1])
+    self._latents = of_records(dataset.train.records)
+    self._encode = jax.jit(self._latents_and_features)
+    self._decode = jax.jit(
+      lambda x: protocols.to_uint8(self._tokenizer.decode(x))
     )
-  if count < config.eval.audit:
-    raise ValueError(
-      f"config.eval.audit={config.eval.audit}: there are {count} images"
-    )
-  train, batch = dataset.train, config.eval.device_batch
-  tokenizer = load_encoders.load_tokenizer(config)
-  one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-  found = jax.eval_shape(tokenizer.encode, one).shape[1:]
-  if found != tuple(train.latent_shape):
-    raise ValueError(
-      f"config.eval.audit={config.eval.audit}: images of {shape} pixels encode"
-      f" to latents {found}, those of the training images are"
-      f" {tuple(train.latent_shape)}"
-    )
-  encoder = load_encoders.load_features(config, shape[-1])
-  latents = of_records(train.records)
 
-  @jax.jit
-  def encode(pixels):
-    floats = protocols.to_float(pixels)
-    return tokenizer.encode(floats), encoder(floats)[0]
+  def __call__(self, source: sources.ImageSource) -> Audit:
+    """Audits the first `eval.audit` images of a source."""
 
-  pictures = _pictures(dataset, latents, tokenizer, batch)
+    def encode(numbers: np.ndarray):
+      pixels = source.read(numbers)
+      return pixels, *self._encode(pixels)
 
-  def audit(source: sources.Source) -> Result:
-    numbers = np.arange(config.eval.audit)
-    shown, encoded, features = _in_batches(
-      lambda part: [pixels := source.read(part), *encode(pixels)],
-      numbers,
-      batch,
+    samples, latents, features = sources.in_batches(
+      encode, np.arange(self._count), self._batch
     )
     cosines, rows = jax.jit(lookup.nearest, static_argnames="k")(
       bank_lib.normalise(jnp.asarray(features)),
-      jax.jit(lookup.unit)(train.bank),
+      jax.jit(lookup.unit)(self._dataset.train.bank),
       k=1,
     )
-    real = accumulate.evenly(latents.count, _REAL)
-    found = memorisation(encoded, latents, real)
-    return Result(
-      found, np.asarray(rows)[:, 0], np.asarray(cosines)[:, 0], shown, pictures
+    real = accumulate.evenly(self._latents.count, _REAL)
+    return Audit(
+      memorisation(latents, self._latents, real),
+      np.asarray(rows)[:, 0],
+      np.asarray(cosines)[:, 0],
+      samples,
+      self._pictures,
     )
 
-  return audit
+  def _latents_and_features(self, pixels):
+    floats = protocols.to_float(pixels)
+    return self._tokenizer.encode(floats), self._encoder(floats)[0]
 
-
-def _pictures(
-  dataset: dataset_lib.Dataset,
-  latents: Latents,
-  tokenizer: protocols.Tokenizer,
-  batch: int,
-) -> Callable[[np.ndarray], np.ndarray]:
-  """Numbers of training images -> these, or what their latents decode to."""
-  if dataset.train_images is not None:
-    pixels = dataset.train_images.pixels
-    return lambda rows: pixels[rows]
-  decode = jax.jit(lambda found: protocols.to_uint8(tokenizer.decode(found)))
-
-  def decoded(rows: np.ndarray) -> np.ndarray:
-    (pixels,) = _in_batches(
-      lambda part: [decode(latents.read(part))], rows, batch
+  def _pictures(self, rows: np.ndarray) -> np.ndarray:
+    """Training images, or what their latents decode to."""
+    if self._dataset.train_images is not None:
+      return self._dataset.train_images.pixels[rows]
+    (pixels,) = sources.in_batches(
+      lambda part: [self._decode(self._latents.read(part))], rows, self._batch
     )
     return pixels
-
-  return decoded
-
-
-def _in_batches(
-  function: Callable[[np.ndarray], Sequence[Any]],
-  numbers: np.ndarray,
-  batch: int,
-) -> list[np.ndarray]:
-  """What a function gives for numbers of images, always for as many at once."""
-  parts = []
-  for start in range(0, len(numbers), batch):
-    part = numbers[start : start + batch]
-    found = function(np.resize(part, batch))
-    parts.append([np.asarray(x)[: len(part)] for x in found])
-  return [np.concatenate(p) for p in zip(*parts, strict=True)]

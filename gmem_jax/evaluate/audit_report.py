@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.data import images as images_lib
-from gmem_jax.evaluate import audit
+from gmem_jax.evaluate import audit as audit_lib
 from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
 
@@ -14,23 +14,17 @@ from gmem_jax.parallel import processes
 PAIRS, _BINS = 16, 40
 
 
-def contact_sheet(result: audit.Result) -> np.ndarray:
-  """The closest pairs: samples above what they are nearest to.
-
-  Args:
-    result: The audit.
-
-  Returns:
-    uint8 [H' W' ch].
-  """
-  order = np.argsort(result.latents.distances, kind="stable")[:PAIRS]
+def contact_sheet(audit: audit_lib.Audit) -> np.ndarray:
+  """The closest pairs: samples above what they are nearest to; uint8."""
+  order = np.argsort(audit.latents.distances, kind="stable")[:PAIRS]
   rows = np.concatenate(
     [
-      result.samples[order],
-      result.pictures(result.latents.rows[order]),
-      result.pictures(result.bank_rows[order]),
+      audit.samples[order],
+      audit.pictures(audit.latents.rows[order]),
+      audit.pictures(audit.bank_rows[order]),
     ]
   )
+  # So that digits of 8 pixels can be told apart.
   scale = max(1, 64 // rows.shape[1])
   grid = images_lib.make_grid(rows, len(order), scale=scale)
   return images_lib.label_rows(
@@ -38,34 +32,35 @@ def contact_sheet(result: audit.Result) -> np.ndarray:
   )
 
 
-def write(stem: pathlib.Path, result: audit.Result, info: Any) -> str:
+def write(stem: pathlib.Path, audit: audit_lib.Audit, info: Any) -> str:
   """Writes STEM_audit.json, _audit.png and _audit_histogram.png.
 
   Args:
-    stem: The files' common beginning.
-    result: The audit.
+    stem: Directory and beginning of the files' names.
+    audit: What to show.
     info: What the samples depend on; JSON.
 
   Returns:
     A summary.
   """
-  found = result.latents
-  top = float(max(found.distances.max(), found.real_distances.max()))
+  latents = audit.latents
+  # One scale for both, or the two histograms could not be compared.
+  top = float(max(latents.distances.max(), latents.real_distances.max()))
   edges = np.linspace(0, top, _BINS + 1)
   histograms = {
-    "samples": np.histogram(found.distances, edges)[0].tolist(),
-    "real_images": np.histogram(found.real_distances, edges)[0].tolist(),
+    "samples": np.histogram(latents.distances, edges)[0].tolist(),
+    "real_images": np.histogram(latents.real_distances, edges)[0].tolist(),
   }
   summary = {
-    "images": len(found.distances),
-    "mean_distance": float(found.distances.mean()),
-    "mean_distance_of_real_images": float(found.real_distances.mean()),
-    "smallest_distance": float(found.distances.min()),
+    "images": len(latents.distances),
+    "mean_distance": float(latents.distances.mean()),
+    "mean_distance_of_real_images": float(latents.real_distances.mean()),
+    "smallest_distance": float(latents.distances.min()),
     "nearer_than_real_images_ever_are": float(
-      np.mean(found.distances < found.real_distances.min())
+      np.mean(latents.distances < latents.real_distances.min())
     ),
-    "same_image_by_latent_and_memory": found.own_memory(result.bank_rows),
-    "mean_cosine_to_nearest_memory": float(result.bank_scores.mean()),
+    "same_image_by_latent_and_memory": latents.own_memory(audit.bank_rows),
+    "mean_cosine_to_nearest_memory": float(audit.bank_scores.mean()),
   }
   if processes.is_main():
     atomic.write_json(
@@ -73,15 +68,15 @@ def write(stem: pathlib.Path, result: audit.Result, info: Any) -> str:
       {
         **summary,
         "histogram": {"edges": edges.tolist(), **histograms},
-        "nearest_latent": found.rows.tolist(),
-        "distance": found.distances.tolist(),
-        "nearest_memory": result.bank_rows.tolist(),
-        "cosine": result.bank_scores.tolist(),
+        "nearest_latent": latents.rows.tolist(),
+        "distance": latents.distances.tolist(),
+        "nearest_memory": audit.bank_rows.tolist(),
+        "cosine": audit.bank_scores.tolist(),
         "of": info,
       },
     )
     images_lib.save_png(
-      stem.with_name(f"{stem.name}_audit.png"), contact_sheet(result)
+      stem.with_name(f"{stem.name}_audit.png"), contact_sheet(audit)
     )
     _plot(stem.with_name(f"{stem.name}_audit_histogram.png"), edges, histograms)
   lines = [
@@ -94,6 +89,7 @@ def _plot(
   path: pathlib.Path, edges: np.ndarray, counts: dict[str, Any]
 ) -> None:
   """The histogram of distances."""
+  # Without pyplot: it holds global state and may look for a display.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -101,12 +97,12 @@ def _plot(
   FigureCanvasAgg(figure)
   axes = figure.subplots()
   for name, values in counts.items():
+    # Shares, as there are more real images than samples.
     share = np.array(values) / max(sum(values), 1)
     axes.stairs(
       share, edges, label=name.replace("_", " "), fill=True, alpha=0.5
     )
   axes.set(xlabel="distance to the nearest training latent", ylabel="share")
   axes.legend()
-  temporary = path.with_name(f".{path.name}.tmp")
-  figure.savefig(temporary, format="png", dpi=120)
-  temporary.replace(path)
+  with atomic.replacing(path) as temporary:
+    figure.savefig(temporary, format="png", dpi=120)

@@ -1,4 +1,4 @@
-"""From a config to what scores its images."""
+"""From a config to the evaluator that scores its images."""
 
 import pathlib
 
@@ -9,9 +9,8 @@ from jax.sharding import Mesh
 from gmem_jax.config import sections
 from gmem_jax.data import sources as data_sources
 from gmem_jax.evaluate import (
-  catalogue,
-  features as extractor_lib,
-  measure,
+  accumulate,
+  features,
   networks,
   reference,
   scores,
@@ -24,37 +23,49 @@ def make_evaluator(
   mesh: Mesh,
   own: data_sources.Images | None,
 ) -> scores.Evaluator:
-  """Loads the networks.
+  """Loads the networks; `with_reference` adds the reference.
 
   Args:
     config: The run.
     mesh: The devices.
-    own: The run's training images, where they are images.
-
-  Returns:
-    The evaluator, still without a reference: see `with_reference`.
+    own: The run's training images if they are in memory.
 
   Raises:
     ValueError: Naming the key that does not fit.
   """
-  chosen = config.eval
-  found = []
-  wanted = catalogue.networks_of(chosen.scores)
-  if "inception" in wanted:
-    found.append(
-      networks.load_inception(
-        "config.eval.inception_weights",
-        chosen.inception_weights,
-        catalogue.preprocessing_of(chosen.preprocessing),
-      )
+  section = config.eval
+  names = scores.networks_of(section.scores)
+  options = {
+    "inception": (
+      "config.eval.inception_weights",
+      section.inception_weights,
+    ),
+    # The network of the memory bank: no second key for the same weights.
+    "dinov2": (
+      "config.encoder.features_weights",
+      config.encoder.features_weights,
+    ),
+  }
+  loaded = networks.load(names, options, section.preprocessing)
+  if "classifier" in names:
+    loaded.append(_classifier(config, own))
+  extractor = features.Extractor(loaded, mesh, section.device_batch)
+  return scores.Evaluator(section.scores, extractor)
+
+
+def _classifier(
+  config: sections.Config, own: data_sources.Images | None
+) -> networks.FeatureNetwork:
+  if own is None or (own.labels < 0).any():
+    raise ValueError(
+      f"config.eval.scores={config.eval.scores}: 'frechet' trains a small"
+      f" classifier on labelled images, and config.data.source="
+      f"{config.data.source!r} has none in memory: take 'fid' or"
+      " 'frechet_dinov2'"
     )
-  if "dinov2" in wanted:
-    key = "config.encoder.features_weights"
-    found.append(networks.load_dinov2(key, config.encoder.features_weights))
-  if "classifier" in wanted:
-    found.append(_classifier(config, own))
-  extractor = extractor_lib.Extractor(found, mesh, chosen.device_batch)
-  return scores.Evaluator(chosen.scores, extractor, catalogue.NO_REFERENCE)
+  return networks.train_classifier(
+    own.pixels, own.labels, config.seed, own.name
+  )
 
 
 def with_reference(
@@ -62,15 +73,16 @@ def with_reference(
   evaluator: scores.Evaluator,
   shape: tuple[int, int, int],
   own: data_sources.Images | None,
-  store: measure.Store | None = None,
+  store: accumulate.PartialStore | None = None,
 ) -> scores.Evaluator:
-  """Loads the reference, or measures it.
+  """Loads the reference that `eval.reference` names, or measures it.
 
   Args:
     config: The run.
-    evaluator: What `make_evaluator` made.
-    shape: H, W, ch of the images that will be scored.
-    own: The run's training images, where they are images.
+    evaluator: Without a reference.
+    shape: H, W, ch of the images to score.
+    own: The run's training images if they are in memory: the reference where
+      the config names none.
     store: Where a killed measurement continues from, or None.
 
   Raises:
@@ -88,19 +100,16 @@ def _with_reference(
   evaluator: scores.Evaluator,
   shape: tuple[int, int, int],
   own: data_sources.Images | None,
-  store: measure.Store | None,
+  store: accumulate.PartialStore | None,
 ) -> scores.Evaluator:
-  chosen, extractor = config.eval, evaluator.extractor
-  if chosen.reference:
-    return evaluator.against(
-      pathlib.Path(chosen.reference).absolute(),
-      shape,
-      store,
-      published=chosen.preprocessing == "published",
-    )
+  section, extractor = config.eval, evaluator.extractor
+  if section.reference:
+    path = pathlib.Path(section.reference).absolute()
+    published = section.preprocessing == "published"
+    return reference.against(evaluator, path, shape, store, published=published)
   if own is None:
     try:
-      catalogue.no_reference(chosen.scores, None)
+      scores.require_reference(section.scores, "")
     except ValueError as error:
       raise ValueError(
         f"{error}: the run's training images are not in memory, so it must be"
@@ -108,72 +117,35 @@ def _with_reference(
         " gmem_jax.evaluate stats --help)"
       ) from None
     return evaluator
-  gaussians, rows = catalogue.compared(chosen.scores)
-  found = reference.measure_statistics(
+  gaussians, rows = scores.compared(section.scores)
+  measured = reference.measure_statistics(
     images_source(own),
     extractor,
     gaussians,
-    catalogue.REFERENCE_ROWS if rows else 0,
+    scores.REFERENCE_ROWS if rows else 0,
     store,
     own.name,
   )
-  return scores.Evaluator(chosen.scores, extractor, found)
+  return scores.Evaluator(section.scores, extractor, measured)
 
 
-def _classifier(
-  config: sections.Config, own: data_sources.Images | None
-) -> networks.Network:
-  if own is None or (own.labels < 0).any():
-    raise ValueError(
-      f"config.eval.scores={config.eval.scores}: 'frechet' trains a small"
-      f" classifier on labelled images, and config.data.source="
-      f"{config.data.source!r} has none in memory: take 'fid' or"
-      " 'frechet_dinov2'"
-    )
-  return networks.train_classifier(
-    own.pixels, own.labels, config.seed, own.name
-  )
-
-
-def images_source(images: data_sources.Images) -> sources.Source:
-  """Images in memory as a source.
-
-  Args:
-    images: The images.
-  """
-  pixels = images.pixels
-  return sources.Arrays(
-    {"images": images.name},
-    len(pixels),
-    pixels.shape[1:],
-    lambda numbers: pixels[numbers],
-  )
+def images_source(images: data_sources.Images) -> sources.ImageSource:
+  """Images of a data set as a source."""
+  return sources.in_memory(images.pixels, {"images": images.name})
 
 
 def score_pixels(
   evaluator: scores.Evaluator | None, pixels: np.ndarray
 ) -> dict[str, float]:
-  """Scores of images in memory.
-
-  Args:
-    evaluator: With its reference; the config asked for scores.
-    pixels: uint8 [n H W ch].
-  """
+  """Scores of images uint8 [n H W ch]; the evaluator must have a reference."""
   assert evaluator is not None, "config checks that the report has its score"
-  source = sources.Arrays(
-    {}, len(pixels), pixels.shape[1:], lambda numbers: pixels[numbers]
-  )
+  source = sources.in_memory(pixels, {})
   return evaluator(source, source.count)
 
 
 def decoded_shape(
   tokenizer, latent_shape: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-  """H, W, ch of the images that a tokenizer decodes.
-
-  Args:
-    tokenizer: The tokenizer.
-    latent_shape: h, w, c.
-  """
+  """H, W, ch of the images that a tokenizer decodes from latents h, w, c."""
   latents = jax.ShapeDtypeStruct((1, *latent_shape), "float32")
   return jax.eval_shape(tokenizer.decode, latents).shape[1:]

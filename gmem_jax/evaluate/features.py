@@ -27,15 +27,15 @@ class Extractor:
 
   def __init__(
     self,
-    networks: Sequence[networks_lib.Network],
+    networks: Sequence[networks_lib.FeatureNetwork],
     mesh: Mesh,
     device_batch: int,
   ):
-    """Puts the weights on every device.
+    """Copies the weights to every device.
 
     Args:
-      networks: The networks.
-      mesh: The devices; a batch is split over its axes for it.
+      networks: All of them see each batch.
+      mesh: A batch is split over its axes "data" and "fsdp".
       device_batch: Images in one call on each device.
     """
     self.networks = {network.name: network for network in networks}
@@ -45,6 +45,8 @@ class Extractor:
     self._at = NamedSharding(mesh, sharding.BATCH)
     self._params = sharding.place([n.params for n in networks], everywhere)
 
+    # Under shard_map each device runs the networks on its own images: nothing
+    # is left to the partitioner, and the only collective is the last gather.
     @functools.partial(jax.jit, out_shardings=everywhere)
     @functools.partial(
       jax.shard_map,
@@ -53,28 +55,28 @@ class Extractor:
       out_specs=sharding.BATCH,
       check_vma=False,
     )
-    def apply(params, pixels):
-      found = {}
-      for network, own in zip(networks, params, strict=True):
-        found |= network.apply(own, pixels)
-      return {name: x.astype(jnp.float32) for name, x in found.items()}
+    def apply(all_params, pixels):
+      features = {}
+      for network, params in zip(networks, all_params, strict=True):
+        features |= network.apply(params, pixels)
+      return {name: x.astype(jnp.float32) for name, x in features.items()}
 
     self._apply = apply
 
   @property
   def widths(self) -> dict[str, int]:
     """Width of each feature."""
-    found = {}
+    widths = {}
     for network in self.networks.values():
-      found |= network.widths
-    return found
+      widths |= network.widths
+    return widths
 
   def info(self) -> dict[str, Any]:
     """What identifies the networks, by name; JSON."""
     return {name: n.info for name, n in self.networks.items()}
 
   def check(self, shape: tuple[int, int, int]) -> None:
-    """Refuses images that a network cannot read, before anything is computed.
+    """Refuses images that a network cannot read; computes nothing.
 
     Args:
       shape: H, W, ch.
@@ -86,9 +88,9 @@ class Extractor:
     jax.eval_shape(self._apply, self._params, pixels)
 
   def load(
-    self, numbers: np.ndarray, source: sources.Source
+    self, numbers: np.ndarray, source: sources.ImageSource
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a batch, each host what its own devices need of it.
+    """Reads a batch; each host reads only what its own devices need.
 
     Args:
       numbers: Numbers of at most `batch` images.
@@ -97,39 +99,40 @@ class Extractor:
     Returns:
       (sorted image numbers [m], their pixels uint8 [m H W ch]).
     """
-    filled = np.resize(numbers, self.batch)
+    padded = np.resize(numbers, self.batch)
     where = self._at.addressable_devices_indices_map((self.batch,))
     slices = [index[0] for index in where.values() if index]
-    own = np.unique(np.concatenate([filled[s] for s in slices]))
+    local = np.unique(np.concatenate([padded[s] for s in slices]))
     if source.collective:
-      own = np.unique(filled)
-    return own, source.read(own)
+      local = np.unique(padded)
+    return local, source.read(local)
 
   def start(
-    self, numbers: np.ndarray, own: np.ndarray, pixels: np.ndarray
+    self, numbers: np.ndarray, local: np.ndarray, pixels: np.ndarray
   ) -> Callable[[], dict[str, np.ndarray]]:
     """Sends a batch to the devices without waiting for them.
 
     Args:
       numbers: Numbers of at most `batch` images.
-      own: What `load` gave for them.
-      pixels: The same.
+      local: Returned by `load` for them.
+      pixels: Returned by `load` for them.
 
     Returns:
-      A function that waits for the features, name -> float32 [n f], which are
-      then on every host.
+      A function that waits for the features, name -> float32 [n f], which
+      every host then has.
     """
-    filled = np.resize(numbers, self.batch)
+    # Filled up with its own images: another shape would be compiled anew.
+    padded = np.resize(numbers, self.batch)
 
     def rows(index):
-      return pixels[np.searchsorted(own, filled[index[0]])]
+      return pixels[np.searchsorted(local, padded[index[0]])]
 
     shape = (self.batch, *pixels.shape[1:])
     batch = jax.make_array_from_callback(shape, self._at, rows)
-    found = self._apply(self._params, batch)
+    features = self._apply(self._params, batch)
     if jax.default_backend() == "cpu":
       # Two programs at once may starve each other of threads.
-      jax.block_until_ready(found)
+      jax.block_until_ready(features)
     return lambda: {
-      name: np.asarray(value)[: len(numbers)] for name, value in found.items()
+      name: np.asarray(x)[: len(numbers)] for name, x in features.items()
     }

@@ -6,39 +6,32 @@ Shapes: n images, k classes, s splits.
 import numpy as np
 import scipy.special
 
-# Images of one split, as in the ADM suite: 10 splits of 50,000 images.
+# Images in a split, as in the ADM suite: 10 splits of 50,000 images.
 SPLIT = 5000
 
 
 class InceptionScore:
-  """exp of the mean divergence of a split's classes from its average.
+  """exp of the mean divergence of a split's classes from their average.
 
-  Split j holds the images 5000 j … 5000 j + 4999 in their order; the score is
-  the mean over the splits. A last split of fewer images counts as much as the
-  others, as in the ADM suite.
+  Split j holds images 5000 j … 5000 j + 4999 in their order; the score is the
+  mean over splits.
 
   Source: Salimans et al., arXiv 1606.03498; Dhariwal and Nichol, arXiv
   2105.05233 (the splits).
   """
 
-  def __init__(self, classes: int, split: int = SPLIT):
-    """Starts with no image.
+  # The divergence KL(p(y|x) || p(y)), averaged over a split, is the entropy of
+  # the mean minus the mean entropy: two sums are enough, no logits are kept.
 
-    Args:
-      classes: k.
-      split: Images of one split.
-    """
+  def __init__(self, classes: int, split: int = SPLIT):
+    """Starts with no image; `split` is the number of images in a split."""
     self._split, self._done = split, 0
     self._counts = np.zeros(0)
     self._entropies = np.zeros(0)  # Sums over images of Σ p log p.
     self._totals = np.zeros((0, classes))  # Sums over images of p.
 
   def add(self, logits: np.ndarray) -> None:
-    """Takes in the next images.
-
-    Args:
-      logits: [n, k].
-    """
+    """Adds the next images' logits [n, k]."""
     while len(logits):
       room = self._split - self._done % self._split
       if room == self._split:
@@ -60,17 +53,18 @@ class InceptionScore:
     """The score of all images so far.
 
     Raises:
-      ValueError: If there is none.
+      ValueError: If there are none.
     """
     if not self._done:
       raise ValueError("the Inception Score of no image")
     mean = self._totals / self._counts[:, None]
     spread = scipy.special.entr(mean).sum(axis=1)
     divergence = self._entropies / self._counts + spread
+    # A short last split counts as much as the others, as in the ADM suite.
     return float(np.exp(divergence).mean())
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """All that `from_arrays` needs to go on from here."""
+    """The state, for `from_arrays`."""
     return {
       "split": np.array(self._split),
       "counts": self._counts,
@@ -80,11 +74,7 @@ class InceptionScore:
 
   @classmethod
   def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "InceptionScore":
-    """Goes on from what `arrays` gave.
-
-    Args:
-      arrays: Its result.
-    """
+    """Continues from what `arrays` returned."""
     score = cls(arrays["totals"].shape[1], int(arrays["split"]))
     score._counts = np.array(arrays["counts"], np.float64)
     score._entropies = np.array(arrays["entropies"], np.float64)

@@ -5,32 +5,31 @@ Shapes: b images, H W ch pixels, f feature width.
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmem_jax.data import load_encoders
 from gmem_jax.files import weights
 from gmem_jax.models.encoders import dinov2, inception, protocols
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
-_INCEPTION_HELP = (
-  "FID, sFID, Inception Score, precision and recall need the Inception network"
-  " of 2015. Download https://github.com/mseitzer/pytorch-fid/releases/download"
-  f"/fid_weights/{INCEPTION_FILE} and convert it: python -m gmem_jax.convert"
-  f" {INCEPTION_FILE} weights/inception"
-)
-_DINOV2_HELP = (
-  "The Fréchet distance in DINOv2 features needs the network. Download"
-  " dinov2_vitb14_pretrain.pth of facebookresearch/dinov2 and convert it:"
-  " python -m gmem_jax.convert dinov2_vitb14_pretrain.pth weights/dinov2"
-)
+_HELP = {
+  "inception": "FID, sFID, Inception Score, precision and recall need the"
+  " Inception network of 2015. Download https://github.com/mseitzer/pytorch-fid"
+  f"/releases/download/fid_weights/{INCEPTION_FILE} and convert it: python -m"
+  f" gmem_jax.convert {INCEPTION_FILE} weights/inception",
+  "dinov2": "The Fréchet distance in DINOv2 features needs the network."
+  " Download dinov2_vitb14_pretrain.pth of facebookresearch/dinov2 and convert"
+  " it: python -m gmem_jax.convert dinov2_vitb14_pretrain.pth weights/dinov2",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class FeatureNetwork:
   """A network that describes images.
 
   Attributes:
@@ -49,47 +48,63 @@ class Network:
   apply: Callable[[Any, jax.Array], dict[str, jax.Array]]
 
 
-def load_inception(key: str, path: str, preprocessing: str) -> Network:
-  """The network of FID.
+def load(
+  names: Collection[str],
+  options: dict[str, tuple[str, str]],
+  preprocessing: str,
+) -> list[FeatureNetwork]:
+  """Loads those of "inception" and "dinov2" that are named.
 
   Args:
-    key: The flag or config key that names its weights.
-    path: Its converted weights.
-    preprocessing: One of `inception.PREPROCESSING`.
-
-  Returns:
-    The network, with the features "pool" [b 2048], "spatial" [b 2023] and
-    "logits" [b 1008], these without the bias, as the Inception Score of the
-    ADM suite takes them.
+    names: Names of networks; others are ignored.
+    options: Network -> (the flag or config key that names its converted
+      weights, its value).
+    preprocessing: For Inception: one of `inception.PREPROCESSING`, or
+      "published", which is that of pytorch-fid.
 
   Raises:
-    ValueError: If there are no such weights; says where to get them.
+    ValueError: If weights are missing, or of another network; says where to
+      get them.
   """
-  params, metadata = _read(key, path, "inception", _INCEPTION_HELP)
-  return inception_network(params, preprocessing, metadata["source"]["sha256"])
+  networks = []
+  if "inception" in names:
+    params, metadata = _read("inception", *options["inception"])
+    kind = "pytorch_fid" if preprocessing == "published" else preprocessing
+    sha256 = metadata["source"]["sha256"]
+    networks.append(inception_network(params, kind, sha256))
+  if "dinov2" in names:
+    networks.append(_dinov2_network(*_read("dinov2", *options["dinov2"])))
+  return networks
 
 
-def inception_network(params: Any, preprocessing: str, sha256: str) -> Network:
-  """The network of FID from its parameters; see `load_inception`.
+def inception_network(
+  params: Any, preprocessing: str, sha256: str
+) -> FeatureNetwork:
+  """The network of FID.
 
   Args:
     params: Parameters of `inception.InceptionV3`.
     preprocessing: One of `inception.PREPROCESSING`.
     sha256: Identifies the parameters.
+
+  Returns:
+    The network, with the features "pool" [b 2048], "spatial" [b 2023] and
+    "logits" [b 1008].
   """
   model = inception.InceptionV3(preprocessing)
 
   def apply(params, pixels):
-    found = model.apply({"params": params}, _to_rgb(pixels))
-    assert isinstance(found, inception.Activations)
+    outputs = model.apply({"params": params}, _to_rgb(pixels))
+    assert isinstance(outputs, inception.Activations)
     return {
-      "pool": found.features,
-      "spatial": found.spatial.reshape(len(pixels), -1),
-      "logits": found.logits - params["fc"]["bias"][None],
+      "pool": outputs.features,
+      "spatial": outputs.spatial.reshape(len(pixels), -1),
+      # Without the bias, as the ADM suite's Inception Score takes them.
+      "logits": outputs.logits - params["fc"]["bias"][None],
     }
 
   spatial = inception.SPATIAL_CHANNELS * 17 * 17
-  return Network(
+  return FeatureNetwork(
     "inception",
     {"name": "inception", "sha256": sha256, "preprocessing": preprocessing},
     {"pool": 2048, "spatial": spatial, "logits": 1008},
@@ -98,30 +113,17 @@ def inception_network(params: Any, preprocessing: str, sha256: str) -> Network:
   )
 
 
-def load_dinov2(key: str, path: str) -> Network:
-  """DINOv2 as GMem feeds it: the network that made the memory bank.
-
-  Args:
-    key: The flag or config key that names its weights.
-    path: Its converted weights.
-
-  Returns:
-    The network, with the feature "dinov2": the class token.
-
-  Raises:
-    ValueError: If there are no such weights; says where to get them.
-  """
-  params, metadata = _read(key, path, "dinov2", _DINOV2_HELP)
-  model = metadata["model"].items()
-  network = dinov2.DINOv2(**{k: v for k, v in model if v is not None})
+def _dinov2_network(params: Any, metadata: dict[str, Any]) -> FeatureNetwork:
+  """The class token of DINOv2, as in the memory bank."""
+  network = dinov2.DINOv2(**load_encoders.hashable(metadata["model"]))
 
   def apply(params, pixels):
     pixels = protocols.to_float(_to_rgb(pixels))
-    found: Any = network.apply({"params": params}, pixels)
-    return {"dinov2": found[0]}
+    outputs: Any = network.apply({"params": params}, pixels)
+    return {"dinov2": outputs[0]}
 
   sha256 = metadata["source"]["sha256"]
-  return Network(
+  return FeatureNetwork(
     "dinov2",
     {"name": "dinov2", "sha256": sha256, "preprocessing": "gmem"},
     {"dinov2": network.width},
@@ -132,7 +134,7 @@ def load_dinov2(key: str, path: str) -> Network:
 
 def train_classifier(
   pixels: np.ndarray, labels: np.ndarray, seed: int, source: str
-) -> Network:
+) -> FeatureNetwork:
   """Trains a small classifier on real images; its hidden layer is a feature.
 
   For images so small that the Inception network would see nothing.
@@ -154,7 +156,7 @@ def train_classifier(
   model = neural_network.MLPClassifier((64,), max_iter=50, random_state=seed)
   flat = pixels.reshape(len(pixels), -1).astype(np.float64) / 255
   with warnings.catch_warnings():
-    # Its features are wanted, not the last bit of its loss.
+    # Fifty passes give good features; the loss need not converge.
     warnings.simplefilter("ignore", exceptions.ConvergenceWarning)
     model.fit(flat, labels)
   params = {"kernel": model.coefs_[0], "bias": model.intercepts_[0]}
@@ -165,7 +167,7 @@ def train_classifier(
     hidden = jnp.matmul(flat, params["kernel"], precision=highest)
     return {"classifier": jax.nn.relu(hidden + params["bias"][None])}
 
-  return Network(
+  return FeatureNetwork(
     "classifier",
     {"name": "classifier", "images": source, "seed": seed},
     {"classifier": 64},
@@ -179,15 +181,11 @@ def _to_rgb(pixels: jax.Array) -> jax.Array:
   return jnp.broadcast_to(pixels, (*pixels.shape[:-1], 3))
 
 
-def _read(
-  key: str, path: str, kind: str, help_text: str
-) -> tuple[Any, dict[str, Any]]:
+def _read(kind: str, option: str, path: str) -> tuple[Any, dict[str, Any]]:
+  """(parameters, metadata) of converted weights."""
   if not path:
-    raise ValueError(f"{key} is empty. {help_text}")
+    raise ValueError(f"{option} is empty. {_HELP[kind]}")
   try:
-    found = weights.read_metadata(path)["kind"]
-    if found != kind:
-      raise ValueError(f"it is a {found}, not a {kind}")
-    return weights.load_converted(path)
+    return weights.load_kind(path, (kind,))
   except (ValueError, OSError) as error:
-    raise ValueError(f"{key}={path!r}: {error}. {help_text}") from None
+    raise ValueError(f"{option}={path!r}: {error}. {_HELP[kind]}") from None

@@ -2,13 +2,12 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
 
 from gmem_jax.evaluate import (
-  accumulate as tally_lib,
-  catalogue,
-  features as extractor_lib,
-  measure,
+  accumulate,
+  features as features_lib,
+  open as open_lib,
+  scores as scores_lib,
   sources,
   statistics,
 )
@@ -16,11 +15,11 @@ from gmem_jax.files import atomic
 
 
 def measure_statistics(
-  source: sources.Source,
-  extractor: extractor_lib.Extractor,
+  source: sources.ImageSource,
+  extractor: features_lib.Extractor,
   gaussians: set[str],
   rows: int,
-  store: measure.Store | None,
+  store: accumulate.PartialStore | None,
   what: str,
 ) -> statistics.Statistics:
   """Measures the statistics of all images of a source.
@@ -28,69 +27,133 @@ def measure_statistics(
   Args:
     source: The images.
     extractor: The networks.
-    gaussians: Features whose Gaussian is wanted.
-    rows: How many rows to keep for precision and recall, spread evenly.
+    gaussians: Features whose Gaussian is needed.
+    rows: Number of rows to keep for precision and recall, spread evenly.
     store: Where a killed pass continues from, or None.
     what: Names the images, in errors and on the progress line.
 
   Raises:
     ValueError: If there are too few images, or a network cannot read them.
   """
-  catalogue.check_count(source.count, gaussians, extractor.widths, what)
+  scores_lib.check_count(source.count, gaussians, extractor.widths, what)
   extractor.check(source.shape)
-  keep = {"pool": tally_lib.evenly(source.count, rows)} if rows else {}
-  tally = tally_lib.Tally(
+  # Spread, as the files of a folder are often sorted by class.
+  keep = {"pool": accumulate.evenly(source.count, rows)} if rows else {}
+  sums = accumulate.Accumulator(
     extractor.widths, moments=sorted(gaussians), keep=keep
   )
-  measure.measure(what, source, source.count, extractor, tally, store)
-  kept = "pool" if rows else None
-  return statistics.of_tally(tally, kept, extractor.info(), source)
+  accumulate.measure(what, source, source.count, extractor, sums, store)
+  return statistics.Statistics(
+    gaussians={name: m.gaussian() for name, m in sums.moments.items()},
+    rows={name: sums.rows(name) for name in keep},
+    networks=extractor.info(),
+    count=sums.done,
+    shape=source.shape,
+    info=source.info,
+  )
 
 
-def open_reference(
+def against(
+  evaluator: scores_lib.Evaluator,
   path: pathlib.Path,
-  scores: Sequence[str],
-  extractor: extractor_lib.Extractor,
   shape: tuple[int, int, int],
-  store: measure.Store | None,
+  store: accumulate.PartialStore | None,
   *,
   published: bool = False,
-) -> statistics.Statistics:
-  """The statistics to compare with; measures of a reference what it lacks.
+) -> scores_lib.Evaluator:
+  """The evaluator with a reference; measures what the reference lacks.
 
   Args:
+    evaluator: Without a reference.
     path: Statistics, or images: an .npz, a folder, converted statistics.
-    scores: The scores that are wanted.
-    extractor: The networks.
-    shape: H, W, ch of the images that are compared.
+    shape: H, W, ch of the images to compare.
     store: Where a killed pass continues from, or None.
     published: See `statistics.check_networks`.
 
   Raises:
     ValueError: If the reference does not fit, or lacks something.
   """
-  gaussians, rows = catalogue.compared(scores)
-  found, images = _open(path, shape[-1])
-  if found:
-    held = (gaussians & set(found.gaussians)) | (rows & set(found.rows))
-    statistics.check_networks(
-      found, extractor.info(), held, published=published
-    )
-    statistics.check_shape(found, shape)
-    for name in sorted(gaussians & set(found.gaussians)):
-      theirs, own = len(found.gaussians[name].mean), extractor.widths[name]
-      if theirs != own:
-        raise ValueError(
-          f"{path}: its {name} features are {theirs} wide, ours {own}: it is of"
-          " another network"
-        )
-    gaussians, rows = gaussians - set(found.gaussians), rows - set(found.rows)
+  extractor = evaluator.extractor
+  stored, images = _open(path, shape[-1])
+  gaussians, rows = scores_lib.compared(evaluator.scores)
+  # Stored statistics come first, as in the ADM suite: those of its reference
+  # batch are of more images than the file has.
+  if stored:
+    _check(path, stored, extractor, shape, gaussians | rows, published)
+    gaussians = gaussians - set(stored.gaussians)
+    rows = rows - set(stored.rows)
   if not gaussians and not rows:
-    return found or catalogue.NO_REFERENCE
+    reference = stored or scores_lib.NO_REFERENCE
+    return dataclasses.replace(evaluator, reference=reference)
+  images = _require_images(path, images, gaussians | rows, shape)
+  reference = measure_statistics(
+    images,
+    extractor,
+    gaussians,
+    scores_lib.REFERENCE_ROWS if rows else 0,
+    store,
+    f"reference {path.name}",
+  )
+  if stored:
+    reference = dataclasses.replace(
+      reference,
+      gaussians={**reference.gaussians, **stored.gaussians},
+      rows={**reference.rows, **stored.rows},
+      info={**stored.info, "measured_on": reference.info},
+    )
+  return dataclasses.replace(evaluator, reference=reference)
+
+
+def _open(
+  path: pathlib.Path, channels: int
+) -> tuple[statistics.Statistics | None, sources.ImageSource | None]:
+  """(statistics, images) of a reference, either or both."""
+  if path.is_dir():
+    if (path / "metadata").is_dir():
+      return statistics.load(path), None
+    return None, open_lib.open_images(path, channels=channels)
+  if path.suffix == ".npz" and path.exists():
+    names = atomic.array_names(path)
+    images = open_lib.open_images(path) if "arr_0" in names else None
+    has_statistics = "mu" in names or "meta" in names or not images
+    return statistics.load(path) if has_statistics else None, images
+  return None, open_lib.open_images(path)
+
+
+def _check(
+  path: pathlib.Path,
+  stored: statistics.Statistics,
+  extractor: features_lib.Extractor,
+  shape: tuple[int, int, int],
+  needed: set[str],
+  published: bool,
+) -> None:
+  """Refuses stored statistics that do not fit the networks or images."""
+  features = needed & (set(stored.gaussians) | set(stored.rows))
+  statistics.check_networks(
+    stored, extractor.info(), features, published=published
+  )
+  statistics.check_shape(stored, shape)
+  for name in sorted(needed & set(stored.gaussians)):
+    width, own = len(stored.gaussians[name].mean), extractor.widths[name]
+    if width != own:
+      raise ValueError(
+        f"{path}: its {name} features are {width} wide, ours {own}: it is of"
+        " another network"
+      )
+
+
+def _require_images(
+  path: pathlib.Path,
+  images: sources.ImageSource | None,
+  missing: set[str],
+  shape: tuple[int, int, int],
+) -> sources.ImageSource:
+  """The images to measure missing statistics on, of the right size."""
   if not images:
     raise ValueError(
-      f"{path} has no {', '.join(sorted(gaussians | rows))} statistics and no"
-      " images to measure them on; leave out the scores that need them, or make"
+      f"{path} has no {', '.join(sorted(missing))} statistics and no images to"
+      " measure them on; leave out the scores that need them, or make"
       " statistics of your own: python -m gmem_jax.evaluate stats --help"
     )
   if images.shape[:2] != shape[:2]:
@@ -102,35 +165,4 @@ def open_reference(
       f"{path} holds images of {images.shape[0]} x {images.shape[1]} pixels,"
       f" ours have {shape[0]} x {shape[1]}{crop if path.is_dir() else ''}"
     )
-  measured = measure_statistics(
-    images,
-    extractor,
-    gaussians,
-    catalogue.REFERENCE_ROWS if rows else 0,
-    store,
-    f"reference {path.name}",
-  )
-  if not found:
-    return measured
-  return dataclasses.replace(
-    measured,
-    gaussians={**measured.gaussians, **found.gaussians},
-    rows={**measured.rows, **found.rows},
-    info={**found.info, "measured_on": measured.info},
-  )
-
-
-def _open(
-  path: pathlib.Path, channels: int
-) -> tuple[statistics.Statistics | None, sources.Source | None]:
-  """(statistics, images) of a reference, either or both."""
-  if path.is_dir():
-    if (path / "metadata").is_dir():
-      return statistics.load(path), None
-    return None, sources.open_images(path, channels=channels)
-  if path.suffix == ".npz" and path.exists():
-    names = atomic.array_names(path)
-    images = sources.open_images(path) if "arr_0" in names else None
-    holds = "mu" in names or "meta" in names or not images
-    return statistics.load(path) if holds else None, images
-  return None, sources.open_images(path)
+  return images

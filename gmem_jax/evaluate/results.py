@@ -1,4 +1,4 @@
-"""Scores to a json that says what they are of, and to TensorBoard."""
+"""Scores to a json, beside all that they depend on, and to TensorBoard."""
 
 import importlib.metadata
 import math
@@ -18,11 +18,11 @@ from gmem_jax.train import metrics
 def describe(
   evaluator: scores_lib.Evaluator, count: int, source: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """What stands beside the scores of any images; JSON.
+  """All that scores depend on, as JSON: without it no number can be compared.
 
   Args:
-    evaluator: What scored them.
-    count: How many they were.
+    evaluator: With its reference.
+    count: Number of images scored.
     source: What identifies them.
   """
   reference = evaluator.reference
@@ -45,49 +45,41 @@ def describe(
 
 def write(
   path: pathlib.Path,
-  found: Mapping[str, float],
+  scores: Mapping[str, float],
   details: Mapping[str, Any],
   *,
   board: pathlib.Path | None = None,
   step: int = 0,
 ) -> None:
-  """Writes scores with all that they depend on; on the first host alone.
+  """Writes scores, on the first host alone.
 
   Args:
     path: The json file.
-    found: Name -> score.
-    details: What they depend on; JSON.
+    scores: Name -> score.
+    details: From `describe`.
     board: Directory of TensorBoard's files, or None.
-    step: The training step that the scores are of.
+    step: The training step that the scores belong to.
   """
   if not processes.is_main():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   # JSON has no NaN.
-  numbers = {k: v if math.isfinite(v) else None for k, v in found.items()}
+  numbers = {k: v if math.isfinite(v) else None for k, v in scores.items()}
   atomic.write_json(path, {"scores": numbers, **details})
   if board:
+    # FID depends on the number of images: 10k and 50k are no one curve.
     size = short(details["images"]["count"])
     with metrics.open_tensorboard(board) as writer:
-      for name, value in found.items():
+      for name, value in scores.items():
         writer.add_scalar(f"eval/{name}_{size}", value, step)
 
 
 def short(count: int) -> str:
-  """A number of images as it stands in a score's name: 50k.
-
-  Args:
-    count: The number.
-  """
+  """A number of images as in a score's name: 50k."""
   return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 
-def table(found: Mapping[str, float], count: int) -> str:
-  """Scores as text, a line each.
-
-  Args:
-    found: Name -> score.
-    count: Number of images.
-  """
-  lines = [f"{name:20}{value:12.4f}" for name, value in found.items()]
+def table(scores: Mapping[str, float], count: int) -> str:
+  """Scores of `count` images as text, a line each."""
+  lines = [f"{name:20}{value:12.4f}" for name, value in scores.items()]
   return "\n".join([f"{'':20}{short(count) + ' images':>12}", *lines])

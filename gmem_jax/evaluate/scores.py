@@ -1,19 +1,34 @@
-"""Images to scores: one pass over them, compared with a reference."""
+"""Images to scores: FID, sFID, Inception Score, precision and recall, ….
+
+What each score reads, and one pass over the images that gives them all.
+"""
 
 import dataclasses
-import pathlib
+from collections.abc import Mapping, Sequence
 
 from gmem_jax.evaluate import (
-  accumulate as tally_lib,
-  catalogue,
-  features as extractor_lib,
+  accumulate,
+  features as features_lib,
   frechet,
-  measure,
   precision_recall,
-  reference as reference_lib,
   sources,
   statistics,
 )
+
+# Score -> the feature whose Fréchet distance it is.
+DISTANCES = {
+  "fid": "pool",
+  "sfid": "spatial",
+  "frechet_dinov2": "dinov2",
+  "frechet": "classifier",
+}
+# Score -> the feature that it reads.
+FEATURES = DISTANCES | {"inception_score": "logits", "precision_recall": "pool"}
+SCORES = tuple(FEATURES)
+# Reference images for precision and recall: as many as in ADM's files.
+REFERENCE_ROWS = 10_000
+# What the Inception Score, which compares with nothing, is given.
+NO_REFERENCE = statistics.Statistics({}, {}, {}, None, None, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,42 +36,21 @@ class Evaluator:
   """Scores images against a reference.
 
   Attributes:
-    scores: Of `catalogue.SCORES`.
+    scores: Of `SCORES`.
     extractor: The networks they need.
-    reference: What the images are catalogue.compared with.
+    reference: What the images are compared with; see `reference.against`.
   """
 
   scores: tuple[str, ...]
-  extractor: extractor_lib.Extractor
-  reference: statistics.Statistics
+  extractor: features_lib.Extractor
+  reference: statistics.Statistics = NO_REFERENCE
 
-  def against(
-    self,
-    path: pathlib.Path,
-    shape: tuple[int, int, int],
-    store: measure.Store | None,
-    *,
-    published: bool = False,
-  ) -> "Evaluator":
-    """The same with another reference; see `reference.open_reference`.
-
-    Args:
-      path: The reference.
-      shape: H, W, ch of the images that are compared.
-      store: Where a killed pass continues from, or None.
-      published: See `statistics.check_networks`.
-    """
-    reference = reference_lib.open_reference(
-      path, self.scores, self.extractor, shape, store, published=published
-    )
-    return dataclasses.replace(self, reference=reference)
-
-  def check(self, source: sources.Source, count: int) -> None:
+  def check(self, source: sources.ImageSource, count: int) -> None:
     """Refuses images that cannot be scored, before any is made or read.
 
     Args:
       source: The images.
-      count: How many of them.
+      count: How many of them to score.
 
     Raises:
       ValueError: With the reason.
@@ -65,52 +59,127 @@ class Evaluator:
       raise ValueError(
         f"{count} images are asked for, there are {source.count}"
       )
-    gaussians, _ = catalogue.compared(self.scores)
-    catalogue.check_count(count, gaussians, self.extractor.widths, "the images")
-    self.extractor.check(source.shape)
+    self.check_size(source.shape, count, "the images")
+
+  def check_size(
+    self, shape: tuple[int, int, int], count: int, what: str
+  ) -> None:
+    """Refuses images that are too few, or that a network cannot read.
+
+    Args:
+      shape: H, W, ch.
+      count: Number of images.
+      what: Names the images, or the key that sets their number.
+
+    Raises:
+      ValueError: With the reason.
+    """
+    gaussians, _ = compared(self.scores)
+    check_count(count, gaussians, self.extractor.widths, what)
+    self.extractor.check(shape)
 
   def __call__(
     self,
-    source: sources.Source,
+    source: sources.ImageSource,
     count: int,
-    store: measure.Store | None = None,
+    store: accumulate.PartialStore | None = None,
   ) -> dict[str, float]:
     """Scores the first images of a source.
 
     Args:
       source: The images.
-      count: How many.
-      store: Where a killed evaluation continues from, or None.
+      count: How many of them.
+      store: Where a killed pass continues from, or None.
 
     Returns:
-      Name -> score.
+      Name -> score; "precision_recall" gives "precision" and "recall".
 
     Raises:
-      ValueError: If they cannot be scored.
+      ValueError: See `check`; or an image cannot be read.
     """
     self.check(source, count)
-    gaussians, rows = catalogue.compared(self.scores)
-    tally = tally_lib.Tally(
+    gaussians, rows = compared(self.scores)
+    sums = accumulate.Accumulator(
       self.extractor.widths,
       moments=sorted(gaussians),
       classes="inception_score" in self.scores,
-      keep={name: tally_lib.evenly(count, count) for name in rows},
+      keep={name: accumulate.evenly(count, count) for name in rows},
     )
-    measure.measure("evaluate", source, count, self.extractor, tally, store)
-    return self._compute(tally)
+    accumulate.measure("evaluate", source, count, self.extractor, sums, store)
+    return self._compute(sums)
 
-  def _compute(self, tally: tally_lib.Tally) -> dict[str, float]:
-    found = {}
+  def _compute(self, sums: accumulate.Accumulator) -> dict[str, float]:
+    values = {}
     for score in self.scores:
-      if score in catalogue.DISTANCES:
-        name = catalogue.DISTANCES[score]
-        found[score] = frechet.frechet_distance(
-          tally.moments[name].gaussian(), self.reference.gaussians[name]
+      if score in DISTANCES:
+        name = DISTANCES[score]
+        values[score] = frechet.frechet_distance(
+          sums.moments[name].gaussian(), self.reference.gaussians[name]
         )
       elif score == "precision_recall":
-        found["precision"], found["recall"] = precision_recall.precision_recall(
-          self.reference.rows["pool"], tally.rows("pool"), self.extractor.mesh
+        pair = precision_recall.precision_recall(
+          self.reference.rows["pool"], sums.rows("pool"), self.extractor.mesh
         )
-      elif tally.score:
-        found["inception_score"] = tally.score.score()
-    return found
+        values["precision"], values["recall"] = pair
+      elif sums.score:
+        values["inception_score"] = sums.score.score()
+    return values
+
+
+def networks_of(scores: Sequence[str]) -> set[str]:
+  """Names of the networks that some scores need.
+
+  Raises:
+    ValueError: On an unknown score, or none.
+  """
+  unknown = sorted(set(scores) - set(SCORES))
+  if unknown or not scores:
+    raise ValueError(
+      f"scores {unknown or 'none'}: at least one of {', '.join(SCORES)}"
+    )
+  return {statistics.NETWORK[FEATURES[score]] for score in scores}
+
+
+def compared(scores: Sequence[str]) -> tuple[set[str], set[str]]:
+  """What scores need of a reference.
+
+  Returns:
+    (features whose Gaussian is needed, features whose rows are).
+  """
+  gaussians = {DISTANCES[s] for s in scores if s in DISTANCES}
+  return gaussians, {"pool"} if "precision_recall" in scores else set()
+
+
+def require_reference(scores: Sequence[str], reference: str | None) -> None:
+  """Refuses scores that need a reference where none is named.
+
+  Raises:
+    ValueError: Naming the scores that need one.
+  """
+  needing = [s for s in scores if s != "inception_score"]
+  if needing and not reference:
+    raise ValueError(f"{', '.join(needing)}: a reference is needed")
+
+
+def check_count(
+  count: int, gaussians: set[str], widths: Mapping[str, int], what: str
+) -> None:
+  """Refuses too few images for a covariance of full rank.
+
+  Args:
+    count: Number of images.
+    gaussians: Features whose Gaussian is needed.
+    widths: Width of each feature.
+    what: Names the images.
+
+  Raises:
+    ValueError: If a feature has as many dimensions as there are images.
+  """
+  for name in sorted(gaussians):
+    if count <= widths[name]:
+      raise ValueError(
+        f"{what}: {count} images are too few for a covariance of"
+        f" {widths[name]} dimensions ({name}): it would be singular, and the"
+        f" distance a number of the sample size. At least {widths[name] + 1}"
+        " are needed, 50,000 are usual"
+      )

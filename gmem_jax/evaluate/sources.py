@@ -1,39 +1,39 @@
-"""Where images come from: a folder, an .npz, arrays.
+"""Images to score: in memory, made on demand, in a folder, in an .npz.
+
+`open.open_images` finds the right source for a path.
 
 Shapes: n images, H W ch pixels.
 """
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from gmem_jax.data import (
-  image_files,
-  schema as schema_lib,
-  sources as data_sources,
-)
-from gmem_jax.evaluate import prepared
+from gmem_jax.data import image_files, sources as data_sources
 from gmem_jax.files import atomic
 
+# Decoding releases the GIL; more threads than this wait for the disk alone.
 _READERS = 8
 
 
 @runtime_checkable
-class Source(Protocol):
+class ImageSource(Protocol):
   """Images by number.
 
   Attributes:
-    info: What identifies them; JSON.
-    count: How many there are.
+    info: What identifies them; JSON. A killed pass continues only if it is
+      equal, so it must change with the images.
+    count: Number of images.
     shape: H, W, ch of each.
     collective: Whether all hosts must read together, in the same order, and
-      get all of what they ask for: sampling. Else each reads for itself.
+      each gets all the images it names: sampling. Else each reads for itself.
   """
 
   info: dict[str, Any]
@@ -42,52 +42,73 @@ class Source(Protocol):
   collective: bool
 
   def read(self, numbers: np.ndarray, /) -> np.ndarray:
-    """The images of some numbers, uint8 [n H W ch]."""
+    """The images of these numbers, uint8 [n H W ch]."""
     ...
 
 
+@dataclasses.dataclass
 class Arrays:
-  """Images in memory, or made by a function."""
+  """Images from a function, such as a sampler; see `ImageSource`.
 
-  def __init__(
-    self,
-    info: dict[str, Any],
-    count: int,
-    shape: tuple[int, int, int],
-    read: Callable[[np.ndarray], np.ndarray],
-    *,
-    collective: bool = False,
-  ):
-    """Keeps the parts.
+  Attributes:
+    read: Image numbers [n] -> uint8 [n H W ch].
+  """
 
-    Args:
-      info: What identifies the images.
-      count: How many.
-      shape: H, W, ch.
-      read: Image numbers [n] -> uint8 [n H W ch].
-      collective: See `Source`.
-    """
-    self.info, self.count, self.shape = info, count, shape
-    self.read, self.collective = read, collective
+  info: dict[str, Any]
+  count: int
+  shape: tuple[int, int, int]
+  read: Callable[[np.ndarray], np.ndarray]
+  collective: bool = False
 
 
-class Folder:
-  """The images of a folder, in the order of their names."""
+def in_memory(pixels: np.ndarray, info: dict[str, Any]) -> Arrays:
+  """Images uint8 [n H W ch] that are in memory."""
+  h, w, channels = pixels.shape[1:]
+  return Arrays(
+    info, len(pixels), (h, w, channels), lambda numbers: pixels[numbers]
+  )
+
+
+def in_batches(
+  function: Callable[[np.ndarray], Sequence[Any]],
+  items: np.ndarray,
+  batch: int,
+) -> list[np.ndarray]:
+  """Applies a function to items, always as many at once.
+
+  The last batch repeats items to be full: another shape would be compiled anew.
+
+  Args:
+    function: Items [batch …] -> arrays [batch …].
+    items: [n …].
+    batch: Items in one call.
+
+  Returns:
+    The arrays of all calls, [n …] each.
+  """
+  parts = []
+  for start in range(0, len(items), batch):
+    part = items[start : start + batch]
+    values = function(np.resize(part, (batch, *items.shape[1:])))
+    parts.append([np.asarray(x)[: len(part)] for x in values])
+  return [np.concatenate(p) for p in zip(*parts, strict=True)]
+
+
+class ImageFolder:
+  """The images of a folder and its subfolders, in the order of their names."""
 
   collective = False
 
   def __init__(
     self, path: pathlib.Path, *, channels: int = 3, crop: int | None = None
   ):
-    """Lists the files; subfolders too, as of classes.
-
-    A folder that `--mode=sample` wrote counts its numbered files alone.
+    """Lists the files, and reads the first.
 
     Args:
       path: The folder.
       channels: 3 for RGB, 1 for grey.
-      crop: Scale and crop the images to squares of so many pixels, as training
-        data; None to take them as they are.
+      crop: Side of the squares to scale and crop to, as training data is; None
+        leaves images as they are.
 
     Raises:
       ValueError: If there is no image.
@@ -97,6 +118,7 @@ class Folder:
       files, _ = data_sources.list_images(path)
     except ValueError as error:
       raise ValueError(f"{path}: {error}") from None
+    # `--mode=sample` writes a contact sheet beside its samples.
     if (path / "sample.json").exists():
       files = [f for f in files if re.fullmatch(r"\d{6,}\.png", f)]
       if not files:
@@ -104,6 +126,7 @@ class Folder:
     self._files = files
     self.count = len(files)
     self.shape = self._read_one(0).shape
+    # Of sizes and times: hashing the images would take as long as a pass.
     digest = hashlib.sha256()
     for file in files:
       stat = (path / file).stat()
@@ -122,7 +145,7 @@ class Folder:
       numbers: Positions in the order of names.
 
     Raises:
-      ValueError: Naming a file that cannot be read, or is of another size.
+      ValueError: Naming a file that cannot be read, or has another size.
     """
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
       pixels = list(pool.map(self._read_one, numbers.tolist()))
@@ -150,13 +173,10 @@ class Npz:
   collective = False
 
   def __init__(self, path: pathlib.Path):
-    """Opens the file; images are read when they are asked for.
-
-    Args:
-      path: The file.
+    """Opens the file; images are read on demand.
 
     Raises:
-      ValueError: If it holds no images.
+      ValueError: If it has no images.
     """
     self._pixels = _open_array(path, "arr_0.npy")
     shape, dtype = self._pixels.shape, self._pixels.dtype
@@ -177,16 +197,12 @@ class Npz:
     }
 
   def read(self, numbers: np.ndarray) -> np.ndarray:
-    """Reads images.
-
-    Args:
-      numbers: Positions in the file.
-    """
+    """Reads the images at these positions in the file."""
     return np.asarray(self._pixels[numbers])
 
 
 def _open_array(path: pathlib.Path, name: str) -> np.ndarray:
-  """An array of an .npz, by memory map where it is not compressed."""
+  """An array of an .npz, by memory map if it is not compressed."""
   if name.removesuffix(".npy") not in atomic.array_names(path):
     raise ValueError(f"{path} holds no {name.removesuffix('.npy')}")
   with zipfile.ZipFile(path) as archive:
@@ -208,43 +224,12 @@ def _open_array(path: pathlib.Path, name: str) -> np.ndarray:
   if info.compress_type != zipfile.ZIP_STORED:
     with np.load(path, allow_pickle=False) as arrays:
       return arrays[name.removesuffix(".npy")]
+  # numpy ignores mmap_mode for .npz, and would read all 10 GB of 50,000 images
+  # of 256 pixels. A stored member lies in the file as it is: after a header of
+  # 30 bytes, whose last four are the lengths of the name and extra fields.
   with path.open("rb") as file:
     file.seek(info.header_offset + 26)
     lengths = np.frombuffer(file.read(4), "<u2")
   start = info.header_offset + 30 + int(lengths.sum()) + header
   order = "F" if fortran else "C"
   return np.memmap(path, dtype, "r", start, shape, order)
-
-
-def open_images(
-  path: pathlib.Path,
-  *,
-  channels: int = 3,
-  crop: int | None = None,
-  decode: str | None = None,
-) -> Source:
-  """Opens a folder of images, an .npz, or prepared data.
-
-  Args:
-    path: The folder or file.
-    channels: Of a folder's images.
-    crop: See `Folder`.
-    decode: See `prepared.Prepared`.
-
-  Raises:
-    ValueError: If there is no image there, or an option does not fit.
-  """
-  if not path.exists():
-    raise ValueError(f"{path} does not exist")
-  is_prepared = (path / schema_lib.FILE).exists()
-  if decode is not None and not is_prepared:
-    raise ValueError(f"{path}: only prepared data can be decoded")
-  if path.is_dir() and not is_prepared:
-    return Folder(path, channels=channels, crop=crop)
-  if crop:
-    raise ValueError(f"{path}: only the images of a folder can be cropped")
-  if is_prepared:
-    return prepared.Prepared(path, decode)
-  if path.suffix != ".npz":
-    raise ValueError(f"{path} is neither a folder of images nor an .npz file")
-  return Npz(path)

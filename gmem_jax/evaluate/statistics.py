@@ -1,9 +1,9 @@
-"""What samples are compared with: reference statistics, on disk.
+"""Reference statistics on disk: ours, ADM's, pytorch-fid's.
 
-A file of ours is an .npz with the names of the ADM suite, which can read it:
-mu, sigma (features of FID), mu_s, sigma_s (of sFID); and besides them
-mu_dinov2, sigma_dinov2, features (some rows [k 2048], for precision and
-recall), and meta, a JSON text that says of which images and networks they are.
+Our files are .npz with the names of the ADM suite, which can read them: mu,
+sigma (features of FID), mu_s, sigma_s (of sFID). They also have mu_dinov2,
+sigma_dinov2, features (some rows [k 2048], for precision and recall), and meta,
+a JSON text that identifies images and networks.
 
 Shapes: f feature width, k images.
 """
@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax.evaluate import accumulate as tally_lib, frechet, sources
+from gmem_jax.evaluate import frechet
 from gmem_jax.files import atomic, weights
 
 VERSION = 1
-# Feature -> suffix of its moments' names in the file.
+# Feature -> suffix of its arrays' names in the file.
 _SUFFIXES = {
   "pool": "",
   "spatial": "_s",
   "dinov2": "_dinov2",
   "classifier": "_classifier",
 }
-# Network that gives a feature.
+# Feature -> network that computes it.
 NETWORK = {
   "pool": "inception",
   "spatial": "inception",
@@ -44,9 +44,9 @@ class Statistics:
   Attributes:
     gaussians: Feature -> its Gaussian.
     rows: Feature -> some of its rows [k f].
-    networks: Network -> what identifies it. Of a file without our `meta`, what
-      the suite that it comes from uses, without weights.
-    count: Images, or None if unknown.
+    networks: Network -> what identifies it. A file without our `meta` is taken
+      to be of its suite's preprocessing; the weights are then unknown.
+    count: Number of images, or None if unknown.
     shape: H, W, ch of the images, or None if unknown.
     info: Where they come from; JSON.
   """
@@ -59,71 +59,44 @@ class Statistics:
   info: Mapping[str, Any]
 
 
-def of_tally(
-  tally: tally_lib.Tally,
-  kept: str | None,
-  networks: Mapping[str, Mapping[str, Any]],
-  source: sources.Source,
-) -> Statistics:
-  """Statistics that a pass has measured.
-
-  Args:
-    tally: What it left.
-    kept: The feature whose rows were kept, or None.
-    networks: What identifies the networks.
-    source: The images.
-  """
-  return Statistics(
-    {name: m.gaussian() for name, m in tally.moments.items()},
-    {kept: tally.rows(kept)} if kept else {},
-    networks,
-    tally.done,
-    source.shape,
-    source.info,
-  )
-
-
-def save(path: pathlib.Path, found: Statistics) -> None:
-  """Writes a file of ours, whole or not at all.
-
-  Args:
-    path: The .npz file.
-    found: Measured statistics.
-  """
+def save(path: pathlib.Path, measured: Statistics) -> None:
+  """Writes an .npz, whole or not at all."""
   arrays: dict[str, Any] = {}
-  for name, gaussian in found.gaussians.items():
+  for name, gaussian in measured.gaussians.items():
     arrays[f"mu{_SUFFIXES[name]}"] = gaussian.mean
     arrays[f"sigma{_SUFFIXES[name]}"] = gaussian.cov
-  for name, rows in found.rows.items():
+  for name, rows in measured.rows.items():
     arrays[f"features{_SUFFIXES[name]}"] = rows
   meta = {
     "version": VERSION,
-    "networks": found.networks,
-    "count": found.count,
-    "shape": found.shape,
-    "source": found.info,
+    "networks": measured.networks,
+    "count": measured.count,
+    "shape": measured.shape,
+    "source": measured.info,
   }
   arrays["meta"] = np.array(json.dumps(meta))
   path.parent.mkdir(parents=True, exist_ok=True)
-  tally_lib.write_arrays(path, arrays)
+  with atomic.replacing(path) as temporary:
+    np.savez(temporary, **arrays)
 
 
 def load(path: pathlib.Path) -> Statistics:
-  """Reads statistics: ours, ADM's, pytorch-fid's, or converted ones.
+  """Reads statistics.
 
   Args:
-    path: An .npz, or what `python -m gmem_jax.convert` wrote.
+    path: An .npz, or a directory that `python -m gmem_jax.convert` wrote.
 
   Raises:
-    ValueError: If it holds none, or is damaged or of another version.
+    ValueError: If it has none, or is damaged or of another version.
   """
   if path.is_dir():
     return _load_converted(path)
   try:
     with np.load(path, allow_pickle=False) as file:
+      # Not the images: ADM's reference batch has gigabytes of them.
       names = [n for n in file.files if n != "arr_0"]
       arrays = {name: file[name] for name in names}
-  except Exception as error:  # Damage shows as many kinds of error.
+  except Exception as error:  # Damage raises all kinds of errors.
     raise ValueError(f"{path}: cannot read it: {error}") from None
   images = "arr_0" in atomic.array_names(path)
   if "meta" in arrays:
@@ -170,13 +143,15 @@ def _load_converted(path: pathlib.Path) -> Statistics:
 def _unlabelled(
   path: pathlib.Path, arrays: Mapping[str, np.ndarray], *, adm: bool
 ) -> Statistics:
-  """Statistics that do not say what network they are of."""
+  """Statistics that do not name their network."""
   gaussians = _gaussians(path, arrays)
   if not gaussians:
     raise ValueError(
       f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; statistics have"
       " mu and sigma"
     )
+  # mu and sigma alone is what pytorch-fid writes; the ADM suite's files also
+  # have images or the moments of sFID.
   kind = "adm" if adm else "pytorch_fid"
   networks = {"inception": {"name": "inception", "preprocessing": kind}}
   info = {"file": str(path), "of": f"not said; taken to be {kind}'s"}
@@ -186,13 +161,13 @@ def _unlabelled(
 def _gaussians(
   path: pathlib.Path, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, frechet.Gaussian]:
-  found = {}
+  gaussians = {}
   for name, suffix in _SUFFIXES.items():
     if f"mu{suffix}" not in arrays:
       continue
     mean = np.asarray(arrays[f"mu{suffix}"], np.float64)
     if f"sigma{suffix}" not in arrays:
-      raise ValueError(f"{path}: mu{suffix} is there, sigma{suffix} is not")
+      raise ValueError(f"{path}: it has mu{suffix} but no sigma{suffix}")
     cov = np.asarray(arrays[f"sigma{suffix}"], np.float64)
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
       raise ValueError(
@@ -201,12 +176,12 @@ def _gaussians(
       )
     if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
       raise ValueError(f"{path}: mu{suffix} or sigma{suffix} is not finite")
-    found[name] = frechet.Gaussian(mean, cov)
-  return found
+    gaussians[name] = frechet.Gaussian(mean, cov)
+  return gaussians
 
 
 def check_networks(
-  found: Statistics,
+  stored: Statistics,
   ours: Mapping[str, Mapping[str, Any]],
   features: set[str],
   *,
@@ -215,45 +190,42 @@ def check_networks(
   """Refuses statistics of other networks or another preprocessing.
 
   Args:
-    found: The statistics.
+    stored: The statistics.
     ours: What identifies our networks.
-    features: The features that are compared.
+    features: The features to compare.
     published: Accept ADM's statistics whatever our preprocessing, as the
       published evaluation of GMem does.
 
   Raises:
-    ValueError: Saying what differs.
+    ValueError: Naming the differences.
   """
-  where = found.info.get("file", "the reference")
+  where = stored.info.get("file", "the reference")
   for network in sorted({NETWORK[name] for name in features}):
-    theirs, own = found.networks.get(network, {}), ours[network]
-    if published and "sha256" not in theirs:
+    settings = stored.networks.get(network, {})
+    # The published mix is ADM's file with pytorch-fid's preprocessing. Files of
+    # ours name the weights, and are never exempt.
+    if published and "sha256" not in settings:
       continue
-    differing = [
-      f"{key} {theirs[key]!r} there, {own.get(key)!r} here"
-      for key in sorted(theirs)
-      if theirs[key] != own.get(key)
-    ]
-    if differing:
+    # A file of another suite has fewer keys: only those can differ.
+    given = {key: ours[network].get(key) for key in settings}
+    lines = atomic.differences(settings, given)
+    if lines:
       raise ValueError(
         f"{where} is of another {network} than ours, so the numbers would mean"
-        f" nothing: {'; '.join(differing)}"
+        f" nothing: {'; '.join(line.strip() for line in lines)}"
       )
 
 
-def check_shape(found: Statistics, shape: tuple[int, int, int]) -> None:
-  """Refuses statistics of images of another size.
-
-  Args:
-    found: The statistics.
-    shape: H, W, ch of ours.
+def check_shape(stored: Statistics, shape: tuple[int, int, int]) -> None:
+  """Refuses statistics of images of another size than H, W, ch.
 
   Raises:
     ValueError: If the sizes are known and differ.
   """
-  if found.shape and found.shape[:2] != shape[:2]:
+  # Not of another number of channels: grey images are compared as RGB.
+  if stored.shape and stored.shape[:2] != shape[:2]:
     raise ValueError(
-      f"{found.info.get('file', 'the reference')} is of images of"
-      f" {found.shape[0]} x {found.shape[1]} pixels, ours have {shape[0]} x"
+      f"{stored.info.get('file', 'the reference')} is of images of"
+      f" {stored.shape[0]} x {stored.shape[1]} pixels, ours have {shape[0]} x"
       f" {shape[1]}"
     )

@@ -171,6 +171,16 @@ def load_converted(
   return ocp.load_checkpointables(str(path), {tree: None})[tree], metadata
 
 
+def load_kind(
+  path: str, kinds: Sequence[str], tree: str = "params"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """As `load_converted`; raises ValueError unless the kind is one of some."""
+  kind = read_metadata(path)["kind"]
+  if kind not in kinds:
+    raise ValueError(f"it is a {kind}, not a {' or '.join(kinds)}")
+  return load_converted(path, tree)
+
+
 def load_configured(
   key: str, path: str, kinds: Sequence[str], tree: str = "params"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -195,10 +205,7 @@ def load_configured(
       " `python -m gmem_jax.convert` wrote"
     )
   try:
-    kind = read_metadata(path)["kind"]
-    if kind not in kinds:
-      raise ValueError(f"it is a {kind}, not a {expected}")
-    return load_converted(path, tree)
+    return load_kind(path, kinds, tree)
   except (ValueError, OSError) as error:
     raise ValueError(f"config.{key}={path!r}: {error}") from None
 

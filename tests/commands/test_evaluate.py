@@ -14,7 +14,7 @@ from gmem_jax.commands import (
 )
 from gmem_jax.config import sections
 from gmem_jax.data import images as images_lib
-from gmem_jax.evaluate import build, catalogue, networks, scores
+from gmem_jax.evaluate import build, networks, scores
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   checkpoint,
@@ -137,13 +137,13 @@ def test_a_score_without_its_data_is_refused():
 def test_own_images_that_are_not_in_memory_are_no_reference():
   config = tiny.make_config(eval__scores=("fid",), report__unconditional=False)
   extractor = fakes.make_extractor()
-  evaluator = scores.Evaluator(("fid",), extractor, catalogue.NO_REFERENCE)
+  evaluator = scores.Evaluator(("fid",), extractor)
   with pytest.raises(ValueError, match=r"eval.reference='': fid: .*not in mem"):
     build.with_reference(config, evaluator, (6, 6, 3), None)
   evaluator = dataclasses.replace(evaluator, scores=("inception_score",))
   config = tiny.make_config(eval__scores=("inception_score",))
   found = build.with_reference(config, evaluator, (6, 6, 3), None)
-  assert found.reference == catalogue.NO_REFERENCE
+  assert found.reference == scores.NO_REFERENCE
 
 
 def test_too_few_images_are_refused_before_training():
@@ -161,7 +161,7 @@ def test_training_without_scores_makes_pictures_alone():
 
 
 def test_the_config_knows_every_score():
-  assert sorted(sections.Score.__args__) == sorted(catalogue.SCORES)
+  assert sorted(sections.Score.__args__) == sorted(scores.SCORES)
 
 
 def test_the_report_needs_its_score():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.evaluate import features, networks
+from gmem_jax.evaluate import features, frechet, networks
 from gmem_jax.parallel import sharding
 
 WIDTHS = {"pool": 12, "spatial": 5, "logits": 7}
@@ -30,7 +30,7 @@ def network(sha256="fake", preprocessing="adm", side=6):
     }
 
   info = {"name": "inception", "sha256": sha256, "preprocessing": preprocessing}
-  return networks.Network("inception", info, dict(WIDTHS), params, apply)
+  return networks.FeatureNetwork("inception", info, dict(WIDTHS), params, apply)
 
 
 def make_extractor(device_batch=8, devices=4, **changes):
@@ -39,6 +39,13 @@ def make_extractor(device_batch=8, devices=4, **changes):
     sharding.MeshConfig(data=-1, fsdp=1, tensor=1), jax.devices()[:devices]
   )
   return features.Extractor([network(**changes)], mesh, device_batch)
+
+
+def fit_gaussian(rows):
+  """The Gaussian of features [n f]."""
+  moments = frechet.Moments(rows.shape[1])
+  moments.add(rows)
+  return moments.gaussian()
 
 
 def images(seed, n=200, side=6):

@@ -48,7 +48,7 @@ def test_copies_are_found(tmp_path):
   pixels = dataset.train_images.pixels
   samples = np.concatenate([pixels[[5, 300]], 255 - pixels[[0, 1]]])
   source = sources.Arrays({}, 4, (8, 8, 1), lambda numbers: samples[numbers])
-  result = audit.prepare(config, dataset, 4, (8, 8, 1))(source)
+  result = audit.Auditor(config, dataset, 4, (8, 8, 1))(source)
   assert result.latents.rows[:2].tolist() == [5, 300]
   assert result.latents.distances[:2].tolist() == pytest.approx([0, 0])
   assert result.bank_rows[:2].tolist() == [5, 300]
@@ -92,7 +92,7 @@ def test_images_that_are_not_in_memory_are_decoded():
   assert dataset.train_images is not None
   pixels = dataset.train_images.pixels
   stored = dataclasses.replace(dataset, train_images=None)
-  found = audit.prepare(config, stored, 4, (8, 8, 1))(
+  found = audit.Auditor(config, stored, 4, (8, 8, 1))(
     sources.Arrays({}, 4, (8, 8, 1), lambda numbers: pixels[numbers + 9])
   )
   numbers = np.arange(9, 13)
@@ -103,12 +103,12 @@ def test_images_that_are_not_in_memory_are_decoded():
 def test_what_cannot_be_audited_is_refused():
   config = tiny.make_config(eval__audit=4)
   with pytest.raises(ValueError, match="no training images to compare"):
-    audit.prepare(config, None, 4, (8, 8, 1))
+    audit.Auditor(config, None, 4, (8, 8, 1))
   dataset = dataset_lib.load(config)
   with pytest.raises(ValueError, match="there are 3 images"):
-    audit.prepare(config, dataset, 3, (8, 8, 1))
+    audit.Auditor(config, dataset, 3, (8, 8, 1))
   with pytest.raises(ValueError, match=r"encode to latents \(9, 9, 1\)"):
-    audit.prepare(config, dataset, 4, (9, 9, 1))
+    audit.Auditor(config, dataset, 4, (9, 9, 1))
 
 
 def test_decoded_shape():

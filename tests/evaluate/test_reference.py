@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gmem_jax.evaluate import (
-  catalogue,
   frechet,
   reference,
   scores,
@@ -35,9 +34,8 @@ def measured(extractor):
 
 
 def open_reference(path, extractor, names=ALL, **options):
-  return reference.open_reference(
-    path, names, extractor, SHAPE, None, **options
-  )
+  evaluator = scores.Evaluator(names, extractor)
+  return reference.against(evaluator, path, SHAPE, None, **options).reference
 
 
 def assert_same(found, expected, rows=True):
@@ -114,9 +112,9 @@ def test_statistics_of_another_network_are_refused(tmp_path, measured):
   with pytest.raises(ValueError, match=r"another inception .*'fake' there"):
     open_reference(tmp_path / "ours.npz", other)
   other = fakes.make_extractor(preprocessing="pytorch_fid")
-  with pytest.raises(ValueError, match="preprocessing 'adm' there"):
+  with pytest.raises(ValueError, match="preprocessing: 'adm' there"):
     open_reference(tmp_path / "ours.npz", other)
-  with pytest.raises(ValueError, match="preprocessing 'adm' there"):
+  with pytest.raises(ValueError, match="preprocessing: 'adm' there"):
     open_reference(tmp_path / "ours.npz", other, published=True)
 
 
@@ -125,12 +123,12 @@ def test_published_mixture_is_named(tmp_path, extractor, measured):
   adm_path = adm(tmp_path / "adm.npz", measured)
   bare = adm(tmp_path / "bare.npz", measured, spatial=False)
   other = fakes.make_extractor(preprocessing="pytorch_fid")
-  with pytest.raises(ValueError, match="preprocessing 'adm' there"):
+  with pytest.raises(ValueError, match="preprocessing: 'adm' there"):
     open_reference(adm_path, other, ("fid",))
   found = open_reference(adm_path, other, ("fid",), published=True)
   assert "pool" in found.gaussians
   open_reference(bare, other, ("fid",))
-  with pytest.raises(ValueError, match="preprocessing 'pytorch_fid' there"):
+  with pytest.raises(ValueError, match="preprocessing: 'pytorch_fid' there"):
     open_reference(bare, extractor, ("fid",))
 
 
@@ -139,7 +137,9 @@ def test_images_of_another_size_are_refused(tmp_path, extractor, measured):
   np.savez(tmp_path / "x.npz", arr_0=fakes.images(1, 40, 8))
   for name in ("ours.npz", "x.npz"):
     with pytest.raises(ValueError, match=r"pixels, ours have 7 x 7"):
-      reference.open_reference(tmp_path / name, ALL, extractor, (7, 7, 3), None)
+      reference.against(
+        scores.Evaluator(ALL, extractor), tmp_path / name, (7, 7, 3), None
+      )
 
 
 def test_statistics_of_another_width_are_refused(tmp_path, extractor):
@@ -193,7 +193,8 @@ def test_scores_against_a_file(tmp_path, extractor, measured):
   statistics.save(tmp_path / "stats.npz", measured)
   pixels = fakes.images(2)
   source = sources.Arrays({}, 200, SHAPE, lambda n: pixels[n])
-  evaluator = scores.Evaluator(ALL, extractor, catalogue.NO_REFERENCE)
-  found = evaluator.against(tmp_path / "stats.npz", SHAPE, None)(source, 200)
+  evaluator = scores.Evaluator(ALL, extractor)
+  path = tmp_path / "stats.npz"
+  found = reference.against(evaluator, path, SHAPE, None)(source, 200)
   expected = scores.Evaluator(ALL, extractor, measured)(source, 200)
   assert found == pytest.approx(expected, rel=1e-9)

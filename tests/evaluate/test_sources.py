@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gmem_jax.data import sources as data_sources
-from gmem_jax.evaluate import sources
+from gmem_jax.evaluate import open as open_lib, sources
 from tests.data import prepared
 from tests.evaluate import fakes
 
@@ -23,7 +23,7 @@ def test_folder_in_the_order_of_names(tmp_path):
   pixels = fakes.images(0, 3)
   names = ["b/2.png", "a/1.png", "b/10.png"]
   (tmp_path / "notes.txt").write_text("no image")
-  source = sources.open_images(write_folder(tmp_path, pixels, names))
+  source = open_lib.open_images(write_folder(tmp_path, pixels, names))
   assert (source.count, source.shape) == (3, (6, 6, 3))
   found = source.read(np.array([0, 2]))
   np.testing.assert_array_equal(found, pixels[[1, 0]])
@@ -32,18 +32,18 @@ def test_folder_in_the_order_of_names(tmp_path):
 def test_folder_of_samples_counts_no_contact_sheet(tmp_path):
   write_folder(tmp_path, fakes.images(0, 4))
   (tmp_path / "000002.png").rename(tmp_path / "grid.png")
-  assert sources.Folder(tmp_path).count == 4
+  assert sources.ImageFolder(tmp_path).count == 4
   (tmp_path / "sample.json").write_text("{}")
-  assert sources.Folder(tmp_path).count == 3
+  assert sources.ImageFolder(tmp_path).count == 3
 
 
 def test_grey_and_rgb_files(tmp_path):
   grey = fakes.images(0, 2)[..., 0]
   write_folder(tmp_path, grey)
-  rgb = sources.Folder(tmp_path)
+  rgb = sources.ImageFolder(tmp_path)
   assert rgb.shape == (6, 6, 3)
   np.testing.assert_array_equal(rgb.read(np.array([1]))[0, ..., 2], grey[1])
-  one = sources.Folder(tmp_path, channels=1)
+  one = sources.ImageFolder(tmp_path, channels=1)
   np.testing.assert_array_equal(one.read(np.array([1]))[0, ..., 0], grey[1])
 
 
@@ -51,24 +51,24 @@ def test_crop_makes_one_size(tmp_path):
   write_folder(tmp_path, fakes.images(0, 1, 8))
   write_folder(tmp_path, fakes.images(0, 1, 12), ["wide.png"])
   with pytest.raises(ValueError, match=r"wide.png is 12 x 12.* is 8 x 8"):
-    sources.Folder(tmp_path).read(np.arange(2))
-  source = sources.open_images(tmp_path, crop=4)
+    sources.ImageFolder(tmp_path).read(np.arange(2))
+  source = open_lib.open_images(tmp_path, crop=4)
   assert source.read(np.arange(2)).shape == (2, 4, 4, 3)
 
 
 def test_a_changed_folder_is_another_one(tmp_path):
   write_folder(tmp_path, fakes.images(0, 2))
-  before = sources.Folder(tmp_path).info
-  assert sources.Folder(tmp_path).info == before
+  before = sources.ImageFolder(tmp_path).info
+  assert sources.ImageFolder(tmp_path).info == before
   write_folder(tmp_path, fakes.images(1, 1, 12))
-  assert sources.Folder(tmp_path).info != before
+  assert sources.ImageFolder(tmp_path).info != before
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz_of_images(tmp_path, save):
   pixels = fakes.images(0, 9)
   save(tmp_path / "x.npz", labels=np.arange(9), arr_0=pixels)
-  source = sources.open_images(tmp_path / "x.npz")
+  source = open_lib.open_images(tmp_path / "x.npz")
   assert (source.count, source.shape) == (9, (6, 6, 3))
   np.testing.assert_array_equal(source.read(np.array([7, 2])), pixels[[7, 2]])
 
@@ -125,13 +125,13 @@ def other(path):
 def test_what_holds_no_images_is_refused(tmp_path, name, make, match):
   make(tmp_path / name)
   with pytest.raises(ValueError, match=match):
-    sources.open_images(tmp_path / name)
+    open_lib.open_images(tmp_path / name)
 
 
 def test_npz_is_not_cropped(tmp_path):
   np.savez(tmp_path / "x.npz", arr_0=fakes.images(0, 2))
   with pytest.raises(ValueError, match="only the images of a folder"):
-    sources.open_images(tmp_path / "x.npz", crop=4)
+    open_lib.open_images(tmp_path / "x.npz", crop=4)
 
 
 def test_a_folder_is_listed_as_prepare_lists_it(tmp_path):
@@ -141,14 +141,14 @@ def test_a_folder_is_listed_as_prepare_lists_it(tmp_path):
   # A companion file of another system, which is no image.
   (tmp_path / "ref" / "a" / "._000000.png").write_bytes(b"no image")
   names, ignored = data_sources.list_images(tmp_path / "ref")
-  assert sources.Folder(tmp_path / "ref").count == len(names) == 5
+  assert sources.ImageFolder(tmp_path / "ref").count == len(names) == 5
   assert ignored == {"hidden": 1}
 
 
 def test_16_bit_grey_is_scaled_as_prepare_scales_it(tmp_path):
   grey = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
   Image.fromarray(grey).save(tmp_path / "0.png")
-  pixels = sources.Folder(tmp_path).read(np.array([0]))[0]
+  pixels = sources.ImageFolder(tmp_path).read(np.array([0]))[0]
   np.testing.assert_array_equal(pixels[..., 0], (grey // 257).astype(np.uint8))
 
 
@@ -159,4 +159,4 @@ def test_no_file_starts_another_program(tmp_path):
     b"showpage\n%%EOF\n"
   )
   with pytest.raises(ValueError, match=r"dog.png as an image: no image: none"):
-    sources.Folder(tmp_path)
+    sources.ImageFolder(tmp_path)

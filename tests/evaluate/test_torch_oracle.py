@@ -59,7 +59,7 @@ def test_distance_is_that_of_both():
 
   one, two = features(0, 400, 64), features(1, 300, 64, 0.2)
   ours = frechet.frechet_distance(
-    frechet.fit_gaussian(one), frechet.fit_gaussian(two)
+    fakes.fit_gaussian(one), fakes.fit_gaussian(two)
   )
   a, b = (
     {"mu": x.mean(0, dtype=float), "sigma": np.cov(x.T.astype(float))}
@@ -153,7 +153,7 @@ def test_all_scores_of_the_real_network(state_dict, oracle, monkeypatch):
   would be refused. The check is switched off here.
   """
   monkeypatch.setattr(
-    "gmem_jax.evaluate.catalogue.check_count", lambda *args: None
+    "gmem_jax.evaluate.scores.check_count", lambda *args: None
   )
   real, samples = fakes.images(1, 24, 64), fakes.images(2, 20, 64)
   theirs_real, theirs = oracle(real), oracle(samples)

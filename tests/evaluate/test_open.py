@@ -7,7 +7,7 @@ import pytest
 
 from gmem_jax import rngs
 from gmem_jax.data import load_encoders
-from gmem_jax.evaluate import frechet, reference, sources
+from gmem_jax.evaluate import frechet, open as open_lib, reference, scores
 from gmem_jax.files import weights
 from gmem_jax.models.encoders import protocols, vae
 from tests.data import prepared
@@ -21,7 +21,7 @@ def test_stored_images_are_the_reference(tmp_path):
   changes = {"tokens": "pixels", "image_shape": (6, 6, 3)}
   written = prepared.write(tmp_path / "data", **changes)
   pixels = np.stack([values["pixels"] for values in written])
-  source = sources.open_images(tmp_path / "data")
+  source = open_lib.open_images(tmp_path / "data")
   assert (source.count, source.shape) == (len(pixels), (6, 6, 3))
   assert not source.collective
   assert source.info["decoded_by"] is None
@@ -31,7 +31,9 @@ def test_stored_images_are_the_reference(tmp_path):
   names = ("fid", "precision_recall")
   extractor = fakes.make_extractor(2)
   ours, theirs = (
-    reference.open_reference(path, names, extractor, (6, 6, 3), None)
+    reference.against(
+      scores.Evaluator(names, extractor), path, (6, 6, 3), None
+    ).reference
     for path in (tmp_path / "data", tmp_path / "file.npz")
   )
   assert (
@@ -51,7 +53,7 @@ def test_latents_of_the_identity_are_images(tmp_path):
     image_shape=(4, 4, 1),
     tokenizer={"name": "identity"},
   )
-  source = sources.open_images(tmp_path / "data")
+  source = open_lib.open_images(tmp_path / "data")
   expected = np.stack([written[i]["latent"][0] for i in SOME])
   expected = protocols.to_uint8(jnp.asarray(expected, "float32"))
   np.testing.assert_array_equal(source.read(SOME), expected)
@@ -65,12 +67,12 @@ def test_latents_are_no_images(tmp_path):
   prepared.write(tmp_path / "data")
   match = r"holds latents, no images.*\(numbers\).*--crop=16.*--decode="
   with pytest.raises(ValueError, match=match):
-    sources.open_images(tmp_path / "data")
+    open_lib.open_images(tmp_path / "data")
   with pytest.raises(ValueError, match="only the images of a folder"):
-    sources.open_images(tmp_path / "data", crop=16)
+    open_lib.open_images(tmp_path / "data", crop=16)
   np.savez(tmp_path / "x.npz", arr_0=fakes.images(0, 2))
   with pytest.raises(ValueError, match="only prepared data can be decoded"):
-    sources.open_images(tmp_path / "x.npz", decode="weights")
+    open_lib.open_images(tmp_path / "x.npz", decode="weights")
 
 
 def write_vae(path):
@@ -99,7 +101,7 @@ def test_latents_are_decoded_when_asked_for(tmp_path):
   made = {"name": "va_vae", **weights.origin(metadata)}
   changes = {"latent_shape": (4, 4, 2), "image_shape": (4, 4, 3)}
   written = prepared.write(tmp_path / "data", tokenizer=made, **changes)
-  source = sources.open_images(tmp_path / "data", decode=str(tmp_path / "vae"))
+  source = open_lib.open_images(tmp_path / "data", decode=str(tmp_path / "vae"))
   assert source.info["decoded_by"] == made
   assert source.collective
   means = np.stack([values["mean"][0] for values in written])
@@ -113,4 +115,4 @@ def test_latents_are_decoded_when_asked_for(tmp_path):
 
   prepared.write(tmp_path / "other", **changes)
   with pytest.raises(ValueError, match=r"--decode=.*the latents are of"):
-    sources.open_images(tmp_path / "other", decode=str(tmp_path / "vae"))
+    open_lib.open_images(tmp_path / "other", decode=str(tmp_path / "vae"))
