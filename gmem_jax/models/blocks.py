@@ -1,11 +1,10 @@
-"""The transformer block, and the loop over the depth.
+"""The transformer block, and the two ways to run all of them.
 
 Whatever the options, the parameters of all blocks are one tree whose arrays
 have a leading layer axis: checkpoints, converter and sharding rules know one
 layout only.
 
-Letters: `b` batch, `n` tokens, `d` width, `l` layers, `g` those that read the
-memory.
+Letters: `b` batch, `n` tokens, `d` width, `l` layers, `g` cross-attentions.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from gmem_jax.models import attention, conditioning, layers
 
@@ -27,8 +26,11 @@ Rope = attention.Rope
 Tokens = Float[Array, "b n d"]
 Stack = PyTree[Float[Array, "l ..."]]
 CrossStack = PyTree[Float[Array, "g ..."]]
-# Returns its argument, with a word on which devices hold it.
+# A sharding constraint on activations; the identity in value.
 Constrain = Callable[[Array], Array]
+# (parameters of a block, those of its cross-attention or None, tokens) ->
+# tokens.
+Step = Callable[[PyTree, PyTree | None, Tokens], Tokens]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +38,12 @@ class Style:
   """What distinguishes the families of transformers.
 
   Attributes:
-    swiglu: gated perceptron instead of one with GELU.
-    rope: rotate queries and keys by their position.
+    swiglu: Gated MLP instead of one with GELU.
+    rope: Rotate queries and keys by their position.
     rms_norm: RMSNorm with a scale instead of LayerNorm without.
-    qk_norm: normalise queries and keys.
-    shift: modulate by a shift too, not only by scale and gate.
-    zero_init: start modulations and output at zero.
+    qk_norm: Normalise queries and keys.
+    shift: Modulate by a shift too, not only by scale and gate.
+    zero_init: Start modulations and output at zero.
   """
 
   swiglu: bool = False
@@ -53,15 +55,12 @@ class Style:
 
 
 class Block(nn.Module):
-  """Pre-norm attention and perceptron, both modulated by the condition.
+  """Pre-norm attention and MLP, both modulated by the condition.
 
   Attributes:
-    heads: attention heads.
-    style: the family's switches.
-    attention: see `attention.attend`.
-    dtype: of the matrix products and of the residual stream.
-    float8: of the products of self-attention and perceptron with weights; see
-      `layers.dense`.
+    attention: See `attention.attend`.
+    dtype: Of the matmuls and of the residual stream.
+    float8: 8-bit matmuls in self-attention and MLP; see `layers.dense`.
 
   Source: Peebles and Xie (2023), arXiv 2212.09748 (adaLN); Yao et al. (2025),
   arXiv 2501.01423 (LightningDiT).
@@ -81,19 +80,17 @@ class Block(nn.Module):
     rope: Rope | None,
     memory: conditioning.MemoryTokens | None = None,
   ) -> Tokens:
-    """Adds attention and perceptron to the tokens.
+    """Adds attention and MLP to the tokens.
 
     Args:
-      x: tokens.
+      x: Tokens.
       cond: SiLU of the condition, the same for all blocks.
-      rope: tables of `attention.rope_tables`, or None.
-      memory: what the tokens read between the two, or None.
-
-    Returns:
-      The new tokens.
+      rope: Tables of `attention.rope_tables`.
+      memory: Neighbours to attend to between self-attention and MLP.
     """
     s, d, dtype = self.style, x.shape[-1], self.dtype
     count = 6 if s.shift else 4
+    # Never in 8 bits: 0.2 % of XL/1's work, and all tokens feel its error.
     mod = layers.dense(count * d, dtype, "modulation", s.zero_init)(cond)
     parts = jnp.split(mod[:, None, :], count, axis=-1)
     if s.shift:
@@ -116,6 +113,7 @@ class Block(nn.Module):
     y = layers.modulate(norm(name="norm1")(x), shift1, scale1).astype(dtype)
     x = x + gate1 * attend(y, rope)
     if memory is not None:
+      # Without a gate: its output projection starts at zero, which is enough.
       read = conditioning.CrossAttention(
         self.heads, s.rms_norm, dtype, name="cross"
       )
@@ -125,12 +123,7 @@ class Block(nn.Module):
 
 
 def init_stack(block: Block, depth: int, width: int) -> Callable[..., Stack]:
-  """An initialiser for the stacked parameters of all blocks.
-
-  Args:
-    block: the block, without a parent.
-    depth: l.
-    width: d.
+  """Makes an initialiser for the stacked parameters of all blocks.
 
   Returns:
     Function of a key to the parameters; each layer is drawn from its own key.
@@ -141,19 +134,9 @@ def init_stack(block: Block, depth: int, width: int) -> Callable[..., Stack]:
 
 
 def init_cross(block: Block, count: int, width: int) -> Callable[..., Stack]:
-  """An initialiser for the stacked parameters of the cross-attentions.
-
-  They are no part of the blocks' stack, as not every block need have one, and
-  a network that gains them keeps its blocks as they are.
-
-  Args:
-    block: the block, without a parent.
-    count: g.
-    width: d.
-
-  Returns:
-    Function of a key to the parameters, as of `init_stack`.
-  """
+  """Makes an initialiser for the stacked parameters of all cross-attentions."""
+  # A stack of their own: not every block need have one, and a network that
+  # gains them keeps the blocks of its checkpoint as they are.
   x = jnp.zeros((1, 1, width), block.dtype)
   memory = conditioning.MemoryTokens(
     x, jnp.zeros((1, 1)), jnp.ones((1, 1), jnp.bool_)
@@ -174,12 +157,120 @@ def _init_layers(
   return init
 
 
-def unstack(stack: Stack) -> list[PyTree]:
-  """The parameters of each layer.
+def make_step(
+  block: Block,
+  cond: Float[Array, "b d"],
+  rope: Rope | None,
+  memory: conditioning.MemoryTokens | None,
+  constrain: Constrain | None,
+) -> Step:
+  """Makes the function that runs one block, on any slice of the stack.
 
-  One split for each array: its gradient is one concatenation, where that of l
-  slices is a sum of l arrays as large as the stack.
+  Args:
+    block: Without a parent, so that `apply` takes the parameters it is given.
+    cond: SiLU of the condition.
+    rope: See `Block`.
+    memory: See `Block`; used where parameters of a cross-attention are given.
+    constrain: Applied to the tokens after the block.
   """
+
+  def step(params, cross, x):
+    if cross is not None:
+      params = {**params, "cross": cross}
+    read = None if cross is None else memory
+    x = cast(Array, block.apply({"params": params}, x, cond, rope, read))
+    # Without it XLA, seeing a kernel split over devices, may split the tokens'
+    # width and sum partial products over devices, rather than gather the
+    # kernel: five times the temporaries on v5e (bench/RESULTS.md).
+    return x if constrain is None else constrain(x)
+
+  return step
+
+
+def run_unrolled(
+  step: Step,
+  stack: Stack,
+  cross: CrossStack | None,
+  x: Tokens,
+  *,
+  intermediate: int,
+  remat: str,
+) -> tuple[Tokens, Tokens]:
+  """Runs all blocks, each compiled on its own.
+
+  Slower to compile than `run_scanned`, but faster to run, and half the memory
+  of activations, as nothing is stacked.
+
+  Args:
+    step: See `make_step`.
+    stack: Parameters of all blocks.
+    cross: Parameters of the cross-attentions, or None; g divides l, and the
+      first of every l / g blocks has one.
+    x: Tokens before the first block.
+    intermediate: Number of blocks after which the tokens are returned too.
+    remat: Activations kept for the backward pass: "none" recomputes nothing;
+      "dots" keeps the matmuls with weights; "full" keeps only the tokens
+      between blocks.
+
+  Returns:
+    (tokens after the last block, tokens after block `intermediate`, or x if
+    that is 0).
+  """
+  # Traced once for all blocks (28 of them took 2.9 s, one takes 0.7 s); XLA
+  # inlines the calls, so the program and its memory are the same.
+  step = jax.jit(_checkpointed(step, remat, prevent_cse=True))
+  blocks = unstack(stack)
+  reads = [None] * len(blocks)
+  if cross is not None:
+    cross_layers = unstack(cross)
+    reads[:: len(blocks) // len(cross_layers)] = cross_layers
+  tokens = x
+  for i, (params, read) in enumerate(zip(blocks, reads, strict=True), 1):
+    x = step(params, read, x)
+    tokens = x if i == intermediate else tokens
+  return x, tokens
+
+
+def run_scanned(
+  step: Step,
+  stack: Stack,
+  cross: CrossStack | None,
+  x: Tokens,
+  *,
+  intermediate: int,
+  remat: str,
+) -> tuple[Tokens, Tokens]:
+  """Runs all blocks by one compiled body; see `run_unrolled`.
+
+  With cross-attention the body is the l / g blocks of which the first has one.
+  """
+  # XLA does not optimise across the steps of a scan, so nothing has to keep it
+  # from merging the recomputation with the forward pass.
+  step = _checkpointed(step, remat, prevent_cse=False)
+  depth = jax.tree.leaves(stack)[0].shape[0]
+  groups = depth if cross is None else jax.tree.leaves(cross)[0].shape[0]
+  size = depth // groups
+
+  def body(carry, group):
+    x, tokens = carry
+    first, params, read = group
+    for i, layer in enumerate(unstack(params)):
+      x = step(layer, read if i == 0 else None, x)
+      # A select, not two scans: splitting the stack would copy all parameters.
+      if intermediate:
+        tokens = jnp.where(first + i == intermediate, x, tokens)
+    return (x, tokens), None
+
+  firsts = jnp.arange(1, depth + 1, size)
+  stack = jax.tree.map(lambda a: a.reshape(groups, size, *a.shape[1:]), stack)
+  carry, _ = jax.lax.scan(body, (x, x), (firsts, stack, cross))
+  return carry
+
+
+def unstack(stack: Stack) -> list[PyTree]:
+  """The parameters of each layer."""
+  # One split for each array: its gradient is one concatenation, where that of l
+  # slices is a sum of l arrays as large as the stack.
   leaves, treedef = jax.tree.flatten(stack)
   rows = [jax.lax.split(a, (1,) * a.shape[0], axis=0) for a in leaves]
   return [
@@ -188,101 +279,12 @@ def unstack(stack: Stack) -> list[PyTree]:
   ]
 
 
-def _checkpointed(f: Callable, remat: str, in_scan: bool) -> Callable:
+def _checkpointed(step: Step, remat: str, prevent_cse: bool) -> Step:
   if remat == "none":
-    return f
+    return step
   policies = jax.checkpoint_policies
   policy = {
     "dots": policies.dots_with_no_batch_dims_saveable,
     "full": policies.nothing_saveable,
   }[remat]
-  # A scan cannot be optimised across its steps, so needs no guard against it.
-  return jax.checkpoint(f, policy=policy, prevent_cse=not in_scan)
-
-
-def run_stack(
-  block: Block,
-  stack: Stack,
-  x: Tokens,
-  cond: Float[Array, "b d"],
-  rope: Rope | None,
-  *,
-  tap: int,
-  scan: bool,
-  remat: str,
-  constrain: Constrain | None = None,
-  cross: CrossStack | None = None,
-  memory: conditioning.MemoryTokens | None = None,
-) -> tuple[Tokens, Tokens]:
-  """Runs all blocks, one after the other.
-
-  Args:
-    block: the block, without a parent.
-    stack: parameters of all blocks.
-    x: tokens before the first block.
-    cond: see `Block`.
-    rope: see `Block`.
-    tap: number of blocks after which the tokens are wanted too; 0 for none.
-    scan: one compiled body for all layers (fast to compile) instead of one
-      each (half the memory of activations: nothing is stacked).
-    remat: activations kept for the backward pass: "none" recomputes nothing;
-      "dots" keeps the products with weights; "full" keeps only the tokens
-      between blocks.
-    constrain: applied to the tokens after each block. Without it a compiler
-      that sees a kernel split over devices may split the tokens' width, and sum
-      partial products over devices, rather than gather the kernel.
-    cross: parameters of the cross-attentions, or None; g divides l, and the
-      first of every l / g blocks reads the memory.
-    memory: see `Block`; None without `cross`.
-
-  Returns:
-    (tokens after the last block, tokens after block `tap`, or x if that is 0).
-  """
-
-  def apply(params, read, x):
-    if read is None:
-      x = block.apply({"params": params}, x, cond, rope)
-    else:
-      params = {**params, "cross": read}
-      x = block.apply({"params": params}, x, cond, rope, memory)
-    return x if constrain is None else constrain(cast(Array, x))
-
-  step = _checkpointed(apply, remat, in_scan=scan)
-  if not scan:
-    step = jax.jit(step)  # Traced once for all blocks; XLA inlines the calls.
-  depth = jax.tree.leaves(stack)[0].shape[0]
-  groups = depth if cross is None else jax.tree.leaves(cross)[0].shape[0]
-  each = depth // groups
-
-  def run_group(first, layers, read, carry):
-    x, tapped = carry
-    for i, params in enumerate(layers):
-      x = step(params, read if i == 0 else None, x)
-      # A select, not two scans: splitting the stack would copy all parameters.
-      tapped = _if(first + i == tap, x, tapped) if tap else tapped
-    return x, tapped
-
-  carry = x, x
-  if not scan:
-    layers = unstack(stack)
-    reads = [None] * groups if cross is None else unstack(cross)
-    for i, read in enumerate(reads):
-      of_group = layers[i * each : (i + 1) * each]
-      carry = run_group(i * each + 1, of_group, read, carry)
-    return carry
-
-  def body(carry, group):
-    first, layers, read = group
-    return run_group(first, unstack(layers), read, carry), None
-
-  firsts = jnp.arange(1, depth + 1, each)
-  stack = jax.tree.map(lambda a: a.reshape(groups, each, *a.shape[1:]), stack)
-  carry, _ = jax.lax.scan(body, carry, (firsts, stack, cross))
-  return carry
-
-
-def _if(condition: bool | Bool[Array, ""], x: Tokens, other: Tokens) -> Tokens:
-  """One of two, at trace time if the condition is known then."""
-  if isinstance(condition, bool):
-    return x if condition else other
-  return jnp.where(condition, x, other)
+  return jax.checkpoint(step, policy=policy, prevent_cse=prevent_cse)

@@ -1,7 +1,7 @@
-"""The layers that the SiT and LightningDiT families share.
+"""Layers and tables that SiT and LightningDiT share.
 
 Parameters are float32. Each layer multiplies matrices in its `dtype`; norms,
-modulation and the embedding of time and snippet are float32 whatever it is.
+modulation and the embeddings of time and snippet are always float32.
 
 Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `p` patch.
 """
@@ -25,8 +25,9 @@ from gmem_jax.models import float8 as float8_lib
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 
-_BASE = 10000.0
-# Sinusoids of the timestep: 128 cosines, then 128 sines.
+# The slowest sinusoids of positions and of time have periods near 2 pi BASE.
+BASE = 10000.0
+# Half the width of the timestep features.
 _TIME_FREQUENCIES = 128
 
 
@@ -37,9 +38,9 @@ def dense(
   zero_init: bool = False,
   float8: bool = False,
 ) -> nn.Dense:
-  """A linear layer with bias, Xavier-uniform or zero at the start.
+  """Makes a linear layer with bias, Xavier-uniform or zero at the start.
 
-  With `float8` its product's operands are rounded; see that module.
+  With `float8` its matmul takes 8-bit operands, see `float8.dot_general`.
   """
   return nn.Dense(
     width,
@@ -54,9 +55,9 @@ class Norm(nn.Module):
   """RMSNorm or LayerNorm over the last axis, computed and returned in float32.
 
   Attributes:
-    rms: divide by the root mean square instead of centring and scaling.
-    affine: learn a scale, and with LayerNorm also a bias.
-    epsilon: added to the mean square.
+    rms: Divide by the root mean square; do not centre.
+    affine: Learn a scale and, with LayerNorm, a bias.
+    epsilon: Added to the mean square.
 
   Source: Zhang and Sennrich (2019), arXiv 1910.07467; Ba et al. (2016).
   """
@@ -67,13 +68,14 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """Normalises each vector; see the class."""
+    """Normalises each vector."""
     x = x.astype(jnp.float32)
     if not self.rms:
       x = x - jnp.mean(x, axis=-1, keepdims=True)
     y = x * jax.lax.rsqrt(
       jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon
     )
+    # Ranks are matched by hand everywhere: the tests forbid rank promotion.
     shape = (1,) * (x.ndim - 1) + (-1,)
     if self.affine:
       scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
@@ -96,70 +98,42 @@ def modulate(
 def timestep_features(t: Float[Array, " b"]) -> Float[Array, "b 256"]:
   """Sinusoids of the timestep.
 
-  The argument is t itself: the published networks do not scale it by 1000, so
-  that all but the first few sinusoids vary slowly over [0, 1].
-
   Args:
-    t: time in [0, 1].
+    t: Time in [0, 1].
 
   Returns:
     cos(t w_i) for i = 0..127, then sin(t w_i), with w_i = 10000^(-i/128).
 
   Source: Peebles and Xie (2023), arXiv 2212.09748, as used by SiT.
   """
+  # Unlike DiT, the published networks do not scale t by 1000, so all but the
+  # first few sinusoids vary slowly over [0, 1]. Scaling would need new weights.
   i = np.arange(_TIME_FREQUENCIES, dtype=np.float32)
-  w = np.exp(-math.log(_BASE) * i / np.float32(_TIME_FREQUENCIES))
+  w = np.exp(-math.log(BASE) * i / np.float32(_TIME_FREQUENCIES))
   angles = t.astype(jnp.float32)[:, None] * w.astype(np.float32)[None, :]
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class TimestepEmbed(nn.Module):
-  """Embeds the timestep: sinusoids, then a two-layer perceptron, in float32.
-
-  Attributes:
-    width: d.
-  """
+  """Embeds the timestep: sinusoids, then a two-layer MLP, in float32."""
 
   width: int
 
   @nn.compact
   def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
     """Embeds t in [0, 1]."""
+    # The one MLP that the published code does not draw with Xavier's bound.
     init = nn.initializers.normal(0.02)
     x = timestep_features(t)
     x = nn.Dense(self.width, kernel_init=init, name="fc1")(x)
     return nn.Dense(self.width, kernel_init=init, name="fc2")(nn.silu(x))
 
 
-def sincos_positions(grid: int, width: int) -> Float[np.ndarray, "1 n d"]:
-  """Fixed two-dimensional position table of a square grid.
-
-  The first half of a token's vector encodes its column, the second its row;
-  `rope_tables` has the opposite order. Both are the published ones.
-
-  Args:
-    grid: tokens along each side; n = grid^2, row after row.
-    width: d, a multiple of 4.
-
-  Returns:
-    [sin(col w), cos(col w), sin(row w), cos(row w)], w_i = 10000^(-i/(d/4)).
-
-  Source: Peebles and Xie (2023), arXiv 2212.09748.
-  """
-  w = _BASE ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
-  row, col = np.divmod(np.arange(grid * grid), grid)
-  angles = [p[:, None] * w[None, :] for p in (col, row)]
-  table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1)
-  return table[None].astype(np.float32)
-
-
 class PatchEmbed(nn.Module):
   """Cuts the latent into patches and maps each to a token.
 
   Attributes:
-    patch: p, side of a patch; it divides h and w.
-    width: d.
-    dtype: of the matrix product.
+    patch: Side of a patch; divides h and w.
   """
 
   patch: int
@@ -168,7 +142,9 @@ class PatchEmbed(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
-    """Returns the tokens row after row, n = (h / p) (w / p)."""
+    """Returns the tokens row by row, n = (h / p) (w / p)."""
+    # A matmul rather than a strided convolution: the same numbers, and Xavier's
+    # bound applies to the flattened kernel, as in the published code.
     p = self.patch
     x = einops.rearrange(x, "b (i p) (j q) c -> b (i j) (p q c)", p=p, q=p)
     return dense(self.width, self.dtype, name="linear")(x)
@@ -177,14 +153,11 @@ class PatchEmbed(nn.Module):
 def unpatchify(
   tokens: Float[Array, "b n o"], patch: int
 ) -> Float[Array, "b h w c"]:
-  """Lays the tokens of a square grid out as an image.
+  """Arranges the tokens of a square grid as an image.
 
   Args:
-    tokens: vectors of patch * patch * c values, the channel fastest.
-    patch: side of a patch.
-
-  Returns:
-    The image, with h = w = patch * sqrt(n).
+    tokens: Vectors of patch * patch * c values, the channel fastest.
+    patch: Side of a patch.
   """
   grid = round(tokens.shape[1] ** 0.5)
   return einops.rearrange(
@@ -192,20 +165,35 @@ def unpatchify(
   )
 
 
-class GeluMlp(nn.Module):
-  """Two-layer perceptron, hidden width 4 d, tanh-approximated GELU.
+def sincos_positions(grid: int, width: int) -> Float[np.ndarray, "1 n d"]:
+  """Fixed two-dimensional position table of a square grid.
 
-  Attributes:
-    dtype: of the matrix products.
-    float8: see `dense`.
+  Args:
+    grid: Tokens along each side; n = grid^2, row by row.
+    width: d, a multiple of 4.
+
+  Returns:
+    [sin(col w), cos(col w), sin(row w), cos(row w)], w_i = 10000^(-i/(d/4)).
+
+  Source: Peebles and Xie (2023), arXiv 2212.09748.
   """
+  w = BASE ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
+  row, col = np.divmod(np.arange(grid * grid), grid)
+  # Columns first, as published; the rotary tables have rows first.
+  angles = [p[:, None] * w[None, :] for p in (col, row)]
+  table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1)
+  return table[None].astype(np.float32)
+
+
+class GeluMlp(nn.Module):
+  """Two-layer MLP, hidden width 4 d, with tanh-approximated GELU."""
 
   dtype: DTypeLike
   float8: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Applies the perceptron to each token."""
+    """Applies the MLP to each token."""
     linear = functools.partial(dense, dtype=self.dtype, float8=self.float8)
     y = linear(4 * x.shape[-1], name="fc1")(x)
     y = nn.gelu(y, approximate=True)
@@ -213,11 +201,7 @@ class GeluMlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-  """Gated perceptron silu(a) * b, hidden width floor(8 d / 3).
-
-  Attributes:
-    dtype: of the matrix products.
-    float8: see `dense`.
+  """Gated MLP silu(a) * b, hidden width floor(8 d / 3).
 
   Source: Shazeer (2020), arXiv 2002.05202.
   """
@@ -227,9 +211,10 @@ class SwiGlu(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Applies the perceptron to each token."""
+    """Applies the MLP to each token."""
     linear = functools.partial(dense, dtype=self.dtype, float8=self.float8)
     width = x.shape[-1]
+    # Two thirds of GeluMlp's hidden width: three matrices, as many parameters.
     y = linear(2 * (8 * width // 3), name="w12")(x)
     a, b = jnp.split(y, 2, axis=-1)
     return linear(width, name="w3")(nn.silu(a) * b)
@@ -239,9 +224,8 @@ class Projector(nn.Module):
   """Maps tokens to the space of the image encoder's tokens (REPA).
 
   Attributes:
-    hidden: width of the two hidden layers.
-    width: width of the image encoder's tokens.
-    dtype: of the matrix products.
+    hidden: Width of the two hidden layers.
+    width: Width of the image encoder's tokens.
 
   Source: Yu et al. (2024), arXiv 2410.06940.
   """
@@ -262,10 +246,9 @@ class FinalLayer(nn.Module):
   """Norm, modulation and the linear map from tokens to patches.
 
   Attributes:
-    width: values per token, patch * patch * channels.
+    width: Values per token, patch * patch * channels.
     rms_norm: RMSNorm with a scale instead of LayerNorm without.
-    zero_init: start the modulation and the linear map at zero.
-    dtype: of the matrix products.
+    zero_init: Start the modulation and the linear map at zero.
   """
 
   width: int
@@ -277,16 +260,9 @@ class FinalLayer(nn.Module):
   def __call__(
     self, x: Float[Array, "b n d"], cond: Float[Array, "b d"]
   ) -> Float[Array, "b n o"]:
-    """Maps tokens to patches.
-
-    Args:
-      x: tokens after the last block.
-      cond: SiLU of the condition.
-
-    Returns:
-      One flattened patch for each token.
-    """
+    """Maps each token to a flattened patch; `cond` is SiLU of the condition."""
     zero, d = self.zero_init, x.shape[-1]
+    # Always with a shift, also where the blocks have none: so it was published.
     mod = dense(2 * d, self.dtype, "modulation", zero)(cond)
     shift, scale = jnp.split(mod[:, None, :], 2, axis=-1)
     y = Norm(self.rms_norm, affine=self.rms_norm, name="norm")(x)
@@ -300,10 +276,10 @@ def keep_mask(
   """Draws which elements a dropout of the given rate keeps.
 
   Args:
-    key: one key, or one for each example, so that an example's draw does not
-      depend on its batch.
-    rate: probability with which an element is dropped.
-    shape: of the mask.
+    key: One key, or one per example, so that an example's mask does not depend
+      on its batch.
+    rate: Probability of dropping an element.
+    shape: Shape of the mask.
   """
   if key.ndim:
     return jax.vmap(lambda k: keep_mask(k, rate, shape[1:]))(key)
@@ -313,16 +289,7 @@ def keep_mask(
 def keep(
   x: Float[Array, "*s"], mask: Bool[Array, "*s"], rate: float
 ) -> Float[Array, "*s"]:
-  """Inverted dropout for a given mask.
-
-  Args:
-    x: values.
-    mask: True where a value is kept.
-    rate: probability with which a value was dropped, in [0, 1).
-
-  Returns:
-    x / (1 - rate) where kept, 0 elsewhere.
-  """
+  """Inverted dropout for a given mask: x / (1 - rate) where True, else 0."""
   return jnp.where(mask, x / (1.0 - rate), jnp.zeros_like(x))
 
 
@@ -330,6 +297,7 @@ def dropout(
   x: Float[Array, "*s"], rate: float, key: Key[Array, "..."] | None
 ) -> Float[Array, "*s"]:
   """Drops single elements at random; without a key returns x itself."""
+  # Not nn.Dropout: under its one key, a mask would depend on the batch size.
   if key is None or rate == 0.0:
     return x
   return keep(x, keep_mask(key, rate, x.shape), rate)

@@ -1,6 +1,6 @@
 """The latent flow transformer that both published families are.
 
-`sit.SiT` and `lightning_dit.LightningDiT` say what is particular to each.
+`sit.SiT` and `lightning_dit.LightningDiT` add what is particular to each.
 
 Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `s` snippet width,
 `z` width of the image encoder's tokens, `k` neighbours.
@@ -14,13 +14,13 @@ from jaxtyping import Array, Float, Key
 
 from gmem_jax.models import attention, blocks, conditioning, layers
 
+CONDITIONING = ("none", "adaln", "cross", "adaln+cross")
+
+# Aliases, as the network has attributes named like these modules.
 Latent = Float[Array, "b h w c"]
 Snippet = Float[Array, "*b s"]
 Neighbours = conditioning.Neighbours
 MemoryTokens = conditioning.MemoryTokens
-
-
-CONDITIONING = ("none", "adaln", "cross", "adaln+cross")
 
 
 def uses_adaln(conditioning: str) -> bool:
@@ -37,31 +37,31 @@ class FlowTransformer(nn.Module):
   """Predicts the velocity of the flow from a noisy latent and a snippet.
 
   Attributes:
-    channels: c of the latent.
-    patch: side of a patch, in latent pixels.
+    channels: c.
+    patch: Side of a patch, in latent pixels.
     width: d, a multiple of 4 and of `heads`.
-    depth: number of blocks.
-    heads: attention heads.
     conditioning: "adaln": the snippet joins the timestep's embedding; "cross":
       blocks attend to the snippet's neighbours in the bank; "adaln+cross":
       both; "none": neither.
-    cross_every: the first of so many blocks attends to the neighbours; it
-      divides `depth`.
+    cross_every: Every how many blocks there is a cross-attention, beginning
+      with the first; divides `depth`.
     snippet_dim: s.
-    snippet_dropout: rate, in [0, 1), of the dropout of single elements.
-    projector_depth: block after which the projector takes its tokens.
-    projector_width: hidden width of the projector.
+    snippet_dropout: Rate, in [0, 1), of the dropout of single elements.
+    projector_depth: Number of blocks before the projector.
+    projector_width: Hidden width of the projector.
     token_dim: z; 0 for no projector.
-    learn_sigma: the output layer has 2 c channels, of which the last c are
-      ignored (a layout inherited from diffusion models).
-    dtype: of the matrix products and of the tokens between blocks. Parameters,
-      norms, softmax, embeddings and the output are float32.
-    float8: see `blocks.Block`.
-    scan_layers: see `blocks.run_stack`.
-    remat: see `blocks.run_stack`.
-    attention: "xla", "cudnn" or "auto"; see `attention.attend`.
-    constrain: says where activations live, an identity in value; see
-      `sharding.place_batch`. None leaves that to the compiler.
+    learn_sigma: Double the output channels and ignore the second half.
+    dtype: Of the matmuls and of the tokens between blocks. Parameters, norms,
+      softmax, embeddings and the output are float32.
+    float8: See `blocks.Block`.
+    scan_layers: `blocks.run_scanned` instead of `blocks.run_unrolled`.
+    remat: See `blocks.run_unrolled`.
+    attention: See `attention.attend`.
+    constrain: Sharding constraint on the activations, see
+      `sharding.place_batch`. None leaves it to the compiler.
+
+  Source: arXiv 2412.08781; Ma et al. (2024), arXiv 2401.08740 (SiT); Yao et al.
+  (2025), arXiv 2501.01423 (LightningDiT).
   """
 
   channels: int
@@ -76,12 +76,16 @@ class FlowTransformer(nn.Module):
   projector_depth: int = 1
   projector_width: int = 2048
   token_dim: int = 768
+  # A layout inherited from diffusion models, whose networks also predict the
+  # noise's variance; some published weights have it.
   learn_sigma: bool = False
   dtype: DTypeLike = "float32"
   float8: bool = False
   scan_layers: bool = False
   remat: str = "none"
   attention: str = "auto"
+  # Not Flax's `with_logical_constraint`, which silently returns its input
+  # unchanged under `with mesh:`.
   constrain: blocks.Constrain | None = None
 
   @property
@@ -98,40 +102,46 @@ class FlowTransformer(nn.Module):
   def __post_init__(self):
     """Checks the attributes; see the class."""
     super().__post_init__()
-    _one_of("conditioning", self.conditioning, CONDITIONING)
-    _one_of("remat", self.remat, blocks.REMAT)
-    _one_of("attention", self.attention, attention.IMPLEMENTATIONS)
-    for name in ("channels", "patch", "width", "depth", "heads", "snippet_dim"):
+    for name, allowed in (
+      ("conditioning", CONDITIONING),
+      ("remat", blocks.REMAT),
+      ("attention", attention.IMPLEMENTATIONS),
+    ):
+      if getattr(self, name) not in allowed:
+        self._refuse(name, f"must be one of {', '.join(allowed)}")
+    for name in ("patch", "width", "depth", "heads"):
       if getattr(self, name) < 1:
-        raise ValueError(f"model.{name}={getattr(self, name)} must be positive")
+        self._refuse(name, "must be positive")
     if self.cross_every < 1 or self.depth % self.cross_every:
-      raise ValueError(
-        f"model.cross_every={self.cross_every} must divide model.depth="
-        f"{self.depth}"
+      self._refuse(
+        "cross_every", f"must divide config.model.depth={self.depth}"
       )
+    # Four parts of the position table: sine and cosine, of row and column.
     if self.width % 4 or self.width % self.heads:
-      raise ValueError(
-        f"model.width={self.width} must be a multiple of 4 and of "
-        f"model.heads={self.heads}"
+      self._refuse(
+        "width",
+        f"must be a multiple of 4 and of config.model.heads={self.heads}",
       )
+    # And of the rotary table: pairs of channels, of row and column.
     if self.style.rope and self.width // self.heads % 4:
-      raise ValueError(
-        f"model.rope=True needs a head width (model.width / model.heads) that "
-        f"is a multiple of 4, not {self.width // self.heads}"
+      self._refuse(
+        "heads",
+        "config.model.rope=True needs config.model.width / heads to be a"
+        f" multiple of 4, not {self.width // self.heads}",
       )
     if not 0 <= self.snippet_dropout < 1:
-      raise ValueError(
-        f"model.snippet_dropout={self.snippet_dropout} must lie in [0, 1)"
-      )
+      self._refuse("snippet_dropout", "must lie in [0, 1)")
     if self.token_dim and not 1 <= self.projector_depth <= self.depth:
-      raise ValueError(
-        f"model.projector_depth={self.projector_depth} must lie in 1.."
-        f"model.depth={self.depth} (or set model.token_dim=0: no projector)"
+      self._refuse(
+        "projector_depth", f"must lie in 1..config.model.depth={self.depth}"
       )
     if self.attention == "cudnn":
       obstacle = attention.cudnn_obstacle(self.dtype, self.width // self.heads)
       if obstacle:
-        raise ValueError(f"model.attention='cudnn' {obstacle}")
+        self._refuse("attention", obstacle)
+
+  def _refuse(self, name: str, why: str) -> None:
+    raise ValueError(f"config.model.{name}={getattr(self, name)!r}: {why}")
 
   @nn.compact
   def __call__(
@@ -147,28 +157,24 @@ class FlowTransformer(nn.Module):
     """Predicts the velocity at x and t.
 
     Args:
-      x: noisy latent; h = w, a multiple of `patch`, the same as at
+      x: Noisy latent; h = w, a multiple of `patch`, the same as at
         initialisation.
-      t: time in [0, 1].
-      snippet: rows of the memory bank, L2-normalised by the caller; zeros are
-        the null condition of guidance. None if the conditioning is without
-        "adaln".
-      neighbours: what the bank holds near the snippet; zeros are the null
-        condition. None if the conditioning is without "cross".
-      dropout_key: key of the dropout of single elements of snippet and
-        neighbours, or one for each example; None for no dropout.
-      project: also return the projected tokens (training).
+      t: Time in [0, 1].
+      snippet: Rows of the memory bank, L2-normalised by the caller; zeros are
+        the null condition of guidance. None without "adaln".
+      neighbours: What the bank holds near the snippet; zeros are the null
+        condition. None without "cross".
+      dropout_key: Key of the dropout of single elements of snippet and
+        neighbours, or one per example; None for no dropout.
+      project: Also return the projected tokens, for the loss of training.
 
     Returns:
-      The velocity in float32; with `project` also the projected tokens, in
-      float32, one for each patch.
+      The velocity; with `project` also the projected tokens, one for each
+      patch; both in float32.
 
     Raises:
-      ValueError: the shapes do not fit the network, or the snippet or the
+      ValueError: If the shapes do not fit the network, or the snippet or the
         projector is missing.
-
-    Source: arXiv 2412.08781; Ma et al. (2024), arXiv 2401.08740 (SiT); Yao et
-    al. (2025), arXiv 2501.01423 (LightningDiT).
     """
     self._check_inputs(x, snippet, neighbours, project)
     grid = x.shape[1] // self.patch
@@ -186,10 +192,12 @@ class FlowTransformer(nn.Module):
     if self.constrain is not None:
       tokens, cond = self.constrain(tokens), self.constrain(cond)
 
-    # The projector's parameters exist also if the first call does not need it.
-    project_here = project or (self.is_initializing() and self.token_dim > 0)
-    tap = self.projector_depth if project_here else 0
-    tokens, tapped = self._blocks(tokens, cond, memory, grid, tap)
+    # Initialisation creates the projector's parameters with or without
+    # `project`, so that the tree of parameters is the same.
+    has_projector = project or (self.is_initializing() and self.token_dim > 0)
+    tokens, intermediate = self._run_blocks(
+      tokens, cond, memory, grid, self.projector_depth if has_projector else 0
+    )
     out = (2 if self.learn_sigma else 1) * self.channels
     patches = layers.FinalLayer(
       self.patch**2 * out,
@@ -200,11 +208,11 @@ class FlowTransformer(nn.Module):
     )(tokens, cond)
     image = layers.unpatchify(patches, self.patch)[..., : self.channels]
     velocity = image.astype(jnp.float32)
-    if not project_here:
+    if not has_projector:
       return velocity
     projected = layers.Projector(
       self.projector_width, self.token_dim, self.dtype, name="projector"
-    )(tapped).astype(jnp.float32)
+    )(intermediate).astype(jnp.float32)
     return (velocity, projected) if project else velocity
 
   def block(self) -> blocks.Block:
@@ -243,13 +251,13 @@ class FlowTransformer(nn.Module):
       present=jnp.any(snippets != 0, axis=-1),
     )
 
-  def _blocks(
+  def _run_blocks(
     self,
     x: blocks.Tokens,
     cond: Float[Array, "b d"],
     memory: MemoryTokens | None,
     grid: int,
-    tap: int,
+    intermediate: int,
   ) -> tuple[blocks.Tokens, blocks.Tokens]:
     block, depth, width = self.block(), self.depth, self.width
     stack = self.param("blocks", blocks.init_stack(block, depth, width))
@@ -257,18 +265,11 @@ class FlowTransformer(nn.Module):
     if memory is not None:
       count = depth // self.cross_every
       cross = self.param("cross", blocks.init_cross(block, count, width))
-    return blocks.run_stack(
-      block,
-      stack,
-      x,
-      cond,
-      self.rope_tables(grid),
-      tap=tap,
-      scan=self.scan_layers,
-      remat=self.remat,
-      cross=cross,
-      memory=memory,
-      constrain=self.constrain,
+    rope = self.rope_tables(grid)
+    step = blocks.make_step(block, cond, rope, memory, self.constrain)
+    run = blocks.run_scanned if self.scan_layers else blocks.run_unrolled
+    return run(
+      step, stack, cross, x, intermediate=intermediate, remat=self.remat
     )
 
   def _positions(self, grid: int) -> Float[Array, "1 n d"]:
@@ -278,10 +279,11 @@ class FlowTransformer(nn.Module):
       if tokens != grid**2:
         side = round(tokens**0.5) * self.patch
         raise ValueError(
-          f"the latent is {grid * self.patch} pixels wide, but these "
-          f"parameters are for {side} (encoder.image_size over the tokenizer's "
-          "downsampling)"
+          f"the latent is {grid * self.patch} pixels wide, but these"
+          f" parameters are for {side} (config.encoder.image_size over the"
+          " tokenizer's downsampling)"
         )
+    # A parameter, though fixed, as the published files have it as one.
     table = layers.sincos_positions(grid, self.width)
     return jax.lax.stop_gradient(
       self.param("pos_embed", lambda _: jnp.asarray(table))
@@ -297,37 +299,32 @@ class FlowTransformer(nn.Module):
     _, h, w, c = x.shape
     if c != self.channels:
       raise ValueError(
-        f"the latent has {c} channels, model.channels is {self.channels}"
+        f"the latent has {c} channels, the network is built for {self.channels}"
       )
     if h != w or h % self.patch:
       raise ValueError(
-        f"the latent is {h}x{w}; it must be square and a "
-        f"multiple of model.patch={self.patch}"
+        f"the latent is {h}x{w}; it must be square and a multiple of"
+        f" config.model.patch={self.patch}"
       )
-    found = None if neighbours is None else neighbours.snippets
-    for vectors, name, wanted in (
-      (snippet, "snippet", uses_adaln(self.conditioning)),
-      (found, "neighbour", uses_cross(self.conditioning)),
+    for name, vectors, needed in (
+      ("snippet", snippet, uses_adaln(self.conditioning)),
+      (
+        "neighbour",
+        None if neighbours is None else neighbours.snippets,
+        uses_cross(self.conditioning),
+      ),
     ):
-      if (vectors is not None) != wanted:
-        raise ValueError(
-          f"model.conditioning={self.conditioning!r} "
-          + (f"needs a {name}" if wanted else f"takes no {name}")
+      if (vectors is not None) != needed:
+        self._refuse(
+          "conditioning", f"needs a {name}" if needed else f"takes no {name}"
         )
       if vectors is not None and vectors.shape[-1] != self.snippet_dim:
         raise ValueError(
-          f"a {name} has {vectors.shape[-1]} elements, model.snippet_dim is "
-          f"{self.snippet_dim}"
+          f"a {name} has {vectors.shape[-1]} elements, the network is built"
+          f" for {self.snippet_dim}"
         )
     if project and not self.token_dim:
       raise ValueError(
-        "project=True needs a projector: model.token_dim=0 must be the width "
-        "of the image encoder's tokens"
+        "project=True needs a network with a projector: token_dim=0 must be the"
+        " width of the image encoder's tokens"
       )
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-  if value not in allowed:
-    raise ValueError(
-      f"model.{name}={value!r} is not one of {', '.join(allowed)}"
-    )

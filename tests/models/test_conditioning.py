@@ -220,10 +220,10 @@ def test_a_network_that_gains_cross_keeps_its_other_parameters():
 @pytest.mark.parametrize(
   ("kind", "args", "message"),
   [
-    ("cross", (None, None), "'cross' needs a neighbour"),
-    ("adaln", (0, 1), "'adaln' takes no neighbour"),
-    ("cross", (0, 1), "'cross' takes no snippet"),
-    ("adaln+cross", (0, None), r"'adaln\+cross' needs a neighbour"),
+    ("cross", (None, None), "'cross': needs a neighbour"),
+    ("adaln", (0, 1), "'adaln': takes no neighbour"),
+    ("cross", (0, 1), "'cross': takes no snippet"),
+    ("adaln+cross", (0, None), r"'adaln\+cross': needs a neighbour"),
   ],
 )
 def test_conditioning_that_does_not_fit_is_refused(kind, args, message):

@@ -79,7 +79,7 @@ def test_auto_falls_back_where_there_is_no_cudnn(monkeypatch):
 
 def test_cudnn_asked_for_in_vain_is_an_error():
   q = _normal(0, 1, 4, 2, 8)
-  with pytest.raises(ValueError, match="cudnn' needs dtype bfloat16"):
+  with pytest.raises(ValueError, match="cudnn': needs dtype bfloat16"):
     attention.attend(q, q, q, "cudnn")
 
 

@@ -268,7 +268,7 @@ def test_without_conditioning(family):
     "snippet_embed/bias",
   }
   assert network.apply(variables, x, t, None).shape == x.shape
-  with pytest.raises(ValueError, match="conditioning='none' takes no snippet"):
+  with pytest.raises(ValueError, match="conditioning='none': takes no snippet"):
     network.apply(variables, x, t, snippet)
 
 
@@ -277,27 +277,33 @@ def test_without_projector(family):
   variables = _weights(network)
   assert "projector" not in variables["params"]
   assert network.apply(variables, *_inputs()).shape == _inputs()[0].shape
-  with pytest.raises(ValueError, match=r"model\.token_dim=0"):
+  with pytest.raises(ValueError, match=r"a projector: token_dim=0"):
     network.apply(variables, *_inputs(), project=True)
 
 
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"conditioning": "label"}, r"conditioning='label'.*none, adaln, cross"),
-    ({"cross_every": 3}, r"model\.cross_every=3 must divide model\.depth=2"),
+    (
+      {"conditioning": "label"},
+      r"conditioning='label': must be one of none, adaln, cross",
+    ),
+    (
+      {"cross_every": 3},
+      r"model\.cross_every=3: must divide config\.model\.depth=2",
+    ),
     ({"remat": "all"}, r"model\.remat='all'.*none, dots, full"),
     ({"attention": "flash"}, r"model\.attention='flash'.*xla, cudnn, auto"),
-    ({"attention": "cudnn"}, r"cudnn' needs dtype bfloat16.*not float32"),
+    ({"attention": "cudnn"}, r"cudnn': needs dtype bfloat16.*not float32"),
     (
       {"attention": "cudnn", "dtype": "bfloat16", "heads": 4},
       "multiple of 8, not 4",
     ),
-    ({"width": 18}, r"model\.width=18 must be a multiple of 4"),
-    ({"heads": 3}, r"model\.heads=3"),
+    ({"width": 18}, r"model\.width=18: must be a multiple of 4"),
+    ({"heads": 3}, r"config\.model\.heads=3"),
     ({"heads": 8}, r"model\.rope=True.*multiple of 4, not 2"),
-    ({"depth": 0}, r"model\.depth=0 must be positive"),
-    ({"projector_depth": 4}, r"model\.projector_depth=4 must lie in 1\.\."),
+    ({"depth": 0}, r"config\.model\.depth=0: must be positive"),
+    ({"projector_depth": 4}, r"model\.projector_depth=4: must lie in 1\.\."),
     ({"snippet_dropout": 1.0}, r"model\.snippet_dropout=1\.0.*\[0, 1\)"),
   ],
 )
@@ -309,10 +315,10 @@ def test_impossible_networks_are_refused(fields, message):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"channels": 4}, r"has 4 channels, model\.channels is 3"),
-    ({"side": 7}, r"is 7x7.*multiple of model\.patch=2"),
+    ({"channels": 4}, "has 4 channels, the network is built for 3"),
+    ({"side": 7}, r"is 7x7.*multiple of config\.model\.patch=2"),
     ({"side": 12}, "12 pixels wide, but these parameters are for 8"),
-    ({"snippet_dim": 6}, r"has 6 elements, model\.snippet_dim is 5"),
+    ({"snippet_dim": 6}, "has 6 elements, the network is built for 5"),
   ],
 )
 def test_inputs_that_do_not_fit_are_refused(change, message):
@@ -327,7 +333,7 @@ def test_oblong_latents_and_missing_snippets_are_refused():
   x, t, snippet = _inputs()
   with pytest.raises(ValueError, match="8x4; it must be square"):
     network.init(jax.random.key(0), x[:, :, :4], t, snippet)
-  with pytest.raises(ValueError, match="'adaln' needs a snippet"):
+  with pytest.raises(ValueError, match="'adaln': needs a snippet"):
     network.init(jax.random.key(0), x, t, None)
 
 
