@@ -23,7 +23,7 @@ from gmem_jax.bank import sharding as bank_sharding
 from gmem_jax.commands import train as train_command
 from gmem_jax.config import resolve, sections
 from gmem_jax.evaluate import audit as audit_lib, build
-from gmem_jax.sample import run_sampling
+from gmem_jax.sample import source as source_lib
 from gmem_jax.train import (
   dataset as dataset_lib,
   loop,
@@ -134,14 +134,14 @@ def measure(
     config, workdir, mesh, dataset, memory, evaluator
   )
   state = loop.train(run)
-  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
-  weights = run_sampling.make_weights(config, memory, state.ema)
+  sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
+  weights = source_lib.make_weights(config, memory, state.ema)
   placed = bank_sharding.place(heldout.bank, mesh, config.bank.placement)
   other = dataclasses.replace(weights, bank=setup.lookup_bank(config, placed))
 
   def draw(weights, bank, outside=False):
     return train_command.draw_samples(
-      config, sample_fn, weights, bank, outside=outside
+      config, sampler, weights, bank, outside=outside
     )
 
   def distance(samples):

@@ -38,6 +38,7 @@ from gmem_jax.diffusion import samplers
 from gmem_jax.models import retrieval
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
+from gmem_jax.sample import output
 from gmem_jax.train import setup
 
 OURS, REFERENCE = "gmem_jax", "the reference's calls"
@@ -136,7 +137,7 @@ def png_seconds(pixels: np.ndarray) -> dict[str, float]:
     for path, image in zip(paths, pixels, strict=True):
       images_lib.save_png(path, image)
     found["one"] = time.perf_counter() - start
-    with concurrent.futures.ThreadPoolExecutor(images_lib.THREADS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(output.THREADS) as pool:
       start = time.perf_counter()
       list(pool.map(images_lib.save_png, paths, pixels))
       found["threads"] = time.perf_counter() - start
@@ -221,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, seconds in (
       ("decoding", found["decode"]),
       ("PNG, one thread", png["one"]),
-      (f"PNG, {images_lib.THREADS} threads", png["threads"]),
+      (f"PNG, {output.THREADS} threads", png["threads"]),
     )
   ]
   table = (

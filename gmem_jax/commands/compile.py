@@ -159,7 +159,7 @@ def sampling(
   memory = abstract.memory(config, bank_rows, mesh, device_memory)
   network = setup.network(config, memory).clone(token_dim=0)
   weights = jax.eval_shape(
-    lambda: sampler_lib.Weights(
+    lambda: sampler_lib.SampleWeights(
       params=_init(config, network, memory),
       tokenizer=load_encoders.decoder(
         _tokenizer(config), config.sample.decode_dtype
@@ -174,18 +174,20 @@ def sampling(
   retrieve = setup.make_retrieve(config, memory.bank)
   if retrieve is not None:
     weights = dataclasses.replace(weights, bank=memory.bank)
-  count = config.sample.device_batch * sharding.batch_ways(mesh)
+  sampler = sampler_lib.Sampler(
+    network,
+    config.sampler,
+    memory.latent_shape,
+    mesh,
+    config.sample.seed,
+    config.sample.device_batch,
+    retrieve,
+  )
+  count = sampler.call_size
   batch = sharding.batch_sharding(mesh)
   return examine.Program(
     f"sampler, {count} images",
-    sampler_lib.compile_sampler(
-      network,
-      config.sampler,
-      memory.latent_shape,
-      mesh,
-      seed=config.sample.seed,
-      retrieve=retrieve,
-    ),
+    sampler.jitted,
     (
       weights,
       jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch),

@@ -19,7 +19,7 @@ from gmem_jax.evaluate import (
   sources,
 )
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import plan as plan_lib, source as source_lib
+from gmem_jax.sample import output, plan as plan_lib, source as source_lib
 from gmem_jax.train import dataset as dataset_lib
 
 
@@ -101,14 +101,16 @@ def _sampled(
   """The images that `--mode=sample` would make, made as they are needed."""
   source = source_lib.load(config, workdir, mesh)
   plan = plan_lib.plan_rows(config, source)
-  make = plan_lib.make_fn(config, source, plan, mesh)
+  make = plan_lib.make_fn(source, plan)
   info = plan_lib.record(config, source, plan)
   name = plan_lib.name_of(config, source, plan)
   if config.eval.keep_images:
     directory = plan_lib.directory_of(config, workdir, source, plan)
-    images_lib.claim_directory(directory, info)
+    output.claim(directory, info)
     make = _keeping(make, directory)
-  shape = build.decoded_shape(source.weights.tokenizer, source.latent_shape)
+  shape = build.decoded_shape(
+    source.weights.tokenizer, source.sampler.latent_shape
+  )
   images = sources.Arrays(info, plan.count, shape, make, collective=True)
   return Subject(name, images, {"samples": info}, source.info.get("step") or 0)
 

@@ -40,7 +40,7 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbours:
+class NearestMemories:
   """The nearest memories of the first held-out images.
 
   Attributes:
@@ -71,7 +71,7 @@ class Material:
   from_bank: Samples
   from_heldout: Samples
   unconditional: Samples
-  neighbours: Neighbours
+  neighbours: NearestMemories
   distance: Any
 
 
@@ -260,6 +260,5 @@ def _plot(
   for axes in (left, right):
     axes.grid(alpha=0.3)
     axes.legend()
-  temporary = path.with_name(f".{path.name}.tmp")
-  figure.savefig(temporary, format="png", dpi=120)
-  temporary.replace(path)
+  with atomic.replacing(path) as temporary:
+    figure.savefig(temporary, format="png", dpi=120)

@@ -3,14 +3,10 @@
 import pathlib
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-
 from gmem_jax.config import sections
-from gmem_jax.data import images as images_lib
 from gmem_jax.diffusion import samplers
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import plan as plan_lib, source as source_lib
+from gmem_jax.sample import output, plan as plan_lib, source as source_lib
 
 
 def sample_mode(
@@ -37,20 +33,41 @@ def sample_mode(
   else:
     plan = plan_lib.plan_rows(config, source)
   directory = plan_lib.directory_of(config, workdir, source, plan)
-  images_lib.claim_directory(directory, plan_lib.record(config, source, plan))
-  made = _write(config, source, plan, mesh, directory)
+  output.claim(directory, plan_lib.record(config, source, plan))
+  made = _write(config.sample, source, plan, directory)
+  if processes.is_main():
+    cost = describe_cost(config.sampler)
+    print(f"{made} images made, {plan.count} in {directory}; {cost}")
+
+
+def _write(
+  config: sections.SampleConfig,
+  source: source_lib.SampleSource,
+  plan: plan_lib.Plan,
+  directory: pathlib.Path,
+) -> int:
+  """Makes what is missing; returns how many images that was."""
+  count = plan.count
+  packed = output.adm_file(directory, count).exists()
+  # Its PNG files were removed: they must not look as if they were missing.
+  if config.format == "npz" and processes.agree(packed):
+    return 0
+  make = plan_lib.make_fn(source, plan)
+  made = output.write_images(directory, count, config.batch_size, make)
   if not processes.is_main():
-    return
-  calls = calls_in_words(config.sampler)
-  print(f"{made} images made, {plan.count} in {directory}; {calls}")
+    return made
+  if config.grid:
+    shown = min(count, config.grid)
+    output.write_grid(directory, shown, config.per_row, plan.labels)
+  if config.format != "png":
+    output.write_adm(directory, count)
+  if config.format == "npz":
+    output.remove_pngs(directory, count)
+  return made
 
 
-def calls_in_words(sampler: samplers.SamplerConfig) -> str:
-  """What an image costs, in words.
-
-  Args:
-    sampler: The sampler.
-  """
+def describe_cost(sampler: samplers.SamplerConfig) -> str:
+  """What an image costs, in network calls (NFE)."""
   calls = samplers.num_calls(sampler)
   if calls is None:
     return f"{sampler.method} chooses its number of network calls"
@@ -58,44 +75,3 @@ def calls_in_words(sampler: samplers.SamplerConfig) -> str:
   if calls[1]:
     text += f" ({calls[1]} of them for guidance)"
   return f"{text}, {sampler.method}"
-
-
-def _write(
-  config: sections.Config,
-  source: source_lib.Source,
-  plan: plan_lib.Plan,
-  mesh: jax.sharding.Mesh,
-  directory: pathlib.Path,
-) -> int:
-  """Makes what is missing; returns how many images that was."""
-  chosen, count = config.sample, plan.count
-  packed = images_lib.adm_file(directory, count).exists()
-  if chosen.format == "npz" and processes.agree(packed):
-    return 0
-  make = plan_lib.make_fn(config, source, plan, mesh)
-  made = images_lib.write_images(directory, count, chosen.batch_size, make)
-  if not processes.is_main():
-    return made
-  if chosen.grid:
-    _write_grid(config, plan, directory)
-  if chosen.format != "png":
-    images_lib.write_adm(directory, count)
-  if chosen.format == "npz":
-    images_lib.remove_pngs(directory, count)
-  return made
-
-
-def _write_grid(
-  config: sections.Config, plan: plan_lib.Plan, directory: pathlib.Path
-) -> None:
-  """The contact sheet: with labels, one row of it for each group."""
-  shown = min(plan.count, config.sample.grid)
-  if not plan.labels:
-    columns = int(np.ceil(np.sqrt(shown)))
-    images_lib.write_grid(directory, shown, columns)
-    return
-  per_row = config.sample.per_row
-  groups = max(shown // per_row, 1)
-  images_lib.write_grid(
-    directory, groups * per_row, per_row, plan.labels[:groups]
-  )

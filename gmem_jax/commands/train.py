@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.bank import bank as bank_lib, lookup
+from gmem_jax.bank import (
+  bank as bank_lib,
+  lookup,
+  sharding as bank_sharding,
+)
 from gmem_jax.commands import report
 from gmem_jax.config import sections
 from gmem_jax.data import images, load_encoders, sources as data_sources
 from gmem_jax.evaluate import build, scores, sources
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import run_sampling, sampler as sampler_lib
+from gmem_jax.sample import sampler as sampler_lib, source as source_lib
 from gmem_jax.train import dataset as dataset_lib, loop, run_directory, setup
 
 _log = logging.getLogger(__name__)
@@ -55,19 +59,17 @@ def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   other_run = make_run(other, other_dir, mesh, dataset, memory, evaluator)
   other_state = loop.train(other_run)
   _log.info("sampling for the report")
-  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
-  weights = run_sampling.make_weights(config, memory, state.ema)
-  other_weights = run_sampling.make_weights(other, memory, other_state.ema)
-  other_fn = run_sampling.make_sample_fn(other, memory, mesh, config.seed)
+  sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
+  weights = source_lib.make_weights(config, memory, state.ema)
+  other_weights = source_lib.make_weights(other, memory, other_state.ema)
+  other_sampler = source_lib.make_sampler(other, memory, mesh, config.seed)
   bank, heldout = memory.bank, dataset.heldout.bank
   material = report.Material(
     train=dataset.train_images.pixels,
     heldout=dataset.heldout_images.pixels,
-    from_bank=draw_samples(config, sample_fn, weights, bank),
-    from_heldout=draw_samples(
-      config, sample_fn, weights, heldout, outside=True
-    ),
-    unconditional=draw_samples(other, other_fn, other_weights, bank),
+    from_bank=draw_samples(config, sampler, weights, bank),
+    from_heldout=draw_samples(config, sampler, weights, heldout, outside=True),
+    unconditional=draw_samples(other, other_sampler, other_weights, bank),
     neighbours=neighbours(heldout, dataset.train.bank),
     distance=lambda pixels: build.score_pixels(evaluator, pixels)["frechet"],
   )
@@ -80,7 +82,7 @@ def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
 
 def neighbours(
   queries: bank_lib.MemoryBank, bank: bank_lib.MemoryBank
-) -> report.Neighbours:
+) -> report.NearestMemories:
   """Looks up the nearest memories of the first rows of another bank.
 
   Args:
@@ -93,7 +95,7 @@ def neighbours(
     jax.jit(lookup.unit)(bank),
     k=min(NEIGHBOURS, bank.size),
   )
-  return report.Neighbours(*map(np.asarray, found))
+  return report.NearestMemories(*map(np.asarray, found))
 
 
 def make_run(
@@ -115,15 +117,18 @@ def make_run(
     evaluator: Scores images; None to make the pictures alone.
   """
   setup.save_memory(workdir / "memory", memory)
-  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, config.seed)
+  sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
+  # The decoder is read once, not at every evaluation.
+  fixed = source_lib.make_weights(config, memory, None)
+  shape = build.decoded_shape(fixed.tokenizer, memory.latent_shape)
 
   def evaluate_fn(step: int, params: Any):
-    weights = run_sampling.make_weights(config, memory, params)
+    weights = dataclasses.replace(fixed, params=params)
     shown: list[np.ndarray] = []
 
     def read(numbers):
-      rows, features = run_sampling.draw_snippets(config, memory.bank, numbers)
-      pixels = sample_fn(weights, numbers, features, rows)
+      rows, features = draw_snippets(config, memory.bank, numbers)
+      pixels = sampler(weights, numbers, features, rows)
       if numbers[0] < config.eval.grid:
         shown.append(pixels)
       return pixels
@@ -136,7 +141,7 @@ def make_run(
         sources.Arrays(
           {"step": step},
           config.eval.count,
-          build.decoded_shape(weights.tokenizer, memory.latent_shape),
+          shape,
           read,
           collective=True,
         ),
@@ -182,8 +187,8 @@ def make_evaluator(
 
 def draw_samples(
   config: sections.Config,
-  sample_fn: sampler_lib.SampleFn,
-  weights: sampler_lib.Weights,
+  sampler: sampler_lib.Sampler,
+  weights: sampler_lib.SampleWeights,
   bank: bank_lib.MemoryBank,
   *,
   outside: bool = False,
@@ -192,15 +197,33 @@ def draw_samples(
 
   Args:
     config: The run.
-    sample_fn: Makes the images.
+    sampler: Makes the images.
     weights: What it makes them with.
     bank: Where the snippets come from.
     outside: Whether that is another bank than the one neighbours come from.
   """
   numbers = np.arange(config.eval.count)
-  rows, features = run_sampling.draw_snippets(config, bank, numbers)
+  rows, features = draw_snippets(config, bank, numbers)
   own = None if outside else rows
-  return report.Samples(sample_fn(weights, numbers, features, own), rows)
+  return report.Samples(sampler(weights, numbers, features, own), rows)
+
+
+def draw_snippets(
+  config: sections.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws the snippet of each image; depends on (config.seed, number) alone.
+
+  Args:
+    config: The run.
+    bank: Where the snippets come from.
+    numbers: [n] numbers of the images.
+
+  Returns:
+    [n] rows of the bank, and their features [n d].
+  """
+  images = jnp.asarray(numbers.astype(np.int32))
+  rows = np.asarray(bank_lib.draw_rows(config.seed, images, bank.size))
+  return rows, bank_sharding.read_rows(bank, rows)
 
 
 def make_mesh(config: sections.Config) -> jax.sharding.Mesh:

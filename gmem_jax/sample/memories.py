@@ -1,4 +1,4 @@
-"""Memories from outside of the bank, and between two memories."""
+"""Snippets from outside of the bank, and between two snippets."""
 
 import dataclasses
 import hashlib
@@ -18,8 +18,8 @@ from gmem_jax.models.encoders import protocols
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
-  """One memory.
+class Snippet:
+  """One memory snippet.
 
   Attributes:
     label: Its name for people.
@@ -33,8 +33,8 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-  """Features to sample from.
+class Snippets:
+  """Snippets to sample from.
 
   Attributes:
     name: Names the images' directory.
@@ -50,7 +50,7 @@ class Found:
 
 
 class Reader:
-  """Reads memories that the user names."""
+  """Reads snippets that the user names."""
 
   def __init__(
     self,
@@ -60,44 +60,41 @@ class Reader:
     width: int,
     bank_rows: Callable[[], np.ndarray],
   ):
-    """Keeps the parts; the feature encoder is loaded when it is needed.
+    """Keeps the parts; the feature encoder is loaded at its first use.
 
     Args:
       config: The run.
       channels: Channels of the images.
-      width: Of the features that the network takes.
-      bank_rows: () -> the rows of the bank.
+      width: Width of the features that the network takes.
+      bank_rows: Called if a row is named, as there may be no bank.
     """
     self._config, self._channels, self._width = config, channels, width
     self._bank_rows, self._encoder = bank_rows, None
 
-  def memory(self, text: str, key: str) -> Memory:
-    """A bank row, if `text` is a number, else an image file.
+  def snippet(self, text: str, key: str) -> Snippet:
+    """A bank row if `text` is a number, else the feature of an image file.
 
     Args:
       text: What the user gave.
-      key: The flag that gave it.
+      key: The flag, for errors.
     """
     if not text.isdecimal():
       return self.image(text, key)
     row, rows = int(text), self._bank_rows()
     bank_lib.check_rows(np.array([row]), len(rows), key)
-    return Memory(f"row {row}", rows[row], {"row": row})
+    return Snippet(f"row {row}", rows[row], {"row": row})
 
-  def image(self, file: str, key: str) -> Memory:
+  def image(self, file: str, key: str) -> Snippet:
     """The feature of an image file.
-
-    Args:
-      file: Its path.
-      key: The flag that gave it.
 
     Raises:
       ValueError: If it cannot be read, or its feature does not fit.
     """
-    path = pathlib.Path(file)
-    published = self._config.sample.reading == "published"
+    path, reading = pathlib.Path(file), self._config.sample.reading
     size = self._config.encoder.image_size
-    crop = image_files.bilinear_crop if published else image_files.center_crop
+    crop = image_files.center_crop
+    if reading == "published":
+      crop = image_files.bilinear_crop
     try:
       pixels = image_files.load(path, self._channels, size, crop)
     except image_files.BadImageError as error:
@@ -105,53 +102,48 @@ class Reader:
         f"{key}: cannot read {path} as an image: {error}"
       ) from None
     floats = protocols.to_float(jnp.asarray(pixels)[None])
-    if published:
+    if reading == "published":
+      # The published manipulation scales twice, and so shows the encoder a
+      # washed-out image.
       floats = (floats + 1) / 2
-    feature = np.asarray(self._features()(floats)[0])[0]
+    encoder = self._features()
+    feature = np.asarray(encoder(floats)[0])[0]
     if feature.size != self._width:
       raise ValueError(
         f"config.encoder.features={self._config.encoder.features!r} makes"
         f" features {feature.size} wide, the network takes {self._width}"
       )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     info = {
       "image": path.name,
-      "sha256": digest,
-      "encoder": self._features().name,
-      "reading": self._config.sample.reading,
+      "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+      "encoder": encoder.name,
+      "reading": reading,
     }
-    return Memory(path.name, feature, info)
+    return Snippet(path.name, feature, info)
 
   def _features(self) -> protocols.FeatureEncoder:
+    """The feature encoder: hundreds of megabytes, so only if it is needed."""
     if self._encoder is None:
       self._encoder = load_encoders.load_features(self._config, self._channels)
     return self._encoder
 
 
-def alone(memories: Sequence[Memory]) -> Found:
-  """Each memory for itself.
-
-  Args:
-    memories: At least one.
-  """
-  name = "image_" + pathlib.Path(memories[0].label).stem
-  if len(memories) > 1:
-    name += f"_and_{len(memories) - 1}_more"
-  return Found(
+def alone(snippets: Sequence[Snippet]) -> Snippets:
+  """Each of one or more snippets by itself."""
+  name = "image_" + pathlib.Path(snippets[0].label).stem
+  if len(snippets) > 1:
+    name += f"_and_{len(snippets) - 1}_more"
+  return Snippets(
     name,
-    np.stack([memory.feature for memory in memories]),
-    tuple(memory.label for memory in memories),
-    {"memories": [memory.info for memory in memories]},
+    np.stack([snippet.feature for snippet in snippets]),
+    tuple(snippet.label for snippet in snippets),
+    {"memories": [snippet.info for snippet in snippets]},
   )
 
 
-def between(config: sections.SampleConfig, ends: Sequence[Memory]) -> Found:
-  """The memories between two, by `sample.interpolation`.
-
-  Args:
-    config: Method, number of points, and the seed of masks.
-    ends: The two.
-  """
+def between(config: sections.SampleConfig, ends: Sequence[Snippet]) -> Snippets:
+  """`sample.points` snippets between two, by `sample.interpolation`."""
+  # Between unit vectors, or the longer end would dominate the middle.
   a, b = (bank_lib.normalise(jnp.asarray(end.feature)) for end in ends)
   method = config.interpolation
   key = rngs.key(config.seed, "sample/mask")
@@ -161,15 +153,14 @@ def between(config: sections.SampleConfig, ends: Sequence[Memory]) -> Found:
     )
   )
   names = [end.label for end in ends]
-  alphas = np.linspace(0, 1, len(features))
   if method in ("linear", "spherical"):
-    labels = [f"{alpha:.2f}" for alpha in alphas]
+    labels = [f"{alpha:.2f}" for alpha in np.linspace(0, 1, len(features))]
     labels[0] += f" {names[0]}"
     labels[-1] += f" {names[1]}"
   else:
     labels = [f"{method} {i}" for i in range(len(features))]
   stems = [pathlib.Path(name).stem.replace(" ", "_") for name in names]
-  return Found(
+  return Snippets(
     f"{method}_{stems[0]}_to_{stems[1]}",
     features,
     tuple(labels),

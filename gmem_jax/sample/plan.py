@@ -1,11 +1,10 @@
-"""Which images `--mode=sample` and `--mode=evaluate` make, and of what."""
+"""Which images `--mode=sample` and `--mode=evaluate` make, and from what."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,13 +13,7 @@ from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.diffusion import samplers
 from gmem_jax.models import retrieval, transformer
-from gmem_jax.sample import (
-  memories as memories_lib,
-  pretrained,
-  sampler as sampler_lib,
-  source as source_lib,
-)
-from gmem_jax.train import setup
+from gmem_jax.sample import memories as memories_lib, source as source_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,63 +36,59 @@ class Plan:
   info: dict[str, Any]
 
 
-def plan_rows(config: sections.Config, source: source_lib.Source) -> Plan:
-  """Images from rows of the bank, given or drawn.
-
-  Args:
-    config: The run.
-    source: What to sample with.
-  """
-  bank, chosen = source_lib.bank_of(source), config.sample
-  per_row, count = chosen.per_row, chosen.count
-  if chosen.rows:
-    count = len(chosen.rows) * per_row
-  rows = _row_fn(chosen, source.latent_shape, bank)
+def plan_rows(config: sections.Config, source: source_lib.SampleSource) -> Plan:
+  """Images from rows of the bank, given or drawn."""
+  bank, given = source.require_bank(), config.sample.rows
+  per_row, count = config.sample.per_row, config.sample.count
+  if given:
+    count = len(given) * per_row
+  rows = _row_fn(config.sample, source, bank)
   labels = ()
-  if chosen.rows or per_row > 1:
+  if given or per_row > 1:
     first = rows(np.arange(0, count, per_row))
     labels = tuple(f"row {row}" for row in first)
   info = {
     "bank": bank.info,
-    "draw": list(chosen.rows) or chosen.draw,
+    "draw": list(given) or config.sample.draw,
     "per_row": per_row,
   }
 
   def features(numbers):
-    chosen_rows = rows(numbers)
-    return bank.rows[chosen_rows], chosen_rows
+    drawn = rows(numbers)
+    return bank.rows[drawn], drawn
 
   return Plan("", count, features, labels, info)
 
 
 def _row_fn(
-  chosen: sections.SampleConfig,
-  latent_shape: tuple[int, int, int],
-  bank: pretrained.Bank,
+  config: sections.SampleConfig,
+  source: source_lib.SampleSource,
+  bank: source_lib.HostBank,
 ) -> Callable[[np.ndarray], np.ndarray]:
   """Image numbers -> bank rows."""
-  if chosen.rows:
-    given = np.array(chosen.rows)
+  if config.rows:
+    given = np.array(config.rows)
     bank_lib.check_rows(given, len(bank.rows), "config.sample.rows")
-    return lambda numbers: given[numbers // chosen.per_row]
-  if chosen.draw == "noise":
+    return lambda numbers: given[numbers // config.per_row]
+  if config.draw == "noise":
     if bank.frequencies is None:
       raise ValueError(
-        "config.sample.draw='noise' needs a bank with frequencies, as it comes"
-        " with the first release; this one has none: 'uniform' is left"
+        "config.sample.draw='noise' needs a bank with frequencies, as the first"
+        " release has it; this one has none: take 'uniform'"
       )
-    return sampler_lib.make_row_fn(chosen.seed, latent_shape, bank.frequencies)
+    return source.sampler.row_fn(bank.frequencies)
 
   def draw_rows(numbers):
-    groups = jnp.asarray(numbers // chosen.per_row, jnp.int32)
-    return np.asarray(bank_lib.draw_rows(chosen.seed, groups, len(bank.rows)))
+    # By group, so that the first image of each does not depend on per_row.
+    groups = jnp.asarray(numbers // config.per_row, jnp.int32)
+    return np.asarray(bank_lib.draw_rows(config.seed, groups, len(bank.rows)))
 
   return draw_rows
 
 
 def plan_manipulation(
   config: sections.Config,
-  source: source_lib.Source,
+  source: source_lib.SampleSource,
   images: Sequence[str],
   ends: Sequence[str],
 ) -> Plan:
@@ -116,45 +105,41 @@ def plan_manipulation(
   """
   if images and ends:
     raise ValueError("--image and --interpolate exclude each other")
-  read = memories_lib.Reader(
+  network = source.sampler.network
+  latents_are_pixels = config.encoder.tokenizer == "identity"
+  reader = memories_lib.Reader(
     config,
-    channels=source.latent_shape[-1]
-    if config.encoder.tokenizer == "identity"
-    else 3,
-    width=source.model.snippet_dim,
-    bank_rows=lambda: source_lib.bank_of(source).rows,
+    channels=source.sampler.latent_shape[-1] if latents_are_pixels else 3,
+    width=network.snippet_dim,
+    bank_rows=lambda: source.require_bank().rows,
   )
   if images:
-    memories = [read.image(image, "--image") for image in images]
-    found = memories_lib.alone(memories)
+    snippets = memories_lib.alone(
+      [reader.image(image, "--image") for image in images]
+    )
   else:
-    memories = [read.memory(end, "--interpolate") for end in ends]
-    found = memories_lib.between(config.sample, memories)
+    snippets = memories_lib.between(
+      config.sample, [reader.snippet(end, "--interpolate") for end in ends]
+    )
   per_row = config.sample.per_row
-  info = {"per_row": per_row, **found.info}
-  attends = transformer.uses_cross(source.model.conditioning)
+  info = {"per_row": per_row, **snippets.info}
+  # An image alone comes from no bank; but a network may attend to one.
+  attends = transformer.uses_cross(network.conditioning)
   if (ends or attends) and source.bank is not None:
     info["bank"] = source.bank.info
 
   def features(numbers):
     outside = np.full(len(numbers), retrieval.OUTSIDE)
-    return found.features[numbers // per_row], outside
+    return snippets.features[numbers // per_row], outside
 
-  return Plan(
-    found.name, len(found.features) * per_row, features, found.labels, info
-  )
+  count = len(snippets.features) * per_row
+  return Plan(snippets.name, count, features, snippets.labels, info)
 
 
 def name_of(
-  config: sections.Config, source: source_lib.Source, plan: Plan
+  config: sections.Config, source: source_lib.SampleSource, plan: Plan
 ) -> str:
-  """The directory's name in WORKDIR/images.
-
-  Args:
-    config: The run.
-    source: What is sampled with.
-    plan: What is sampled.
-  """
+  """The directory's name in WORKDIR/images."""
   parts = [source.name, f"seed_{config.sample.seed}", plan.name]
   return "_".join(part for part in parts if part)
 
@@ -162,34 +147,22 @@ def name_of(
 def directory_of(
   config: sections.Config,
   workdir: pathlib.Path,
-  source: source_lib.Source,
+  source: source_lib.SampleSource,
   plan: Plan,
 ) -> pathlib.Path:
-  """Where the images lie.
-
-  Args:
-    config: The run.
-    workdir: Its directory.
-    source: What is sampled with.
-    plan: What is sampled.
-  """
+  """The images' directory: `sample.output`, or one in WORKDIR/images."""
   if config.sample.output:
     return pathlib.Path(config.sample.output).absolute()
   return workdir / "images" / name_of(config, source, plan)
 
 
 def record(
-  config: sections.Config, source: source_lib.Source, plan: Plan
+  config: sections.Config, source: source_lib.SampleSource, plan: Plan
 ) -> dict[str, Any]:
-  """sample.json: all that the images depend on.
-
-  Args:
-    config: The run.
-    source: What is sampled with.
-    plan: What is sampled.
-  """
+  """sample.json: all that the images depend on."""
   calls = samplers.num_calls(config.sampler)
-  # Directories from before there was a choice say nothing of it.
+  # Left out at its default: directories from before the key was added have no
+  # such entry, and shall still be continued.
   dtype = config.sample.decode_dtype
   decoding = {} if dtype == "float32" else {"decode_dtype": dtype}
   return {
@@ -203,6 +176,7 @@ def record(
     else {"conditional": calls[0], "unconditional": calls[1]},
     "dtype": config.model.dtype,
     "seed": config.sample.seed,
+    # Kernels are chosen by the shape of a call, and differ in the last bit.
     "device_batch": config.sample.device_batch,
     **decoding,
     **plan.info,
@@ -210,31 +184,14 @@ def record(
 
 
 def make_fn(
-  config: sections.Config,
-  source: source_lib.Source,
-  plan: Plan,
-  mesh: jax.sharding.Mesh,
+  source: source_lib.SampleSource, plan: Plan
 ) -> Callable[[np.ndarray], np.ndarray]:
-  """The function that makes the images.
-
-  Args:
-    config: The run.
-    source: What to sample with.
-    plan: What is sampled.
-    mesh: The devices.
+  """The function that makes a plan's images.
 
   Returns:
     Image numbers [n] -> uint8 [n H W channels].
   """
-  sample_fn = sampler_lib.make_sample_fn(
-    source.model,
-    config.sampler,
-    source.latent_shape,
-    mesh,
-    seed=config.sample.seed,
-    device_batch=config.sample.device_batch,
-    first_release=source.first_release,
-    retrieve=setup.make_retrieve(config, source.weights.bank),
-  )
-  weights = sampler_lib.place(source.weights, mesh)
-  return lambda numbers: sample_fn(weights, numbers, *plan.features(numbers))
+  sampler = source.sampler
+  # Once, or every call would copy the weights to the devices.
+  weights = sampler.place(source.weights)
+  return lambda numbers: sampler(weights, numbers, *plan.features(numbers))

@@ -1,35 +1,32 @@
-"""Weights and snippets to images; image i depends on (seed, i) alone.
+"""From noise to uint8 images; image i depends on (seed, i) alone.
 
-Compilers choose kernels by shape, and kernels differ in the last bit. So the
-sampler is compiled for one number of images on each device, whatever the
-number that is asked for, and the last call is filled up. On a CPU, XLA also
-splits long sums by its number of threads: that of the cores, or of NPROC, and
-at least that of the (fake) devices.
-
-Shapes: b images, h w c latent, d snippet width, m bank rows.
+Shapes: b images of a call, n images in all, h w c latent, H W pixels, d snippet
+width, m bank rows.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, cast, Protocol, runtime_checkable
+from typing import Any, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Float, Int, UInt8
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.diffusion import guidance, samplers, sit_release
-from gmem_jax.models import retrieval, transformer
+from gmem_jax.models import conditioning, retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
 
 
 @flax.struct.dataclass
-class Weights:
-  """All arrays between noise and bytes.
+class SampleWeights:
+  """All arrays between noise and pixels.
 
   Attributes:
     params: The network's parameters.
@@ -45,227 +42,187 @@ class Weights:
   bank: bank_lib.MemoryBank | None = None
 
 
-@runtime_checkable
-class SampleFn(Protocol):
-  """Makes images."""
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """Makes images from weights and snippets; compiled once, at its first call.
+
+  Compilers choose kernels by shape, and kernels differ in the last bit. So all
+  calls have one shape, however many images are asked for, and the last call is
+  filled up. On a CPU, XLA also splits long sums by its number of threads: that
+  of the cores, or of NPROC, and at least that of the (fake) devices.
+
+  Attributes:
+    network: The network.
+    config: Method, steps and guidance.
+    latent_shape: h, w, c.
+    mesh: The devices; images are split over the axes of the batch.
+    seed: Image i's noise depends on (seed, i) alone.
+    device_batch: Images of each device in one call.
+    retrieve: Looks up what a network with cross-attention attends to, in the
+      weights' bank; None for other networks.
+    first_release: Whether the network is of GMem's first release, which counts
+      time from the data (t=0) and scales pixels by 127.5.
+  """
+
+  network: transformer.FlowTransformer
+  config: samplers.SamplerConfig
+  latent_shape: tuple[int, int, int]
+  mesh: Mesh
+  seed: int
+  device_batch: int
+  retrieve: retrieval.RetrieveFn | None = None
+  first_release: bool = False
 
   def __call__(
     self,
-    weights: Weights,
-    images: np.ndarray,
+    weights: SampleWeights,
+    numbers: np.ndarray,
     features: np.ndarray,
     rows: np.ndarray | None = None,
   ) -> np.ndarray:
-    """Makes images; all but the weights is on the host.
+    """Makes images; all arguments except the weights are on the host.
 
     Args:
-      weights: What to make them with.
-      images: Their numbers [n].
-      features: What to make them of [n d]; scaled to unit length.
-      rows: The bank rows [n] that the features are, `retrieval.OUTSIDE` for
-        those that are none; None if all are none.
+      weights: On any device; `place` first saves the copy at each call.
+      numbers: [n] global numbers of the images.
+      features: [n d] snippets to make them from, of any length.
+      rows: [n] bank rows that the features come from, `retrieval.OUTSIDE` for
+        those that are not in the bank; by default none is.
 
     Returns:
       uint8 images [n H W channels].
     """
-    ...
-
-
-def compile_sampler(
-  network: transformer.FlowTransformer,
-  sampler: samplers.SamplerConfig,
-  latent_shape: tuple[int, int, int],
-  mesh: Mesh,
-  *,
-  seed: int,
-  first_release: bool = False,
-  retrieve: retrieval.RetrieveFn | None = None,
-) -> Any:
-  """Jits all from noise to bytes.
-
-  Args:
-    network: The network.
-    sampler: The sampler.
-    latent_shape: h, w, c.
-    mesh: The devices; images are split over the axes of the batch.
-    seed: Image i's noise depends on (seed, i) alone.
-    first_release: See `make_sample_fn`.
-    retrieve: Looks up what a network with cross-attention attends to.
-
-  Returns:
-    (weights, image numbers int32 [b], features [b d], bank rows int32 [b]) ->
-    uint8 images [b H W ch], jitted; b is a multiple of the devices along the
-    batch.
-  """
-  # The scales of 8-bit products are those of a batch: with them, an image would
-  # depend on those beside it.
-  network = network.clone(float8=False)
-
-  def some(weights, images, features, neighbours):
-    snippet = None
-    if transformer.uses_adaln(network.conditioning):
-      snippet = bank_lib.normalise(features)
-    x0 = _noise(seed, images, latent_shape)
-    x1 = _integrate(
-      network,
-      sampler,
-      weights.params,
-      (snippet, neighbours),
-      x0,
-      seed,
-      images,
-      first_release,
-    )
-    latents = protocols.denormalise_latents(x1, weights.stats)
-    pixels = weights.tokenizer.decode(latents)
-    return protocols.to_uint8(pixels, 127.5 if first_release else 128.0)
-
-  split = jax.shard_map(
-    some,
-    mesh=mesh,
-    in_specs=(P(), *(sharding.BATCH,) * 3),
-    out_specs=sharding.BATCH,
-    check_vma=False,
-  )
-
-  def run(weights, images, features, rows):
-    neighbours = None
-    if retrieve is not None:  # Here, as the bank's rows may be split.
-      unit = bank_lib.normalise(features)
-      neighbours = retrieve(weights.bank, unit, rows)
-    bare = dataclasses.replace(weights, bank=None)
-    return split(bare, images, features, neighbours)
-
-  return jax.jit(run, out_shardings=sharding.replicated(mesh))
-
-
-def place(weights: Weights, mesh: Mesh) -> Weights:
-  """Puts weights on all devices; the bank stays where it is.
-
-  Args:
-    weights: The weights; the bank, if any, is on the mesh.
-    mesh: The devices.
-  """
-  bare: Any = dataclasses.replace(weights, bank=None)
-  placed = sharding.place(bare, sharding.replicated(mesh))
-  return dataclasses.replace(placed, bank=weights.bank)
-
-
-def make_sample_fn(
-  network: transformer.FlowTransformer,
-  sampler: samplers.SamplerConfig,
-  latent_shape: tuple[int, int, int],
-  mesh: Mesh,
-  *,
-  seed: int,
-  device_batch: int,
-  first_release: bool = False,
-  retrieve: retrieval.RetrieveFn | None = None,
-) -> SampleFn:
-  """Makes the sampling function.
-
-  Args:
-    network: The network.
-    sampler: The sampler.
-    latent_shape: h, w, c.
-    mesh: The devices; images are split over the axes of the batch.
-    seed: Image i's noise depends on (seed, i) alone.
-    device_batch: Images on each device in one call.
-    first_release: The network is that of the first release, which counts time
-      from the data (t=0), and so is the rounding of pixels.
-    retrieve: Looks up what a network with cross-attention attends to, in the
-      weights' bank.
-
-  Returns:
-    The function; it is compiled once.
-  """
-  compiled = compile_sampler(
-    network,
-    sampler,
-    latent_shape,
-    mesh,
-    seed=seed,
-    first_release=first_release,
-    retrieve=retrieve,
-  )
-  where = NamedSharding(mesh, sharding.BATCH)
-  together = device_batch * sharding.batch_ways(mesh)
-
-  def sample(weights, images, features, rows=None):
     if rows is None:
-      rows = np.full(len(images), retrieval.OUTSIDE)
-    done, weights = [], place(weights, mesh)
-    for start in range(0, len(images), together):
-      part = np.arange(start, start + together).clip(max=len(images) - 1)
-      pixels = compiled(
+      rows = np.full(len(numbers), retrieval.OUTSIDE)
+    where = NamedSharding(self.mesh, sharding.BATCH)
+    images, weights = [], self.place(weights)
+    for start in range(0, len(numbers), self.call_size):
+      part = np.arange(start, start + self.call_size)
+      part = part.clip(max=len(numbers) - 1)
+      pixels = self.jitted(
         weights,
-        sharding.place(np.asarray(images[part], np.int32), where),
+        sharding.place(np.asarray(numbers[part], np.int32), where),
         sharding.place(np.asarray(features[part], np.float32), where),
         sharding.place(np.asarray(rows[part], np.int32), where),
       )
-      done.append(jax.device_get(pixels)[: len(images) - start])
-    return np.concatenate(done)
+      images.append(jax.device_get(pixels)[: len(numbers) - start])
+    return np.concatenate(images)
 
-  return sample
+  def place(self, weights: SampleWeights) -> SampleWeights:
+    """Copies weights to all devices; the bank stays where it is."""
+    bare: Any = dataclasses.replace(weights, bank=None)
+    placed = sharding.place(bare, sharding.replicated(self.mesh))
+    return dataclasses.replace(placed, bank=weights.bank)
 
+  @property
+  def call_size(self) -> int:
+    """Images of one call, on all devices."""
+    return self.device_batch * sharding.batch_ways(self.mesh)
 
-def _noise(seed, images, latent_shape):
-  """The noise that each image begins with."""
-  keys = rngs.keys(seed, "sample/noise", images)
-  return jax.vmap(lambda k: jax.random.normal(k, latent_shape))(keys)
+  @functools.cached_property
+  def jitted(self) -> Any:
+    """(weights, numbers [b], features [b d], rows [b]) -> images, jitted.
 
+    Numbers and rows are int32, the images uint8 [b H W channels], and b is
+    `call_size`.
+    """
+    # Not left to the partitioner: each device runs the very program of a single
+    # one, so an image does not depend on the number of devices.
+    split = jax.shard_map(
+      self._images,
+      mesh=self.mesh,
+      in_specs=(P(), *(sharding.BATCH,) * 3),
+      out_specs=sharding.BATCH,
+      check_vma=False,
+    )
 
-def _integrate(
-  network, sampler, params, condition, x0, seed, images, first_release
-):
-  """From noise to normalised latents."""
+    def run(weights, numbers, features, rows):
+      neighbours = None
+      if self.retrieve is not None:
+        # Outside of the map, as the bank's rows may be split over the devices.
+        unit = bank_lib.normalise(features)
+        neighbours = self.retrieve(weights.bank, unit, rows)
+      bare = dataclasses.replace(weights, bank=None)
+      return split(bare, numbers, features, neighbours)
 
-  def apply(x, t, condition):
-    def bound(x, t):
-      velocity = network.apply({"params": params}, x, t, *condition)
-      return cast(jax.Array, velocity)
+    return jax.jit(run, out_shardings=sharding.replicated(self.mesh))
 
-    return (sit_release.turn_time(bound) if first_release else bound)(x, t)
+  def _images(
+    self,
+    weights: SampleWeights,
+    numbers: Int[Array, " b"],
+    features: Float[Array, "b d"],
+    neighbours: conditioning.Neighbours | None,
+  ) -> UInt8[Array, "b H W channels"]:
+    """One device's images."""
+    snippet = None
+    if transformer.uses_adaln(self.network.conditioning):
+      snippet = bank_lib.normalise(features)
+    x1 = self._integrate(weights.params, (snippet, neighbours), numbers)
+    latents = protocols.denormalise_latents(x1, weights.stats)
+    pixels = weights.tokenizer.decode(latents)
+    return protocols.to_uint8(pixels, 127.5 if self.first_release else 128.0)
 
-  def pair(x, t):
-    null = jax.tree.map(jnp.zeros_like, condition)
-    return guidance.pair(apply, x, t, condition, null)
+  def _integrate(
+    self, params: Any, condition: Any, numbers: Int[Array, " b"]
+  ) -> Float[Array, "b h w c"]:
+    """Integrates from noise to normalised latents."""
+    # The scales of 8-bit matmuls are those of a batch: with them, an image
+    # would depend on those beside it.
+    network = self.network.clone(float8=False)
 
-  def kicks(step):
-    def one(image):
-      key = rngs.key(seed, "sample/kick", image, step)
-      return jax.random.normal(key, x0.shape[1:])
+    def apply(x, t, condition):
+      def bound(x, t):
+        velocity = network.apply({"params": params}, x, t, *condition)
+        return cast(jax.Array, velocity)
 
-    return jax.vmap(one)(images)
+      turned = self.first_release
+      return (sit_release.turn_time(bound) if turned else bound)(x, t)
 
-  return samplers.sample(
-    sampler, lambda x, t: apply(x, t, condition), x0, kicks, pair
-  )
+    def pair(x, t):
+      null = jax.tree.map(jnp.zeros_like, condition)
+      return guidance.pair(apply, x, t, condition, null)
 
+    def increments(step):
+      def one(number):
+        key = rngs.key(self.seed, "sample/kick", number, step)
+        return jax.random.normal(key, self.latent_shape)
 
-def make_row_fn(
-  seed: int, latent_shape: tuple[int, int, int], frequencies: np.ndarray
-) -> Callable[[np.ndarray], np.ndarray]:
-  """Makes the function by which images choose their rows from their noise.
+      return jax.vmap(one)(numbers)
 
-  Args:
-    seed: The sampling seed.
-    latent_shape: h, w, c.
-    frequencies: [m] how often each row occurred.
+    return samplers.sample(
+      self.config,
+      lambda x, t: apply(x, t, condition),
+      self._noise(numbers),
+      increments,
+      pair,
+    )
 
-  Returns:
-    Image numbers [n] -> rows [n].
+  def _noise(self, numbers: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+    """The noise that each image begins with."""
+    keys = rngs.keys(self.seed, "sample/noise", numbers)
+    return jax.vmap(lambda k: jax.random.normal(k, self.latent_shape))(keys)
 
-  Source: the first release, see `bank.select_row`.
-  """
-  counts = jnp.asarray(frequencies.astype(np.int32))
+  def row_fn(
+    self, frequencies: np.ndarray
+  ) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes the function by which images choose their rows from their noise.
 
-  @jax.jit
-  def one(image, counts):
-    noise = _noise(seed, image[None], latent_shape)
-    return bank_lib.select_row(noise, counts)[0]
+    Args:
+      frequencies: [m] how often each row occurred in training.
 
-  # One by one: a mean of several images may round otherwise.
-  return lambda images: np.array(
-    [int(one(jnp.int32(i), counts)) for i in images], np.int64
-  )
+    Returns:
+      Image numbers [n] -> rows [n].
+
+    Source: the first release, see `bank.select_row`.
+    """
+    counts = jnp.asarray(frequencies.astype(np.int32))
+
+    @jax.jit
+    def one(number, counts):
+      return bank_lib.select_row(self._noise(number[None]), counts)[0]
+
+    # One by one: the mean over the noise of several images may round otherwise.
+    return lambda numbers: np.array(
+      [int(one(jnp.int32(i), counts)) for i in numbers], np.int64
+    )

@@ -5,71 +5,109 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
-from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
+from gmem_jax.bank import (
+  bank as bank_lib,
+  files as bank_files,
+  sharding as bank_sharding,
+)
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
-from gmem_jax.models import transformer
-from gmem_jax.sample import pretrained, run_sampling, sampler as sampler_lib
-from gmem_jax.train import run_directory, setup
+from gmem_jax.files import weights as weights_lib
+from gmem_jax.models import build, transformer
+from gmem_jax.parallel import sharding
+from gmem_jax.sample import sampler as sampler_lib
+from gmem_jax.train import checkpoint, run_directory, setup
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class HostBank:
+  """A bank to draw snippets from; on the host, as few rows are read.
+
+  Attributes:
+    rows: float32 [m, d].
+    frequencies: How often each row occurred [m], or None.
+    info: Where it comes from; JSON.
+  """
+
+  rows: np.ndarray
+  frequencies: np.ndarray | None
+  info: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSource:
   """What to sample with.
 
   Attributes:
     name: Names the images' directory.
-    model: The network.
+    sampler: Makes the images.
     weights: All arrays of the sampler.
-    latent_shape: h, w, c.
-    first_release: See `sample.make_sample_fn`.
-    bank: The bank, or None if there is none.
-    info: Where network and latent statistics come from; JSON.
+    bank: Where snippets come from, or None if there is no bank.
+    info: Where the network comes from; JSON.
   """
 
   name: str
-  model: transformer.FlowTransformer
-  weights: sampler_lib.Weights
-  latent_shape: tuple[int, int, int]
-  first_release: bool
-  bank: pretrained.Bank | None
+  sampler: sampler_lib.Sampler
+  weights: sampler_lib.SampleWeights
+  bank: HostBank | None
   info: dict[str, Any]
+
+  def require_bank(self) -> HostBank:
+    """The bank.
+
+    Raises:
+      ValueError: If there is none, or it does not fit the network.
+    """
+    if self.bank is None:
+      raise ValueError(
+        "config.sample.bank is empty, and no bank came with"
+        " config.sample.network: convert one and name it"
+      )
+    width = self.bank.rows.shape[1]
+    if width != self.sampler.network.snippet_dim:
+      raise ValueError(
+        f"config.sample.bank: its rows are {width} wide, the network takes"
+        f" {self.sampler.network.snippet_dim}"
+      )
+    return self.bank
 
 
 def load(
   config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
-) -> Source:
-  """Loads what the config names.
-
-  Args:
-    config: The run.
-    workdir: Its directory.
-    mesh: The devices.
+) -> SampleSource:
+  """Loads converted weights if `sample.network` names some, else the run.
 
   Raises:
     ValueError: Naming the key that does not fit.
   """
   if config.sample.network:
-    source = _from_converted(config)
+    source = _from_converted(config, mesh)
   else:
     source = _from_run(config, workdir, mesh)
-  if source.weights.bank is not None or not transformer.uses_cross(
-    config.model.conditioning
-  ):
+  searched = transformer.uses_cross(config.model.conditioning)
+  if not searched or source.weights.bank is not None:
     return source
+  # Another bank than the run's is also what the network attends to.
   bank = bank_sharding.place(
-    bank_lib.MemoryBank(bank_of(source).rows), mesh, config.bank.placement
+    bank_lib.MemoryBank(source.require_bank().rows),
+    mesh,
+    config.bank.placement,
   )
-  weights = dataclasses.replace(
-    source.weights, bank=setup.lookup_bank(config, bank)
+  unit = setup.lookup_bank(config, bank)
+  return dataclasses.replace(
+    source,
+    weights=dataclasses.replace(source.weights, bank=unit),
+    sampler=dataclasses.replace(
+      source.sampler, retrieve=setup.make_retrieve(config, unit)
+    ),
   )
-  return dataclasses.replace(source, weights=weights)
 
 
 def _from_run(
   config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
-) -> Source:
+) -> SampleSource:
   """The run's newest checkpoint and its memory."""
   if not (workdir / "config.json").exists():
     raise ValueError(
@@ -78,68 +116,158 @@ def _from_run(
     )
   run_directory.claim(config, workdir)
   memory = setup.load_memory(workdir / "memory", mesh, config.bank.placement)
-  step, params = run_sampling.load_params(config, workdir, mesh)
-  if not config.sample.bank:
-    unit = setup.lookup_bank(config, memory.bank)
-    memory = dataclasses.replace(memory, unit=unit)
-  weights = run_sampling.make_weights(config, memory, params)
-  bank = pretrained.Bank(
-    bank_lib.decode(bank_sharding.to_save(memory.bank)),
-    None,
-    {"digest": memory.info.digest},
-  )
+  step, params = load_params(config, workdir, mesh)
   name = f"step_{step:07d}_{config.sample.weights}"
   if config.sample.bank:
+    bank = load_bank(config)
     name += f"_bank_{pathlib.Path(config.sample.bank).name}"
-  return Source(
+  else:
+    unit = setup.lookup_bank(config, memory.bank)
+    memory = dataclasses.replace(memory, unit=unit)
+    rows = bank_lib.decode(bank_sharding.to_save(memory.bank))
+    bank = HostBank(rows, None, {"digest": memory.info.digest})
+  return SampleSource(
     name=name,
-    model=setup.network(config, memory),
-    weights=weights,
-    latent_shape=memory.latent_shape,
-    first_release=False,
-    bank=pretrained.load_bank(config) if config.sample.bank else bank,
+    sampler=make_sampler(config, memory, mesh, config.sample.seed),
+    weights=make_weights(config, memory, params),
+    bank=bank,
     info={"step": step, "weights": config.sample.weights},
   )
 
 
-def _from_converted(config: sections.Config) -> Source:
-  """Converted weights."""
-  network = pretrained.load_network(config)
-  tokenizer = load_encoders.load_decoder(config)
-  stats = load_encoders.load_stats(config, tokenizer, network.latent_shape[-1])
-  bank = pretrained.load_bank(config) if config.sample.bank else network.bank
-  name = pathlib.Path(config.sample.network).name
-  if network.info["weights"]:
-    name += f"_{network.info['weights']}"
-  return Source(
-    name=name,
-    model=network.model,
-    weights=sampler_lib.Weights(network.params, tokenizer, stats),
-    latent_shape=network.latent_shape,
-    first_release=network.first_release,
-    bank=bank,
-    info=network.info,
+def load_params(
+  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[int, Any]:
+  """Loads the parameters to sample with, and nothing else of the checkpoint.
+
+  Returns:
+    (step, parameters).
+
+  Raises:
+    ValueError: If the run has no checkpoint yet.
+  """
+  try:
+    return checkpoint.load_part(
+      workdir / "checkpoints",
+      config.sample.weights,
+      lambda shapes: sharding.state_shardings(shapes, mesh),
+    )
+  except ValueError as error:
+    raise ValueError(f"--workdir={workdir}: {error}") from None
+
+
+def make_sampler(
+  config: sections.Config,
+  memory: setup.Memory,
+  mesh: jax.sharding.Mesh,
+  seed: int,
+) -> sampler_lib.Sampler:
+  """The sampler of a run's network."""
+  return sampler_lib.Sampler(
+    network=setup.network(config, memory),
+    config=config.sampler,
+    latent_shape=memory.latent_shape,
+    mesh=mesh,
+    seed=seed,
+    device_batch=config.sample.device_batch,
+    retrieve=setup.make_retrieve(config, memory.unit),
   )
 
 
-def bank_of(source: Source) -> pretrained.Bank:
-  """The bank, which must be there and fit the network.
+def make_weights(
+  config: sections.Config, memory: setup.Memory, params: Any
+) -> sampler_lib.SampleWeights:
+  """All that a run samples with; reads the decoder."""
+  return sampler_lib.SampleWeights(
+    params=params,
+    tokenizer=load_encoders.load_decoder(config),
+    stats=memory.stats,
+    bank=memory.unit,
+  )
 
-  Args:
-    source: What to sample with.
+
+def _from_converted(
+  config: sections.Config, mesh: jax.sharding.Mesh
+) -> SampleSource:
+  """The converted weights that `sample.network` names."""
+  key, path = "sample.network", config.sample.network
+  params, metadata = weights_lib.load_configured(
+    key, path, ("lightning_dit", "sit")
+  )
+  model, info = metadata["model"], weights_lib.origin(metadata)
+  _check_model(config, model)
+  params.pop("projector", None)  # Only training uses it.
+  side, channels = model["grid"] * model["patch"], model["channels"]
+  tokenizer = load_encoders.load_decoder(config)
+  stats = load_encoders.load_stats(config, tokenizer, channels)
+  bank = None
+  if config.sample.bank:
+    bank = load_bank(config)
+  elif "bank" in metadata["trees"]:
+    tree, _ = weights_lib.load_configured(
+      key, path, (metadata["kind"],), "bank"
+    )
+    bank = _host_bank(tree, metadata)
+  name = pathlib.Path(path).name
+  return SampleSource(
+    name=f"{name}_{info['weights']}" if info["weights"] else name,
+    sampler=sampler_lib.Sampler(
+      network=build.build(
+        config.model,
+        channels=channels,
+        snippet_dim=model["snippet_dim"],
+        token_dim=0,
+      ),
+      config=config.sampler,
+      latent_shape=(side, side, channels),
+      mesh=mesh,
+      seed=config.sample.seed,
+      device_batch=config.sample.device_batch,
+      first_release=metadata["kind"] == "sit",
+    ),
+    weights=sampler_lib.SampleWeights(params, tokenizer, stats),
+    bank=bank,
+    info=info,
+  )
+
+
+def _check_model(config: sections.Config, stored: dict[str, Any]) -> None:
+  """Refuses a network that is not the config's; lists the keys that differ."""
+  path = config.sample.network
+  differing = build.differing_keys(config.model, stored)
+  if not differing:
+    return
+  if stored["conditioning"] != config.model.conditioning:
+    differing += (
+      "\nTo give it the config's conditioning, train on from it:"
+      f" --mode=train --config.train.init_from={path}"
+    )
+  raise ValueError(
+    f"config.sample.network={path!r} holds another network than"
+    f" config.model:\n{differing}"
+  )
+
+
+def load_bank(config: sections.Config) -> HostBank:
+  """Reads `sample.bank`.
 
   Raises:
-    ValueError: If it is not or does not.
+    ValueError: If it is not a bank, or of another feature encoder.
   """
-  if source.bank is None:
-    raise ValueError(
-      "config.sample.bank is empty, and no bank came with"
-      " config.sample.network: convert one and name it"
-    )
-  width, wanted = source.bank.rows.shape[1], source.model.snippet_dim
-  if width != wanted:
-    raise ValueError(
-      f"config.sample.bank: its rows are {width} wide, the network takes"
-      f" {wanted}"
-    )
-  return source.bank
+  path = config.sample.bank
+  tree, metadata = weights_lib.load_configured(
+    "sample.bank", path, bank_files.KINDS, "bank"
+  )
+  encoder = load_encoders.features_name(config)
+  # Published banks do not name their encoder.
+  if encoder is not None and "info" in metadata:
+    info = bank_lib.BankInfo(**metadata["info"])
+    bank_lib.check_encoder(info, encoder, f"config.sample.bank={path!r}")
+  return _host_bank(tree, metadata)
+
+
+def _host_bank(tree: dict[str, Any], metadata: dict[str, Any]) -> HostBank:
+  """A stored bank, with the frequencies that the first release keeps in it."""
+  rows = bank_lib.decode(bank_files.from_tree(tree))
+  info = weights_lib.origin(metadata)
+  return HostBank(rows, tree.pop("counts", None), info)

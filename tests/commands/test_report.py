@@ -17,7 +17,7 @@ def material():
     from_bank=copies,
     from_heldout=report.Samples(pixels[200:232], np.arange(32)),
     unconditional=report.Samples(255 - pixels[:32], np.arange(32)),
-    neighbours=report.Neighbours(
+    neighbours=report.NearestMemories(
       np.linspace(1, 0, 12).reshape(3, 4), np.arange(12).reshape(3, 4)
     ),
     distance=lambda x: float(x.mean()),

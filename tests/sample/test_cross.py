@@ -1,5 +1,6 @@
 """Sampling with cross-attention: other banks, images, interpolation."""
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -15,11 +16,7 @@ from gmem_jax.diffusion import guidance
 from gmem_jax.files import weights
 from gmem_jax.models import retrieval
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import (
-  run_sampling,
-  sampler as sampler_lib,
-  source as source_lib,
-)
+from gmem_jax.sample import source as source_lib
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
@@ -186,26 +183,20 @@ def test_guidance_drops_the_whole_memory(run):
   workdir, _, memory = run
   config = tiny.make_config(**CROSS)
   mesh = sharding.make_mesh(config.mesh)
-  _, params = run_sampling.load_params(config, workdir, mesh)
+  _, params = source_lib.load_params(config, workdir, mesh)
   made = {}
   for scale in (0.0, 1.0):
     guided = guidance.GuidanceConfig(scale, 0.0, 1.0, "conditional")
-    sampler = type(config.sampler)(
-      **{**vars(config.sampler), "guidance": guided}
+    changed = dataclasses.replace(
+      config,
+      sampler=dataclasses.replace(config.sampler, guidance=guided),
+      sample=dataclasses.replace(config.sample, device_batch=1),
     )
-    sample_fn = sampler_lib.make_sample_fn(
-      setup.network(config, memory),
-      sampler,
-      memory.latent_shape,
-      mesh,
-      seed=0,
-      device_batch=1,
-      retrieve=setup.make_retrieve(config, memory.unit),
-    )
-    loaded = run_sampling.make_weights(config, memory, params)
+    sampler = source_lib.make_sampler(changed, memory, mesh, 0)
+    loaded = source_lib.make_weights(config, memory, params)
     features = np.asarray(memory.bank.rows)
     made[scale] = [
-      sample_fn(loaded, np.arange(4), features[rows], rows)
+      sampler(loaded, np.arange(4), features[rows], rows)
       for rows in (np.arange(4), np.arange(10, 14))
     ]
   np.testing.assert_array_equal(*made[0.0])
@@ -217,15 +208,15 @@ def test_own_rows_are_left_out_only_where_they_are_known(run):
   workdir, _, memory = run
   config = tiny.make_config(**CROSS)
   mesh = sharding.make_mesh(config.mesh)
-  _, params = run_sampling.load_params(config, workdir, mesh)
-  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, 0)
-  loaded = run_sampling.make_weights(config, memory, params)
+  _, params = source_lib.load_params(config, workdir, mesh)
+  sampler = source_lib.make_sampler(config, memory, mesh, 0)
+  loaded = source_lib.make_weights(config, memory, params)
   rows = np.arange(4)
   features = np.asarray(memory.bank.rows)[rows]
-  known = sample_fn(loaded, rows, features, rows)
-  unknown = sample_fn(loaded, rows, features)
+  known = sampler(loaded, rows, features, rows)
+  unknown = sampler(loaded, rows, features)
   outside = np.full(4, retrieval.OUTSIDE)
   np.testing.assert_array_equal(
-    unknown, sample_fn(loaded, rows, features, outside)
+    unknown, sampler(loaded, rows, features, outside)
   )
   assert (known != unknown).any()

@@ -18,7 +18,8 @@ from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.commands import sample as sample_command, train as train_command
 from gmem_jax.data import image_files, images as images_lib, load_encoders
 from gmem_jax.models.encoders import protocols
-from gmem_jax.sample import pretrained
+from gmem_jax.parallel import sharding
+from gmem_jax.sample import source as source_lib
 from tests import published, tiny
 
 pytestmark = [pytest.mark.golden, pytest.mark.process]
@@ -81,19 +82,25 @@ def assert_same_pixels(actual, expected):
   assert actual.std() > 1
 
 
+def load(config):
+  mesh = sharding.make_mesh(config.mesh)
+  return source_lib.load(config, pathlib.Path(), mesh)
+
+
 def euler(config, features, *, release=False):
   """Images by an Euler loop in the words of the paper; slow and plain."""
-  network = pretrained.load_network(config)
-  params = jax.tree.map(jnp.asarray, network.params)
+  source = load(config)
+  sampler = source.sampler
+  params = jax.tree.map(jnp.asarray, source.weights.params)
   tokenizer = jax.tree.map(jnp.asarray, load_encoders.load_tokenizer(config))
-  channels = network.latent_shape[-1]
+  channels = sampler.latent_shape[-1]
   stats = load_encoders.load_stats(config, tokenizer, channels)
   keys = rngs.keys(
     config.sample.seed, "sample/noise", jnp.arange(len(features))
   )
-  x = jnp.stack([jax.random.normal(k, network.latent_shape) for k in keys])
+  x = jnp.stack([jax.random.normal(k, sampler.latent_shape) for k in keys])
   c = features / np.linalg.norm(features, axis=-1, keepdims=True)
-  apply = jax.jit(network.model.apply)
+  apply = jax.jit(sampler.network.apply)
   grid = np.linspace(0, 1, config.sampler.steps)
   shift = config.sampler.timestep_shift
   if shift:
@@ -125,7 +132,7 @@ def test_pth_to_png_agrees_with_a_plain_loop(converted, cache, tmp_path):
   values = published.changes(converted)
   run(tmp_path, values, cache, config="b_in1k.py:ode")
   config = published.make_config("b_in1k", values, "ode")
-  bank = pretrained.load_bank(config).rows
+  bank = source_lib.load_bank(config).rows
   rows = bank_lib.draw_rows(0, jnp.arange(6), len(bank))
   assert_same_pixels(pixels_of(tmp_path), euler(config, bank[np.asarray(rows)]))
   found = record(tmp_path)
@@ -198,7 +205,7 @@ def test_rows_and_several_samples_of_each(converted, tmp_path):
   )
   config = published.make_config("b_in1k", values, "ode")
   pixels = sample(config, tmp_path)
-  bank = pretrained.load_bank(config).rows
+  bank = source_lib.load_bank(config).rows
   assert_same_pixels(pixels, euler(config, bank[[5, 5, 3, 3]]))
   (path,) = tmp_path.rglob("samples_4.npz")
   with np.load(path) as file:
@@ -289,7 +296,7 @@ def test_between_two_memories(converted, tmp_path, photographs, method):
   file = str(photographs / "a.png")
   ends = ["7", file] if method == "linear" else ["7", "2"]
   pixels = sample(config, tmp_path, ends=ends)
-  bank = pretrained.load_bank(config).rows
+  bank = source_lib.load_bank(config).rows
   b = feature(config, file) if method == "linear" else bank[2]
   a, b = (x / np.linalg.norm(x) for x in (bank[7], b))
   if method == "linear":
@@ -321,10 +328,10 @@ def sit_changes(converted, **extra):
 def test_first_release(converted, golden_dir, tmp_path):
   config = published.make_config("sit_xl2_in1k", sit_changes(converted), "ode")
   pixels = sample(config, tmp_path)
-  network = pretrained.load_network(config)
-  bank = network.bank
+  source = load(config)
+  sampler, bank = source.sampler, source.bank
   keys = rngs.keys(0, "sample/noise", jnp.arange(6))
-  noise = jnp.stack([jax.random.normal(k, network.latent_shape) for k in keys])
+  noise = jnp.stack([jax.random.normal(k, sampler.latent_shape) for k in keys])
   rows = np.asarray(bank_lib.select_row(noise, bank.frequencies))
   assert len(set(rows.tolist())) > 1
   assert_same_pixels(pixels, euler(config, bank.rows[rows], release=True))

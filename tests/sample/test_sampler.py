@@ -6,14 +6,14 @@ import pytest
 
 from gmem_jax.data import images as images_lib
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import run_sampling
+from gmem_jax.sample import output, source as source_lib
 from gmem_jax.train import dataset as dataset_lib, setup
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def sampling():
-  """(sample function, parameters, bank) of an untrained network."""
+  """(sampler, weights, rows of the bank) of an untrained network."""
   return make_sampling()
 
 
@@ -23,20 +23,20 @@ def make_sampling(**changes):
   memory = setup.make_memory(config, dataset_lib.load(config), mesh)
   with jax.numpy_dtype_promotion("standard"):
     params = jax.jit(setup.make_init(config, memory))().params
-  weights = run_sampling.make_weights(config, memory, params)
-  sample_fn = run_sampling.make_sample_fn(config, memory, mesh, 0)
-  return sample_fn, weights, np.asarray(memory.bank.rows)
+  weights = source_lib.make_weights(config, memory, params)
+  sampler = source_lib.make_sampler(config, memory, mesh, 0)
+  return sampler, weights, np.asarray(memory.bank.rows)
 
 
 def images_of(sampling, images, batch_size):
-  sample_fn, weights, rows = sampling
+  sampler, weights, rows = sampling
   images = np.asarray(images, np.int32)
   parts = [
     images[start : start + batch_size]
     for start in range(0, len(images), batch_size)
   ]
   return np.concatenate(
-    [sample_fn(weights, part, rows[(part * 7) % 100]) for part in parts]
+    [sampler(weights, part, rows[(part * 7) % 100]) for part in parts]
   )
 
 
@@ -61,9 +61,9 @@ def test_samples_are_made_without_8_bit_products():
 
 
 def test_the_row_matters(sampling):
-  sample_fn, weights, rows = sampling
-  a = sample_fn(weights, np.zeros(1, np.int32), rows[:1])
-  b = sample_fn(weights, np.zeros(1, np.int32), rows[1:2])
+  sampler, weights, rows = sampling
+  a = sampler(weights, np.zeros(1, np.int32), rows[:1])
+  b = sampler(weights, np.zeros(1, np.int32), rows[1:2])
   assert (a != b).any()
 
 
@@ -81,10 +81,10 @@ def test_images_are_numbered_and_continue(tmp_path):
     return fake(images)
 
   with pytest.raises(KeyboardInterrupt):
-    images_lib.write_images(tmp_path, 20, 5, make)
+    output.write_images(tmp_path, 20, 5, make)
   assert len(list(tmp_path.glob("*.png"))) == 5
-  assert images_lib.write_images(tmp_path, 20, 5, fake) == 15
-  assert images_lib.write_images(tmp_path, 20, 5, fake) == 0
+  assert output.write_images(tmp_path, 20, 5, fake) == 15
+  assert output.write_images(tmp_path, 20, 5, fake) == 0
   for i in range(20):
     pixels = images_lib.read_png(tmp_path / f"{i:06d}.png")
     np.testing.assert_array_equal(pixels, np.full((8, 8, 1), i))
@@ -108,15 +108,15 @@ def test_colour_images_are_saved(tmp_path):
 
 
 def test_directory_of_other_settings_is_refused(tmp_path):
-  images_lib.claim_directory(tmp_path / "d", {"seed": 0, "step": 5})
-  images_lib.claim_directory(tmp_path / "d", {"seed": 0, "step": 5})
+  output.claim(tmp_path / "d", {"seed": 0, "step": 5})
+  output.claim(tmp_path / "d", {"seed": 0, "step": 5})
   with pytest.raises(ValueError, match=r"seed: 0 there, 1 now"):
-    images_lib.claim_directory(tmp_path / "d", {"seed": 1, "step": 5})
+    output.claim(tmp_path / "d", {"seed": 1, "step": 5})
   stored = json.loads((tmp_path / "d" / "sample.json").read_text())
   assert stored == {"seed": 0, "step": 5}
 
 
 def test_grid_file(tmp_path):
-  images_lib.write_images(tmp_path, 5, 5, fake)
-  images_lib.write_grid(tmp_path, 5, 3)
+  output.write_images(tmp_path, 5, 5, fake)
+  output.write_grid(tmp_path, 5)
   assert images_lib.read_png(tmp_path / "grid.png").shape[1] > 3 * 64

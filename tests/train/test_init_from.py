@@ -11,7 +11,7 @@ import pytest
 from gmem_jax.diffusion import sit_release
 from gmem_jax.files import weights
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import pretrained
+from gmem_jax.sample import source as source_lib
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
@@ -119,7 +119,7 @@ def test_converted_weights_gain_cross_attention(parts, fresh, tmp_path):
   wrong = tiny.make_config(**changes, **CROSS, sample__network=path)
   with pytest.raises(ValueError, match=r"conditioning: 'adaln' there.*\n.*"
                      rf"--config\.train\.init_from={path}"):  # fmt: skip
-    pretrained.load_network(wrong)
+    source_lib.load(wrong, tmp_path, mesh)
 
 
 def test_the_first_release_is_turned(parts, fresh, tmp_path):
