@@ -73,7 +73,7 @@ def build(args: argparse.Namespace) -> None:
   out = _new(args.out)
   config = encode_files.load_config(args.config, args.weights)
   root, files = encode_files.list_images([args.folder])
-  encoder = encode_files.Encoder(config)
+  encoder = encode_files.FileEncoder(config)
   partial = out.with_name(f".{out.name}.partial")
   found = encode_files.encode_all(encoder, files, partial)
   _say_skipped(found, len(files))
@@ -253,7 +253,7 @@ def _encode(
     raise ValueError("--image needs --config: it names the feature encoder")
   config = encode_files.load_config(args.config, args.weights)
   root, files = encode_files.list_images(args.image)
-  encoder = encode_files.Encoder(config)
+  encoder = encode_files.FileEncoder(config)
   key = f"--config={args.config}: config.encoder.features"
   bank_lib.check_encoder(stored.info, encoder.name, key)
   with tqdm.tqdm(

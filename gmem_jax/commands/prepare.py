@@ -18,9 +18,6 @@ from gmem_jax.data import (
 def prepare_mode(config: sections.Config) -> None:
   """Prepares the images of `config.data` and prints the report.
 
-  Args:
-    config: The run; `data.prepared` is where the data go.
-
   Raises:
     ValueError: If there is nothing to prepare, or something does not fit.
     OSError: If the disk is full.
@@ -32,38 +29,30 @@ def prepare_mode(config: sections.Config) -> None:
       " to 'folder' or 'tfds', and the directory that the data go to"
     )
   source = open_source(config)
-  networks = load_networks(config, source.channels)
-  schema = make_schema(config, source, networks)
+  encoders = make_encoders(config, source.channels)
+  schema = make_schema(config, source, encoders)
   directory = pathlib.Path(config.data.prepared).absolute()
-  report = prepare.write_store(directory, schema, source, networks)
+  report = prepare.write_store(directory, schema, source, encoders)
   if jax.process_index() == 0:
     print(prepare_join.describe(directory, report))
 
 
 def open_source(config: sections.Config) -> sources.Source:
-  """Opens the images of a config.
-
-  Args:
-    config: The run.
-  """
+  """Opens the images of a config."""
   data, size = config.data, config.encoder.image_size
   if data.source == "folder":
     return sources.Folder(pathlib.Path(data.path), size)
   if data.source == "tfds":
-    from gmem_jax.data import tfds_source  # seconds to import
+    # Takes seconds to import.
+    from gmem_jax.data import tfds_source
 
     return tfds_source.TfdsImages(data.tfds, data.split, data.path, size)
   return sources.digits()
 
 
-def load_networks(config: sections.Config, channels: int) -> encode.Frozen:
-  """Loads the frozen networks.
-
-  Args:
-    config: The run.
-    channels: Channels of the images.
-  """
-  return encode.Frozen(
+def make_encoders(config: sections.Config, channels: int) -> encode.Encoders:
+  """Loads the encoders of a config for images of so many channels."""
+  return encode.Encoders(
     load_encoders.load_tokenizer(config),
     load_encoders.load_features(config, channels),
     latents=config.data.latents,
@@ -75,18 +64,13 @@ def load_networks(config: sections.Config, channels: int) -> encode.Frozen:
 
 
 def make_schema(
-  config: sections.Config, source: sources.Source, networks: encode.Frozen
+  config: sections.Config, source: sources.Source, encoders: encode.Encoders
 ) -> schema_lib.Schema:
-  """Says how the records will be laid out.
-
-  Args:
-    config: The run.
-    source: Its images.
-    networks: Its frozen networks.
-  """
+  """Lays out the records that encoders make of a source's images."""
   size = config.encoder.image_size
   image_shape = (size, size, source.channels)
-  shapes = networks.shapes(image_shape)
+  # Traced, not computed: the schema is known before the first image is read.
+  shapes = encoders.shapes(image_shape)
   latent = shapes["mean" if "mean" in shapes else "latent"].shape
   return schema_lib.Schema(
     version=schema_lib.VERSION,
@@ -94,13 +78,13 @@ def make_schema(
     tokens=config.data.tokens,
     mirrored=config.data.mirror,
     latent_shape=latent[1:],
-    token_shape=networks.token_shape(image_shape),
+    token_shape=encoders.token_shape(image_shape),
     feature_width=shapes["row"].shape[-1],
     image_shape=image_shape,
     images=len(source),
     shard_size=config.data.shard_size,
     tokenizer=load_encoders.tokenizer_info(config),
-    features={"name": networks.encoder_name},
+    features={"name": encoders.encoder_name},
     source=source.info(),
     seed=config.seed,
   )

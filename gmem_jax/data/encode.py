@@ -1,4 +1,4 @@
-"""Images through the frozen networks, on all devices of this process.
+"""Images through the run's encoders, on all devices of this process.
 
 Shapes: b batch, v views (the image, and its mirror image), H W ch image, h w c
 latent, n tokens of width d.
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int8, Int32, UInt8
 
 from gmem_jax import rngs
 from gmem_jax.config import sections
+from gmem_jax.data import batching
 from gmem_jax.models.encoders import protocols, vae
 
 
@@ -30,20 +31,20 @@ def encode(
   mirrored: bool,
   seed: int,
 ) -> dict[str, Array]:
-  """What records keep of images.
+  """Computes what records keep of images.
 
   Args:
     tokenizer: Gives the latents; a pytree.
     encoder: Gives features and tokens; a pytree.
     pixels: The images.
     numbers: Their positions in the source, which address the draws.
-    latents: As in `schema.Schema`.
-    tokens: As in `schema.Schema`.
+    latents: As in `schema.Schema`, like the rest.
+    tokens: As there.
     mirrored: Whether to encode the mirror images, too.
     seed: Seed of the draws.
 
   Returns:
-    The fields of a record but for pixels and label, each [b v …]; and
+    The fields of a record except pixels and label, each [b v …]; and
     `row` [b d], float32, the features of the images as they are.
   """
   floats = protocols.to_float(pixels)
@@ -51,30 +52,31 @@ def encode(
     floats = jnp.concatenate([floats, floats[:, :, ::-1]])
   views = len(floats) // len(pixels)
   features, patches = encoder(floats)
-  found: dict[str, Array] = {"feature": features.astype(jnp.bfloat16)}
+  fields: dict[str, Array] = {"feature": features.astype(jnp.bfloat16)}
   if tokens == "bf16":
-    found["tokens"] = patches.astype(jnp.bfloat16)
+    fields["tokens"] = patches.astype(jnp.bfloat16)
   elif tokens == "int8":
-    found["tokens"], found["token_scales"] = quantise(patches)
+    fields["tokens"], fields["token_scales"] = quantise(patches)
   if isinstance(tokenizer, vae.VAETokenizer):
     posterior = tokenizer.posterior(floats)
     if latents == "posterior":
-      found["mean"] = posterior.mean.astype(jnp.bfloat16)
-      found["logvar"] = posterior.logvar.astype(jnp.bfloat16)
+      fields["mean"] = posterior.mean.astype(jnp.bfloat16)
+      fields["logvar"] = posterior.logvar.astype(jnp.bfloat16)
     else:
       # One key an image and view: no draw depends on the batch.
       ids = (2 * numbers[None] + jnp.arange(views)[:, None]).reshape(-1)
       keys = rngs.keys(seed, "prepare/posterior", ids)
       shape = posterior.mean.shape[1:]
       noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-      found["latent"] = posterior.sample(noise=noise).astype(jnp.bfloat16)
+      fields["latent"] = posterior.sample(noise=noise).astype(jnp.bfloat16)
   else:
-    found["latent"] = tokenizer.encode(floats).astype(jnp.bfloat16)
-  split = {
+    fields["latent"] = tokenizer.encode(floats).astype(jnp.bfloat16)
+  by_image = {
     name: value.reshape(views, -1, *value.shape[1:]).swapaxes(0, 1)
-    for name, value in found.items()
+    for name, value in fields.items()
   }
-  return split | {"row": features[: len(pixels)].astype(jnp.float32)}
+  # The bank is float32, as one that is built from image files.
+  return by_image | {"row": features[: len(pixels)].astype(jnp.float32)}
 
 
 def quantise(
@@ -82,21 +84,19 @@ def quantise(
 ) -> tuple[Int8[Array, "b n d"], Float[Array, "b n"]]:
   """Rounds tokens to 8 bits, with a scale for each.
 
-  Args:
-    tokens: The tokens.
-
   Returns:
     (rounded, scales): a token is about rounded * scale, to half a scale in
     every element.
   """
   tokens = tokens.astype(jnp.float32)
   scales = jnp.max(jnp.abs(tokens), axis=-1) / 127
+  # A token of zeros has the scale 0; it stays zero instead of becoming NaN.
   rounded = jnp.round(tokens / jnp.maximum(scales, 1e-30)[..., None])
   return rounded.astype(jnp.int8), scales
 
 
-class Frozen:
-  """The frozen networks on all devices of this process."""
+class Encoders:
+  """Tokenizer and feature encoder, on all devices of this process."""
 
   def __init__(
     self,
@@ -114,12 +114,14 @@ class Frozen:
     Args:
       tokenizer: Gives the latents.
       encoder: Gives features and tokens.
-      latents: As in `schema.Schema`.
-      tokens: As in `schema.Schema`.
-      mirrored: As in `schema.Schema`.
-      seed: Seed of the draws.
+      latents: As in `schema.Schema`, like `tokens`, `mirrored` and `seed`.
+      tokens: As there.
+      mirrored: As there.
+      seed: As there.
       device_batch: Images at a time on each device.
     """
+    # A mesh of this process alone: each prepares shards of its own, at its own
+    # pace, and never waits for another.
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("data",))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -130,28 +132,20 @@ class Frozen:
     self.batch_size = device_batch * len(devices)
 
   def shapes(self, image_shape: tuple[int, int, int]) -> Mapping[str, Any]:
-    """Shapes and types of what an image becomes, computing nothing.
-
-    Args:
-      image_shape: H, W, ch.
-    """
+    """Shapes and types of what an image [H W ch] becomes; computes nothing."""
     pixels = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
     numbers = jax.ShapeDtypeStruct((1,), np.int32)
-    found = jax.eval_shape(
+    fields = jax.eval_shape(
       lambda networks, *images: encode(*networks, *images, *self._settings),
       self._networks, pixels, numbers,
     )  # fmt: skip
     return {
       name: jax.ShapeDtypeStruct(value.shape[1:], value.dtype)
-      for name, value in found.items()
+      for name, value in fields.items()
     }
 
   def token_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """n, d of the feature encoder's tokens.
-
-    Args:
-      image_shape: H, W, ch.
-    """
+    """The n, d of the feature encoder's tokens for an image [H W ch]."""
     images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     _, tokens = jax.eval_shape(lambda e, x: e(x), self._networks[1], images)
     return tokens.shape[1:]
@@ -159,7 +153,7 @@ class Frozen:
   def __call__(
     self, pixels: np.ndarray, numbers: np.ndarray
   ) -> Mapping[str, jax.Array]:
-    """Starts to encode; see `encode`. The batch is filled up with black.
+    """Starts to encode a batch; see `encode`.
 
     Args:
       pixels: uint8 [b H W ch], b at most `batch_size`.
@@ -168,10 +162,8 @@ class Frozen:
     Returns:
       Arrays [batch_size …], of which the first b count.
     """
-    missing = self.batch_size - len(pixels)
-    filled = [
-      np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1))
-      for a in (pixels, numbers)
+    inputs = [
+      jax.device_put(batching.fill(array, self.batch_size), self._split)
+      for array in (pixels, numbers)
     ]
-    inputs = [jax.device_put(a, self._split) for a in filled]
     return encode(*self._networks, *inputs, *self._settings)

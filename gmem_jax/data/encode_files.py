@@ -3,15 +3,13 @@
 Shapes: n images, d feature width.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import os
 import pathlib
 import shutil
-import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,15 +18,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from gmem_jax import progress
+from gmem_jax import progress as progress_lib
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import resolve, sections
-from gmem_jax.data import image_files, load_encoders, sources
-from gmem_jax.files import atomic, atomic as files_lib
+from gmem_jax.data import batching, image_files, load_encoders, sources
+from gmem_jax.files import atomic
 from gmem_jax.models.encoders import protocols
 
-# Images that the encoder sees at a time, and that a killed build repeats.
-BATCH, BLOCK = 32, 4096
+# Images that the encoder sees at a time.
+BATCH = 32
+# Images whose features are kept together: what a killed build repeats.
+BLOCK = 4096
 # Names of features in files, among others.
 NAMES = ("features", "rows", "cls_tokens")
 
@@ -48,15 +48,11 @@ class Encoded:
   skipped: tuple[tuple[str, str], ...]
 
 
-class Encoder:
+class FileEncoder:
   """A config's feature encoder, reading images as banks are made."""
 
   def __init__(self, config: sections.Config):
-    """Loads the weights.
-
-    Args:
-      config: Its section `encoder` decides.
-    """
+    """Loads the weights that the config's section `encoder` names."""
     self.size = config.encoder.image_size
     # The only data that is not in colour.
     self._channels = 1 if config.data.source == "digits" else 3
@@ -65,51 +61,53 @@ class Encoder:
     self.crop = f"center_crop({self.size})"
     self._encode = jax.jit(lambda x: self._network(protocols.to_float(x))[0])
 
-  def _read(self, path: pathlib.Path) -> np.ndarray | str:
+  def __call__(
+    self,
+    files: Sequence[pathlib.Path],
+    progress: Callable[[int], Any] = lambda n: None,
+  ) -> Encoded:
+    """Encodes those of the files that can be read.
+
+    Args:
+      files: Image files.
+      progress: Called with the number of files read since the last call.
+    """
+    features, kept, skipped = [], [], []
+
+    def readable(images: Iterator[Any]) -> Iterator[tuple[int, np.ndarray]]:
+      for number, image in enumerate(images):
+        if isinstance(image, image_files.BadImageError):
+          skipped.append((str(files[number]), str(image)))
+        else:
+          yield number, image
+        progress(1)
+
+    def started(
+      images: Iterator[Any],
+    ) -> Iterator[tuple[Sequence[int], jax.Array]]:
+      for batch in batching.grouped(readable(images), BATCH):
+        numbers, pixels = zip(*batch, strict=True)
+        filled = batching.fill(np.stack(pixels), BATCH)
+        yield numbers, self._encode(jnp.asarray(filled))
+
+    with image_files.threads() as pool:
+      images = batching.read_ahead(pool, self._read, files, 2 * BATCH)
+      for numbers, rows in batching.one_ahead(started(images)):
+        features.append(np.asarray(rows, np.float32)[: len(numbers)])
+        kept += numbers
+    empty = np.zeros((0, self._network.width), np.float32)
+    return Encoded(
+      np.concatenate([empty, *features]),
+      np.array(kept, np.int64),
+      tuple(skipped),
+    )
+
+  def _read(self, path: pathlib.Path) -> np.ndarray | image_files.BadImageError:
     """The pixels that the encoder sees, or why there are none."""
     try:
       return image_files.load(path, self._channels, self.size)
     except image_files.BadImageError as error:
-      return str(error)
-
-  def __call__(
-    self, files: Sequence[pathlib.Path], progress: Any = None
-  ) -> Encoded:
-    """Encodes image files.
-
-    Args:
-      files: The files.
-      progress: Called with the number of files done since the last call.
-
-    Returns:
-      The features of those that can be read.
-    """
-    features, kept, skipped = [], [], []
-    with (
-      warnings.catch_warnings(),
-      concurrent.futures.ThreadPoolExecutor() as threads,
-    ):
-      image_files.silence_pillow()
-      for start in range(0, len(files), BATCH):
-        part = files[start : start + BATCH]
-        read = list(threads.map(self._read, part))
-        good = [i for i, x in enumerate(read) if not isinstance(x, str)]
-        skipped += [
-          (str(part[i]), x) for i, x in enumerate(read) if isinstance(x, str)
-        ]
-        if good:
-          # Filled up: one shape, one compilation.
-          pixels = np.stack([read[i] for i in np.resize(good, BATCH)])
-          found = self._encode(jnp.asarray(pixels))
-          features.append(np.asarray(found, np.float32)[: len(good)])
-          kept += [start + i for i in good]
-        if progress is not None:
-          progress(len(part))
-    width = self._network.width
-    rows = np.concatenate(features) if features else np.zeros((0, width))
-    return Encoded(
-      rows.astype(np.float32), np.array(kept, np.int64), tuple(skipped)
-    )
+      return error
 
 
 def load_config(text: str, weights: str | None) -> sections.Config:
@@ -129,10 +127,7 @@ def load_config(text: str, weights: str | None) -> sections.Config:
 
 
 def list_images(paths: Sequence[str]) -> tuple[str, list[pathlib.Path]]:
-  """Image files by name, and all of folders.
-
-  Args:
-    paths: Files and folders.
+  """Lists image files: those that are named, and all of named folders.
 
   Returns:
     (the folder that they have in common, files); a folder's are in the order of
@@ -151,6 +146,7 @@ def list_images(paths: Sequence[str]) -> tuple[str, list[pathlib.Path]]:
         raise ValueError(f"{text}: {error}") from None
       files += [path / name for name in names]
     elif path.is_file():
+      # Whatever its extension: the user named it.
       files.append(path)
     else:
       raise ValueError(f"{text}: there is no such image or folder")
@@ -161,25 +157,27 @@ def list_images(paths: Sequence[str]) -> tuple[str, list[pathlib.Path]]:
 
 
 def encode_all(
-  encoder: Encoder, files: Sequence[pathlib.Path], partial: pathlib.Path
+  encoder: FileEncoder, files: Sequence[pathlib.Path], partial: pathlib.Path
 ) -> Encoded:
   """Encodes many files; killed, it continues where it stopped.
 
   Args:
     encoder: The encoder.
     files: The files.
-    partial: Directory for what is done so far; remove it with `discard`.
+    partial: Directory for what is done so far. The caller removes it once the
+      result is safe.
   """
   paths = hashlib.sha256("\0".join(map(str, files)).encode()).hexdigest()
   settings = {"encoder": encoder.name, "crop": encoder.crop, "files": paths}
   note = partial / "settings.json"
+  # What another encoder, or another folder, has left is worth nothing here.
   if partial.exists() and (
     not note.exists() or atomic.read_json(note) != settings
   ):
     shutil.rmtree(partial)
   partial.mkdir(parents=True, exist_ok=True)
-  files_lib.write_json(note, settings)
-  line = progress.Progress("encode", 0, len(files), unit="image")
+  atomic.write_json(note, settings)
+  line = progress_lib.Progress("encode", 0, len(files), unit="image")
   done, parts = 0, []
 
   def advance(n: int) -> None:
@@ -188,30 +186,34 @@ def encode_all(
     line.update(done)
 
   for start in range(0, len(files), BLOCK):
-    block = partial / f"{start:010d}.npz"
-    count = len(files[start : start + BLOCK])
-    if block.exists():
-      with np.load(block, allow_pickle=False) as stored:
-        skipped = tuple(map(tuple, stored["skipped"].tolist()))
-        found = Encoded(stored["features"], stored["kept"], skipped)
-      advance(count)
+    block = files[start : start + BLOCK]
+    path = partial / f"{start:010d}.npz"
+    if path.exists():
+      part = _load(path)
+      advance(len(block))
     else:
-      found = encoder(files[start : start + BLOCK], advance)
-      temporary = partial / "block.tmp.npz"
-      np.savez(
-        temporary,
-        features=found.features,
-        kept=found.kept,
-        skipped=np.array(found.skipped, str).reshape(-1, 2),
-      )
-      temporary.replace(block)
-    parts.append(dataclasses.replace(found, kept=found.kept + start))
+      part = encoder(block, advance)
+      _save(path, part)
+    parts.append(dataclasses.replace(part, kept=part.kept + start))
   line.close()
   return Encoded(
     np.concatenate([part.features for part in parts]),
     np.concatenate([part.kept for part in parts]),
     tuple(pair for part in parts for pair in part.skipped),
   )
+
+
+def _load(path: pathlib.Path) -> Encoded:
+  with np.load(path, allow_pickle=False) as stored:
+    skipped = tuple(map(tuple, stored["skipped"].tolist()))
+    return Encoded(stored["features"], stored["kept"], skipped)
+
+
+def _save(path: pathlib.Path, part: Encoded) -> None:
+  # An array of strings, and of two columns also where it is empty.
+  skipped = np.array(part.skipped, str).reshape(-1, 2)
+  with atomic.replacing(path) as temporary:
+    np.savez(temporary, features=part.features, kept=part.kept, skipped=skipped)
 
 
 def read_file(path: str, width: int) -> np.ndarray:

@@ -9,11 +9,13 @@ features and the memory bank come from `center_crop`; the published code reads
 external images through `bilinear_crop`. Resampling is Pillow's, to the bit.
 """
 
+import concurrent.futures
+import contextlib
 import io
 import os
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
@@ -29,6 +31,7 @@ ANIMATED = ("PNG", "WEBP", "GIF")
 # to warn and raises; ImageNet's largest image has 61 million.
 MAX_PIXELS = 178_956_970
 MIN_SIDE = 2
+MAX_THREADS = 16
 
 
 class BadImageError(Exception):
@@ -154,16 +157,20 @@ def load(
   return to_grey(pixels) if channels == 1 else pixels
 
 
-def silence_pillow() -> None:
-  """Silences the warnings of Pillow that `read` expects.
-
-  Call it inside `warnings.catch_warnings`, and before threads start: filters
-  belong to the whole process.
-  """
-  # `_check_size` has its own limit, and refuses instead of warning.
-  warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-  # Transparency is dropped on purpose.
-  warnings.filterwarnings("ignore", "Palette images with Transparency")
+@contextlib.contextmanager
+def threads() -> Iterator[concurrent.futures.Executor]:
+  """Threads to read images in, without the warnings of Pillow."""
+  # Filters belong to the whole process, so they are set before threads start
+  # and lifted after they end.
+  with warnings.catch_warnings():
+    # `_check_size` has its own limit, and refuses instead of warning.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    # Transparency is dropped on purpose.
+    warnings.filterwarnings("ignore", "Palette images with Transparency")
+    # Pillow decodes and resizes without Python's lock.
+    count = min(os.cpu_count() or 1, MAX_THREADS)
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+      yield pool
 
 
 def _check_size(sides: tuple[int, int], size: int | None) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.data import pipeline, sources
+from gmem_jax.data import batching, pipeline, sources
 from gmem_jax.models.encoders import protocols
 
-# Images that the frozen networks see at a time.
+# Images that the encoders see at a time.
 BATCH = 256
 
 
@@ -41,31 +41,17 @@ def prepare(
   tokenizer: protocols.Tokenizer,
   encoder: protocols.FeatureEncoder,
 ) -> Prepared:
-  """Encodes images in memory.
-
-  Args:
-    images: The images; none may be left out, so that rows stay aligned.
-    tokenizer: Gives the latents.
-    encoder: Gives the memory rows.
-
-  Returns:
-    Records, bank and statistics.
-  """
-  count = len(images)
-  parts = []
-  for start in range(0, count, BATCH):
-    # The last batch is filled up, so that one shape is compiled.
-    numbers = np.minimum(np.arange(start, start + BATCH), count - 1)
-    parts.append(
-      jax.device_get(_encode(tokenizer, encoder, images.pixels[numbers]))
-    )
-  latents, rows = (np.concatenate(p)[:count] for p in zip(*parts, strict=True))
+  """Encodes images; all of them, so that records and bank rows stay aligned."""
+  parts = batching.in_batches(
+    lambda pixels: _encode(tokenizer, encoder, pixels), images.pixels, BATCH
+  )
+  latents, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
   bank = bank_lib.MemoryBank(rows=jnp.asarray(rows))
   return Prepared(
     records=pipeline.InMemoryRecords(
       {
         "latent": latents,
-        "row": np.arange(count, dtype=np.int32),
+        "row": np.arange(len(images), dtype=np.int32),
         "label": images.labels,
       }
     ),
@@ -73,6 +59,7 @@ def prepare(
     info=bank_lib.make_info(bank, encoder=encoder.name, source=images.name),
     stats=protocols.latent_stats(jnp.asarray(latents)),
     latent_shape=latents.shape[1:],
+    # Digits are trained without a projection loss, so tokens are not kept.
     token_shape=None,
   )
 

@@ -1,4 +1,4 @@
-"""Tokenizer and feature encoder of a run, of converted weights."""
+"""The one loader of encoders: from converted weights to networks that run."""
 
 import dataclasses
 import pathlib
@@ -13,10 +13,7 @@ from gmem_jax.models.encoders import dinov2, protocols, random_conv, vae
 
 
 def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
-  """The tokenizer, with its weights if it has any.
-
-  Args:
-    config: The run.
+  """Loads a run's tokenizer, with its weights if it has any.
 
   Raises:
     ValueError: If the weights are of another tokenizer; names what differs.
@@ -27,13 +24,15 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
   path, key = config.encoder.tokenizer_weights, "encoder.tokenizer_weights"
   params, metadata = weights.load_configured(key, path, ("vae",))
   tokenizer = vae_tokenizer(name, params, metadata)
+  # These tell the variants apart. Sizes may differ: a small network of the same
+  # layout can stand in for the published one (`photos`).
   for field in ("ch_mult", "encoder_attention", "decoder_attention"):
-    theirs = getattr(tokenizer.network, field)
-    ours = getattr(vae.VARIANTS[name], field)
-    if theirs != ours:
+    stored = getattr(tokenizer.network, field)
+    expected = getattr(vae.VARIANTS[name], field)
+    if stored != expected:
       raise ValueError(
         f"config.{key}={path!r} is not of config.encoder.tokenizer={name!r}:"
-        f" its {field} is {theirs}, not {ours}"
+        f" its {field} is {stored}, not {expected}"
       )
   return tokenizer
 
@@ -41,16 +40,13 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
 def vae_tokenizer(
   name: str, params: Any, metadata: dict[str, Any]
 ) -> vae.VAETokenizer:
-  """The tokenizer of a converted autoencoder."""
+  """Makes a tokenizer of a converted VAE; `name` is the config's."""
   network = vae.AutoencoderKL(**hashable(metadata["model"]))
   return vae.VAETokenizer(name=name, network=network, params=params)
 
 
 def load_decoder(config: sections.Config) -> protocols.Tokenizer:
-  """The tokenizer that samples are decoded with, in `sample.decode_dtype`.
-
-  Args:
-    config: The run.
+  """Loads the tokenizer that decodes samples, in `sample.decode_dtype`.
 
   Raises:
     ValueError: See `load_tokenizer`.
@@ -59,11 +55,9 @@ def load_decoder(config: sections.Config) -> protocols.Tokenizer:
 
 
 def decoder(tokenizer: protocols.Tokenizer, dtype: str) -> protocols.Tokenizer:
-  """A tokenizer whose products are of another type; its weights stay.
+  """A tokenizer with matmuls in "float32" or "bfloat16"; its weights stay.
 
-  Args:
-    tokenizer: The tokenizer; one without a network is left as it is.
-    dtype: "float32" or "bfloat16".
+  One without a network is returned as it is.
   """
   if not isinstance(tokenizer, vae.VAETokenizer):
     return tokenizer
@@ -72,11 +66,7 @@ def decoder(tokenizer: protocols.Tokenizer, dtype: str) -> protocols.Tokenizer:
 
 
 def tokenizer_info(config: sections.Config) -> dict[str, Any]:
-  """What identifies the tokenizer in a record of samples.
-
-  Args:
-    config: The run.
-  """
+  """What identifies a run's tokenizer in a record of samples."""
   info: dict[str, Any] = {"name": config.encoder.tokenizer}
   if config.encoder.tokenizer == "identity":
     return info
@@ -86,10 +76,10 @@ def tokenizer_info(config: sections.Config) -> dict[str, Any]:
 
 
 def hashable(model: dict[str, Any]) -> dict[str, Any]:
-  """A network's settings from JSON: lists as tuples.
+  """A network's settings from JSON: lists as tuples, without None.
 
-  Args:
-    model: The settings; what no tensor tells is None, and left at its default.
+  Flax modules are hashed where they are static arguments of jit. A setting that
+  no tensor tells is None, and is left at its default.
   """
   return {
     key: tuple(value) if isinstance(value, list) else value
@@ -125,6 +115,7 @@ def load_stats(
     scale = 1.0
     if isinstance(tokenizer, vae.VAETokenizer):
       scale = tokenizer.network.latent_scale
+      # SD-VAE was published with a scale; VA-VAE with a file of statistics.
       if scale == 1:
         raise ValueError(
           f"config.{key} is empty, and config.encoder.tokenizer="
@@ -144,27 +135,25 @@ def load_stats(
 def load_features(
   config: sections.Config, channels: int
 ) -> protocols.FeatureEncoder:
-  """The feature encoder, with its weights if it has any.
-
-  Args:
-    config: The run.
-    channels: Channels of the images.
-  """
+  """Loads a run's feature encoder for images of so many channels."""
   if config.encoder.features == "random_conv":
+    # Random weights are a function of the seed: there is nothing to read.
     return random_conv.make(config.seed, channels)
   path = config.encoder.features_weights
   params, metadata = weights.load_configured(
     "encoder.features_weights", path, ("dinov2",)
   )
+  return make_dinov2(params, metadata)
+
+
+def make_dinov2(params: Any, metadata: dict[str, Any]) -> dinov2.DINOv2Encoder:
+  """Makes a feature encoder of a converted DINOv2."""
   network = dinov2.DINOv2(**hashable(metadata["model"]))
   return dinov2.DINOv2Encoder(_dinov2_name(metadata), network, params)
 
 
 def features_name(config: sections.Config) -> str | None:
-  """The name of the feature encoder, without loading it.
-
-  Args:
-    config: The run.
+  """The name of a run's feature encoder, without loading it.
 
   Returns:
     As `FeatureEncoder.name`; None if its weights are not on this machine.
@@ -178,4 +167,5 @@ def features_name(config: sections.Config) -> str | None:
 
 
 def _dinov2_name(metadata: dict[str, Any]) -> str:
+  # A digest, since banks must not mix features of different weights.
   return f"dinov2(sha256={metadata['source']['sha256'][:12]})"

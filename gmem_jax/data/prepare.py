@@ -1,28 +1,25 @@
 """Images to a directory of prepared data.
 
-Every process writes the shards i, i + n, i + 2 n … of the n processes, those
-that are there left as they are; then the first one joins what belongs to all
-shards. A kill at any moment costs the shards that were being written, and what
-an uninterrupted run would have written comes out, byte for byte.
+Of n processes, process i writes the shards i, i + n, i + 2 n … and leaves those
+that exist as they are; then the first process joins what belongs to all shards.
+A kill at any moment costs the shards that were being written. The next call
+continues, and its result is that of an uninterrupted run, byte for byte.
 """
 
-import collections
-import concurrent.futures
+import functools
 import logging
-import os
 import pathlib
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from gmem_jax import progress
+from gmem_jax import progress as progress_lib
 from gmem_jax.data import (
+  batching,
   encode,
   image_files,
   prepare_join,
@@ -32,49 +29,51 @@ from gmem_jax.data import (
   store,
 )
 from gmem_jax.files import atomic
+from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
 
 # Seconds between log lines, off a terminal.
 LOG_EVERY = 30.0
-MAX_THREADS = 16
 
 
 def write_store(
   directory: pathlib.Path,
   schema: schema_lib.Schema,
   source: sources.Source,
-  networks: encode.Frozen,
+  encoders: encode.Encoders,
 ) -> dict[str, Any]:
   """Prepares images, from wherever an earlier call was stopped.
 
   Args:
-    directory: Where to; made if need be.
-    schema: How.
+    directory: Where the data go; created if need be.
+    schema: How to lay them out.
     source: The images.
-    networks: The frozen networks.
+    encoders: The run's.
 
   Returns:
     The report, as it is kept in report.json.
 
   Raises:
     ValueError: If the directory holds other data, no image can be read, or the
-      networks gave NaN.
+      encoders gave NaN.
     OSError: If the disk is full; whole shards are kept.
   """
   first = jax.process_index() == 0
   try:
+    # The schema is written once and by one process; the others compare, so that
+    # processes with different configs do not share a directory.
     if first:
       _claim(directory, schema)
-    _wait("schema")
+    processes.wait_for_all("prepare/schema")
     if not first:
       _check(directory, schema)
     if not (directory / store.REPORT).exists():
-      _write_shards(directory, schema, source, networks)
-      _wait("shards")
+      _write_shards(directory, schema, source, encoders)
+      processes.wait_for_all("prepare/shards")
       if first:
         prepare_join.join(directory, schema, source.ignored)
-      _wait("bank")
+      processes.wait_for_all("prepare/bank")
     if first:
       prepare_join.clean(directory)
   except OSError as error:
@@ -97,13 +96,12 @@ def _claim(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
 
 def _check(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
   """Checks that a directory is of this schema; names what differs."""
-  theirs = schema_lib.to_json(schema_lib.read(directory))
-  ours = schema_lib.to_json(schema)
-  differing = [
-    f"  {key}: {theirs[key]!r} there, {ours[key]!r} now"
-    for key in ours
-    if theirs[key] != ours[key] and key not in ("fields", "record_bytes")
-  ]
+  differing = atomic.differences(
+    schema_lib.to_json(schema_lib.read(directory)),
+    schema_lib.to_json(schema),
+    # They follow from the others.
+    ignored=("fields", "record_bytes"),
+  )
   if differing:
     raise ValueError(
       f"config.data.prepared={str(directory)!r} holds other data:\n"
@@ -113,8 +111,9 @@ def _check(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
 
 
 def _check_space(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
-  """Refuses to start what cannot end."""
+  """Refuses to start what the disk has no room for."""
   record = schema_lib.layout(schema).size
+  # Besides its records, each image has a row of the bank in float32.
   each = record * schema.records_per_image + 4 * schema.feature_width
   needed, free = each * schema.images, shutil.disk_usage(directory).free
   about, left = prepare_join.amount(needed), prepare_join.amount(free)
@@ -130,9 +129,9 @@ def _write_shards(
   directory: pathlib.Path,
   schema: schema_lib.Schema,
   source: sources.Source,
-  networks: encode.Frozen,
+  encoders: encode.Encoders,
 ) -> None:
-  """Writes those shards of this process that are not there yet."""
+  """Writes the missing ones among this process's shards."""
   mine = range(jax.process_index(), schema.shards, jax.process_count())
   missing = [i for i in mine if not shards.is_whole(directory, schema, i)]
   done = sum(len(_images(schema, i)) for i in mine if i not in set(missing))
@@ -140,97 +139,59 @@ def _write_shards(
   if done:
     _log.info("continuing: %d of %d images are there", done, total)
   progress = _Progress(done, total)
-  threads = min(os.cpu_count() or 1, MAX_THREADS)
-  with (
-    concurrent.futures.ThreadPoolExecutor(threads) as pool,
-    warnings.catch_warnings(),
-  ):
-    image_files.silence_pillow()
-    # One stream of pictures over all shards: the pool never runs dry.
-    numbers = [n for shard in missing for n in _images(schema, shard)]
-    ahead = 2 * networks.batch_size
-    pictures = _read_ahead(pool, source, schema.image_shape[0], numbers, ahead)
+  with image_files.threads() as pool:
+    read = functools.partial(_read, source, schema.image_shape[0])
+    # One stream of pictures over all shards: the threads never run dry.
+    numbers = (n for shard in missing for n in _images(schema, shard))
+    # The next batch is whole in memory while the devices work on this one.
+    ahead = 2 * encoders.batch_size
+    pictures = batching.read_ahead(pool, read, numbers, ahead)
     for shard in missing:
       with shards.writing(directory, schema, shard) as writer:
         images = _images(schema, shard)
-        _fill(writer, networks, pictures, images, progress)
+        _fill(writer, encoders, pictures, images, progress)
   progress.close()
 
 
 def _fill(
   writer: shards.ShardWriter,
-  networks: encode.Frozen,
+  encoders: encode.Encoders,
   pictures: Iterator[sources.Picture],
   images: Sequence[int],
   progress: "_Progress",
 ) -> None:
   """Encodes the images of a shard; the devices are one batch ahead."""
-  batch: list[sources.Picture] = []
-  numbers: list[int] = []
-  late = None
 
-  def dispatch() -> None:
-    nonlocal late, batch, numbers
-    pixels = np.stack([_pixels(picture) for picture in batch])
-    started = batch, networks(pixels, np.array(numbers, np.int32))
-    batch, numbers = [], []
-    flush()
-    late = started
+  def readable() -> Iterator[tuple[int, sources.Picture, np.ndarray]]:
+    for number in images:
+      picture = next(pictures)
+      if picture.pixels is None:
+        writer.skip(picture)
+        name = prepare_join.printable(picture.name)
+        _log.warning("skipped %s: %s", name, picture.note)
+      else:
+        yield number, picture, picture.pixels
+      progress.step(skipped=picture.pixels is None)
 
-  def flush() -> None:
-    if late is not None:
-      done, arrays = late
-      writer.add(
-        done, {n: np.asarray(a)[: len(done)] for n, a in arrays.items()}
-      )
+  def started() -> Iterator[tuple[Sequence[sources.Picture], Any]]:
+    # Batches end with the shard: what is encoded together never depends on
+    # where an earlier call was killed.
+    for batch in batching.grouped(readable(), encoders.batch_size):
+      numbers, kept, pixels = zip(*batch, strict=True)
+      yield kept, encoders(np.stack(pixels), np.array(numbers, np.int32))
 
-  for number in images:
-    picture = next(pictures)
-    if picture.pixels is None:
-      writer.skip(picture)
-      _log.warning(
-        "skipped %s: %s", prepare_join.printable(picture.name), picture.note
-      )
-    else:
-      batch.append(picture)
-      numbers.append(number)
-    if len(batch) == networks.batch_size:
-      dispatch()
-    progress.step(skipped=picture.pixels is None)
-  if batch:
-    dispatch()
-  flush()
+  for kept, arrays in batching.one_ahead(started()):
+    writer.add(kept, {n: np.asarray(a)[: len(kept)] for n, a in arrays.items()})
 
 
-def _read_ahead(
-  pool: concurrent.futures.Executor,
-  source: sources.Source,
-  size: int,
-  numbers: Sequence[int],
-  ahead: int,
-) -> Iterator[sources.Picture]:
-  """Reads and crops images in threads, in order."""
-  queue: collections.deque[Any] = collections.deque()
-  for number in numbers:
-    queue.append(pool.submit(_read, source, number, size))
-    if len(queue) > ahead:
-      yield queue.popleft().result()
-  while queue:
-    yield queue.popleft().result()
-
-
-def _read(source: sources.Source, number: int, size: int) -> sources.Picture:
+def _read(source: sources.Source, size: int, number: int) -> sources.Picture:
+  """Reads an image and crops it to the size that the encoders take."""
   picture = source.read(number)
   pixels = picture.pixels
   if pixels is None or pixels.shape[:2] == (size, size):
     return picture
   cut = image_files.center_crop(pixels, size)
   return sources.Picture(picture.name, picture.label, cut, picture.note)
-
-
-def _pixels(picture: sources.Picture) -> np.ndarray:
-  assert picture.pixels is not None
-  return picture.pixels
 
 
 def _images(schema: schema_lib.Schema, shard: int) -> range:
@@ -243,7 +204,7 @@ class _Progress:
   """Images per second and ETA, of this call."""
 
   def __init__(self, done: int, total: int):
-    self._line = progress.Progress("prepare", done, total, unit="image")
+    self._line = progress_lib.Progress("prepare", done, total, unit="image")
     self._done, self._skipped = done, 0
     self._lap = done, time.monotonic()
 
@@ -262,9 +223,3 @@ class _Progress:
   def close(self) -> None:
     """Ends the line."""
     self._line.close()
-
-
-def _wait(name: str) -> None:
-  """Until all processes are here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"prepare/{name}")

@@ -23,10 +23,10 @@ def join(
   schema: schema_lib.Schema,
   ignored: Mapping[str, int],
 ) -> None:
-  """Writes what belongs to all shards; the report last.
+  """Writes what belongs to all shards of a directory.
 
   Args:
-    directory: Of prepared data, all shards whole.
+    directory: Prepared data, all shards whole.
     schema: Its schema.
     ignored: Extension -> files of the source that are no images.
 
@@ -42,17 +42,18 @@ def join(
   images = sum(fact["images"] for fact in facts)
   if not images:
     raise ValueError("no image can be used:\n" + "\n".join(_named(skipped)))
+  bank = directory / bank_files.PREPARED
   info = _join_bank(directory, schema, images)
-  statistics = _statistics(facts)
-  atomic.write_json(directory / store.STATISTICS, statistics)
+  atomic.write_json(bank / "info.json", dataclasses.asdict(info))
+  atomic.write_json(directory / store.STATISTICS, _statistics(facts))
   size = sum(fact["bytes"] for fact in facts)
+  # Last: where there is a report, the data are whole.
   atomic.write_json(
     directory / store.REPORT,
     {
       "images": images,
       "shards": schema.shards,
-      "bytes": size
-      + (directory / bank_files.PREPARED / "rows.npy").stat().st_size,
+      "bytes": size + (bank / "rows.npy").stat().st_size,
       "bank": info.digest,
       "skipped": skipped,
       "noted": [n for fact in facts for n in fact["noted"]],
@@ -62,26 +63,18 @@ def join(
 
 
 def clean(directory: pathlib.Path) -> None:
-  """Removes what a kill may have left, and the parts of the bank.
-
-  Args:
-    directory: Of prepared data, whole.
-  """
-  for folder in (directory, directory / bank_files.PREPARED):
-    for pattern in (".*.partial", ".*.tmp"):
-      for path in folder.glob(pattern):
-        path.unlink()
-  for path in (directory / bank_files.PREPARED).glob("train-*.npy"):
+  """Removes from whole data the bank's parts and what kills have left."""
+  bank = directory / bank_files.PREPARED
+  for folder in (directory, bank):
+    # Temporary files of `atomic.replacing`.
+    for path in folder.glob(".*.tmp*"):
+      path.unlink()
+  for path in bank.glob("train-*.npy"):
     path.unlink()
 
 
 def describe(directory: pathlib.Path, report: Mapping[str, Any]) -> str:
-  """The report for people.
-
-  Args:
-    directory: Of prepared data.
-    report: As in report.json.
-  """
+  """Formats the report of report.json for people."""
   skipped, noted = report["skipped"], report["noted"]
   lines = [
     f"Prepared data: {directory}",
@@ -100,61 +93,50 @@ def describe(directory: pathlib.Path, report: Mapping[str, Any]) -> str:
 
 
 def amount(size: int) -> str:
-  """Bytes for people.
-
-  Args:
-    size: How many.
-  """
+  """Formats a number of bytes for people."""
   power = min(int(math.log10(max(size, 1)) // 3), 4)
   return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def printable(name: str) -> str:
-  """A file's name as any terminal can show it.
-
-  Args:
-    name: The name, perhaps not of Unicode.
-  """
+  """Formats a file's name, which need not be Unicode, for any terminal."""
   return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _named(found: Sequence[Mapping[str, str]]) -> list[str]:
+def _named(entries: Sequence[Mapping[str, str]]) -> list[str]:
   lines = [
     f"    {printable(one['name'])}: {one.get('reason', one.get('note'))}"
-    for one in found[:SHOWN]
+    for one in entries[:SHOWN]
   ]
-  if len(found) > SHOWN:
-    lines.append(f"    and {len(found) - SHOWN:,} more, see {store.REPORT}")
+  if len(entries) > SHOWN:
+    lines.append(f"    and {len(entries) - SHOWN:,} more, see {store.REPORT}")
   return lines
 
 
 def _join_bank(
   directory: pathlib.Path, schema: schema_lib.Schema, images: int
 ) -> bank_lib.BankInfo:
-  """Joins the rows of all shards, without holding them in memory."""
-  path = directory / bank_files.PREPARED / "rows.npy"
-  partial = shards.partial_path(path)
+  """Joins the rows of all shards."""
   header = {
     "descr": "<f4",
     "fortran_order": False,
     "shape": (images, schema.feature_width),
   }
-  with partial.open("wb") as file:
-    np.lib.format.write_array_header_1_0(file, header)
-    for number in range(schema.shards):
-      rows = np.load(shards.rows_path(directory, schema, number))
-      file.write(rows.tobytes())
-    file.flush()
-    os.fsync(file.fileno())
-  bank = bank_lib.MemoryBank(rows=jnp.asarray(np.load(partial)))
-  info = bank_lib.make_info(
-    bank, encoder=schema.features["name"], source=schema.source["name"]
-  )
-  os.replace(partial, path)
-  atomic.write_json(
-    directory / bank_files.PREPARED / "info.json", dataclasses.asdict(info)
-  )
-  return info
+  path = directory / bank_files.PREPARED / "rows.npy"
+  with atomic.replacing(path) as temporary:
+    # Shard by shard: the whole would be held twice by np.concatenate.
+    with temporary.open("wb") as file:
+      np.lib.format.write_array_header_1_0(file, header)
+      for number in range(schema.shards):
+        rows = np.load(shards.rows_path(directory, schema, number))
+        file.write(rows.tobytes())
+      # On the disk before the name, or a power cut could leave an empty file.
+      file.flush()
+      os.fsync(file.fileno())
+    bank = bank_lib.MemoryBank(rows=jnp.asarray(np.load(temporary)))
+    return bank_lib.make_info(
+      bank, encoder=schema.features["name"], source=schema.source["name"]
+    )
 
 
 def _statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -164,6 +146,8 @@ def _statistics(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   total = np.sum([s["sum"] for s in sums], axis=0)
   square = np.sum([s["square"] for s in sums], axis=0)
   mean = total / count
+  # One pass over the data gives sums alone. They are float64, so the difference
+  # of large numbers loses nothing that float32 statistics would show.
   variance = (square - count * mean**2) / max(count - 1, 1)
   if not (variance > 0).all():
     channels = np.flatnonzero(~(variance > 0)).tolist()

@@ -1,6 +1,7 @@
-"""One shard of prepared data: written beside its place, then moved there.
+"""One shard of prepared data, written whole or not at all.
 
-A shard is whole once its .json exists, the last of its files to get its name.
+A shard has three files: records, rows of the bank, and what is known of both as
+JSON. The JSON gets its name last, so a shard is whole once it exists.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from array_record.python import array_record_module  # type: ignore
 from gmem_jax.data import schema as schema_lib, sources
 from gmem_jax.files import atomic
 
-# Records are read one by one, and noise does not compress.
+# Records are read one by one in random order, so groups would be read in vain;
+# and noise does not compress.
 OPTIONS = "group_size:1,uncompressed"
 
 
@@ -24,12 +26,7 @@ class ShardWriter:
   """Collects what a shard holds; see `writing`."""
 
   def __init__(self, schema: schema_lib.Schema, path: pathlib.Path):
-    """Opens a file of records.
-
-    Args:
-      schema: How records are laid out.
-      path: The file.
-    """
+    """Opens a file of records."""
     self._schema, self._layout = schema, schema_lib.layout(schema)
     self._path = path
     with _disk_errors(path):
@@ -42,11 +39,7 @@ class ShardWriter:
     self.noted: list[dict[str, str]] = []
 
   def skip(self, picture: sources.Picture) -> None:
-    """Leaves an image out.
-
-    Args:
-      picture: The image, without pixels.
-    """
+    """Leaves out an image without pixels; its note says why."""
     self.skipped.append({"name": picture.name, "reason": picture.note})
 
   def add(
@@ -56,10 +49,10 @@ class ShardWriter:
 
     Args:
       pictures: The images.
-      arrays: What `frozen.encode` made of them.
+      arrays: What `encode.encode` made of them.
 
     Raises:
-      ValueError: If a network gave NaN or infinity; names the image.
+      ValueError: If an encoder gave NaN or infinity; names the image.
     """
     self._count_latents(pictures, arrays)
     for i, picture in enumerate(pictures):
@@ -71,11 +64,7 @@ class ShardWriter:
     self.rows.append(arrays["row"])
 
   def close(self) -> dict[str, Any]:
-    """Finishes the file.
-
-    Returns:
-      What is to be known of the shard; JSON.
-    """
+    """Finishes the file and says what the shard holds; JSON."""
     with _disk_errors(self._path):
       self._writer.close()
     return {
@@ -91,6 +80,7 @@ class ShardWriter:
 
   def abandon(self) -> None:
     """Closes the file after an error."""
+    # A full disk fails here, too; the first error is the one to tell.
     with contextlib.suppress(RuntimeError):
       self._writer.close()
 
@@ -118,18 +108,19 @@ class ShardWriter:
   def _count_latents(
     self, pictures: Sequence[sources.Picture], arrays: Mapping[str, np.ndarray]
   ) -> None:
-    """Adds the images as they are to the sums of the statistics."""
+    """Adds the images as they are, not mirrored, to the statistics' sums."""
     posterior = self._schema.latents == "posterior"
     mean = arrays["mean" if posterior else "latent"][:, 0].astype(np.float64)
     square = mean**2
-    if posterior:  # The second moment of what will be drawn.
+    if posterior:
+      # Training draws from the posterior: E[z²] = mean² + variance.
       square += np.exp(arrays["logvar"][:, 0].astype(np.float64))
     finite = np.isfinite(square).all(axis=(1, 2, 3))
     finite &= np.isfinite(arrays["row"]).all(axis=1)
     if not finite.all():
       name = pictures[int(np.argmin(finite))].name
       raise ValueError(
-        f"the frozen networks gave NaN or infinity for {name}: the weights of"
+        f"the encoders gave NaN or infinity for {name}: the weights of"
         " config.encoder.tokenizer_weights or .features_weights are damaged"
       )
     self._sum += mean.sum(axis=(0, 1, 2))
@@ -143,11 +134,6 @@ def writing(
 ) -> Iterator[ShardWriter]:
   """Writes a shard: whole when the block ends, not at all if it fails.
 
-  Args:
-    directory: Of prepared data.
-    schema: Its schema.
-    number: Of the shard.
-
   Yields:
     The writer to fill.
 
@@ -155,80 +141,56 @@ def writing(
     OSError: If the disk is full or the directory cannot be written.
   """
   path = directory / f"{schema.shard_name(number)}.array_record"
-  partial, rows = partial_path(path), rows_path(directory, schema, number)
-  try:
-    writer = ShardWriter(schema, partial)
+  with atomic.replacing(path) as temporary:
+    writer = ShardWriter(schema, temporary)
     try:
       yield writer
       facts = writer.close()
     except BaseException:
       writer.abandon()
       raise
-    _save_rows(rows, writer.rows, schema.feature_width)
+    _save_rows(directory, schema, number, writer.rows)
     facts |= {
-      "bytes": partial.stat().st_size,
-      "sha256": _digest(partial),
+      "bytes": temporary.stat().st_size,
+      "sha256": _digest(temporary),
       "schema": schema_lib.digest(schema),
     }
-    os.replace(partial, path)
-    atomic.write_json(path.with_suffix(".json"), facts)
-  finally:
-    partial.unlink(missing_ok=True)
+  atomic.write_json(path.with_suffix(".json"), facts)
 
 
 def is_whole(
   directory: pathlib.Path, schema: schema_lib.Schema, number: int
 ) -> bool:
-  """Whether a shard has been written.
-
-  Args:
-    directory: Of prepared data.
-    schema: Its schema.
-    number: Of the shard.
-  """
+  """Whether all of a shard has been written."""
   return (directory / f"{schema.shard_name(number)}.json").exists()
 
 
 def rows_path(
   directory: pathlib.Path, schema: schema_lib.Schema, number: int
 ) -> pathlib.Path:
-  """Where a shard's rows of the bank lie until the bank is made.
-
-  Args:
-    directory: Of prepared data.
-    schema: Its schema.
-    number: Of the shard.
-  """
+  """Where a shard's rows of the bank are until the bank is joined."""
   return directory / "bank" / f"{schema.shard_name(number)}.npy"
 
 
-def partial_path(path: pathlib.Path) -> pathlib.Path:
-  """Where a file lies until it is whole.
-
-  Args:
-    path: Its final place.
-  """
-  return path.with_name(f".{path.name}.partial")
-
-
 def _save_rows(
-  path: pathlib.Path, rows: Sequence[np.ndarray], width: int
+  directory: pathlib.Path,
+  schema: schema_lib.Schema,
+  number: int,
+  rows: Sequence[np.ndarray],
 ) -> None:
+  path = rows_path(directory, schema, number)
   path.parent.mkdir(exist_ok=True)
-  partial = partial_path(path)
-  empty = np.zeros((0, width), np.float32)
-  try:
-    with partial.open("wb") as file:
-      np.save(file, np.concatenate([empty, *rows]))
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  # A shard whose images are all damaged has no rows, and no width without this.
+  empty = np.zeros((0, schema.feature_width), np.float32)
+  with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+    np.save(file, np.concatenate([empty, *rows]))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _digest(path: pathlib.Path) -> str:
   """SHA-256 of a file, once all of it is on the disk."""
+  # The digest promises what was written, so it must outlive a power cut.
   with path.open("rb") as file:
     os.fsync(file.fileno())
     return hashlib.file_digest(file, "sha256").hexdigest()
@@ -236,7 +198,7 @@ def _digest(path: pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _disk_errors(path: pathlib.Path) -> Iterator[None]:
-  """ArrayRecord tells of a full disk by a RuntimeError."""
+  """Turns the RuntimeError by which ArrayRecord reports a full disk."""
   try:
     yield
   except RuntimeError as error:

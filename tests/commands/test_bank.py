@@ -62,7 +62,7 @@ def test_build_names_rows_and_skips_what_is_broken(work, run):
 
 def test_a_killed_build_continues(work, run, monkeypatch, capsys):
   monkeypatch.setattr(encode_files, "BLOCK", 5)
-  seen, call = [], encode_files.Encoder.__call__
+  seen, call = [], encode_files.FileEncoder.__call__
 
   def spy(self, files, progress=None):
     seen.append(len(files))
@@ -70,7 +70,7 @@ def test_a_killed_build_continues(work, run, monkeypatch, capsys):
       raise KeyboardInterrupt
     return call(self, files, progress)
 
-  monkeypatch.setattr(encode_files.Encoder, "__call__", spy)
+  monkeypatch.setattr(encode_files.FileEncoder, "__call__", spy)
   arguments = ["build", str(work / "photos"), str(work / "again"), CONFIG]
   with pytest.raises(KeyboardInterrupt):
     bank_command.main(arguments)

@@ -54,7 +54,7 @@ def kill(out: pathlib.Path, seed: int) -> dict:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the kill came too late"
     killed.append(whole(out))
-    partial += len(list(out.rglob(".*.partial")))
+    partial += len(list(out.rglob(".*.tmp*")))
     for path in out.glob("train-*.json"):
       size = json.loads(path.read_text())["bytes"]
       assert path.with_suffix(".array_record").stat().st_size == size

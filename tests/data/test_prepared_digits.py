@@ -25,7 +25,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def networks():
-  return encode.Frozen(
+  return encode.Encoders(
     protocols.IdentityTokenizer(),
     random_conv.make(0, 1),
     latents="sample",

@@ -36,7 +36,7 @@ SETTINGS = {"latents": "sample", "tokens": "int8", "mirrored": True}
 
 @pytest.fixture(scope="module")
 def networks():
-  return encode_lib.Frozen(
+  return encode_lib.Encoders(
     protocols.IdentityTokenizer(),
     random_conv.make(0, 3),
     seed=0,
@@ -326,7 +326,9 @@ def test_another_directory_is_refused(prepared, networks, arrays):
   directory, *_ = prepared
   before = contents(directory)
   schema = make_schema(arrays, networks, tokens="bf16")
-  with pytest.raises(ValueError, match=r"other data:\n  tokens: 'int8' there"):
+  with pytest.raises(
+    ValueError, match=r"other data:\n(  .*\n)+  tokens: 'int8' there"
+  ):
     prepare.write_store(directory, schema, arrays, networks)
   assert contents(directory) == before
 
