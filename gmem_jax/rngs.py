@@ -23,6 +23,7 @@ STREAMS = {
   "train/neighbours": "(step)",
   "sample/row": "(image)",
   "sample/noise": "(image)",
+  # The noise increment of an SDE step. The name is public, and stays.
   "sample/kick": "(image, step)",
   "sample/mask": "()",
   "bank/mask": "()",

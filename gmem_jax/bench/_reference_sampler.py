@@ -58,7 +58,7 @@ def sample(
   config: schedule.SamplerConfig,
   apply: Apply,
   x0: jax.Array,
-  kicks: Callable[[Any], jax.Array],
+  noise_increments: Callable[[Any], jax.Array],
   snippet: jax.Array,
   zero: jax.Array,
 ) -> jax.Array:
@@ -69,7 +69,7 @@ def sample(
       "ode_euler", of velocity networks; as published.
     apply: The network.
     x0: Noise [b …].
-    kicks: Step -> standard normal [b …].
+    noise_increments: Step -> standard normal [b …].
     snippet: [b d].
     zero: 0, which the compiler must not know: else it would see that two calls
       of the network are one.
@@ -90,7 +90,7 @@ def sample(
   grid = schedule.grid(config)
 
   def noise(step):
-    one = kicks(step)
+    one = noise_increments(step)
     return jnp.concatenate([one, one]) if guided else one
 
   def body(z, step):

@@ -34,7 +34,7 @@ from gmem_jax.bench import _recipe, _reference_sampler, _results, _timing
 from gmem_jax.commands import abstract, compile as compile_command
 from gmem_jax.config import sections
 from gmem_jax.data import images as images_lib
-from gmem_jax.diffusion import samplers
+from gmem_jax.diffusion import schedule
 from gmem_jax.models import retrieval
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       taken[name].append(_timing.seconds(call))
   found = {name: float(np.median(times)) for name, times in taken.items()}
   png = png_seconds(pixels[OURS])
-  numbers = samplers.num_calls(config.sampler)
+  numbers = schedule.num_calls(config.sampler)
   assert numbers is not None  # The reference's sampler was checked.
   forwards = {
     OURS: sum(numbers),

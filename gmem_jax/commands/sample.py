@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Sequence
 
 from gmem_jax.config import sections
-from gmem_jax.diffusion import samplers
+from gmem_jax.diffusion import schedule
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.sample import output, plan as plan_lib, source as source_lib
 
@@ -66,9 +66,9 @@ def _write(
   return made
 
 
-def describe_cost(sampler: samplers.SamplerConfig) -> str:
+def describe_cost(sampler: schedule.SamplerConfig) -> str:
   """What an image costs, in network calls (NFE)."""
-  calls = samplers.num_calls(sampler)
+  calls = schedule.num_calls(sampler)
   if calls is None:
     return f"{sampler.method} chooses its number of network calls"
   text = f"{sum(calls)} network calls per image"

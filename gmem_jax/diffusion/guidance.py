@@ -5,7 +5,7 @@ without it, and its output moves away from the unconditional one,
 
   guided = unconditional + scale (conditional - unconditional).
 
-Outside it the snippet alone is used, and the unconditional branch is never
+Outside it the snippet alone is used, and the unconditional branch is not
 computed: a sampler knows in advance which of its evaluations fall inside, so
 they become loops of different static shapes.
 
@@ -49,11 +49,11 @@ class GuidanceConfig:
   """Strength and interval of the guidance.
 
   Attributes:
-    scale: 1 is no guidance, and costs none.
-    start: guidance acts from this time on (t=0 noise, t=1 data).
-    end: guidance acts up to and including this time.
-    after_end: what follows after `end`: the conditional output, or the
-      unconditional one, as in the published code.
+    scale: 1 is no guidance, and costs nothing.
+    start: Guidance acts from this time on (t=0 noise, t=1 data).
+    end: Guidance acts up to and including this time.
+    after_end: The output after `end`: conditional, or unconditional as in the
+      published code.
   """
 
   scale: float
@@ -64,13 +64,14 @@ class GuidanceConfig:
   def __post_init__(self):
     if not 0 <= self.scale < float("inf"):
       raise ValueError(
-        f"sampler.guidance.scale is {self.scale}; it must be finite and at "
-        "least 0 (1 is no guidance)."
+        f"config.sampler.guidance.scale={self.scale}: must be finite and at"
+        " least 0 (1 is no guidance)"
       )
     if not 0 <= self.start <= self.end <= 1:
       raise ValueError(
-        f"sampler.guidance.start is {self.start} and sampler.guidance.end "
-        f"{self.end}; 0 <= start <= end <= 1 is needed (t=0 noise, t=1 data)."
+        f"config.sampler.guidance.start={self.start},"
+        f" config.sampler.guidance.end={self.end}: must be"
+        " 0 <= start <= end <= 1 (t=0 noise, t=1 data)"
       )
 
   @property
@@ -80,11 +81,9 @@ class GuidanceConfig:
 
 
 def branch_at(config: GuidanceConfig, t: float) -> Branch:
-  """Which outputs the evaluation at time `t` needs.
-
-  Times are compared in float32, the precision in which a network sees them,
-  so that a grid point which equals `start` there counts as inside.
-  """
+  """Which outputs the evaluation at time `t` needs."""
+  # Compared in float32, as a network sees times: the float64 grid may be a
+  # rounding below a `start` that it is meant to contain.
   if not config.on or np.float32(t) < np.float32(config.start):
     return Branch.CONDITIONAL
   if np.float32(t) <= np.float32(config.end):
@@ -110,20 +109,19 @@ def pair(
 ) -> tuple[Float[Array, "b ..."], Float[Array, "b ..."]]:
   """Evaluates a network with and without its condition, in one call.
 
-  The doubled batch keeps the two copies of a sample next to each other, so a
-  batch that is sharded over devices stays where it is.
-
   Args:
-    network: maps (x, t, condition) to its output, sample by sample.
-    x: points.
-    t: times.
-    condition: arrays with leading axis b.
-    null: the condition of the unconditional branch, of the same structure and
+    network: Maps (x, t, condition) to its output, sample by sample.
+    x: Points, at times `t`.
+    t: One per sample.
+    condition: Arrays with leading axis b.
+    null: The condition of the unconditional branch, of the same structure and
       shapes; zeros for the published networks.
 
   Returns:
     The conditional and the unconditional output.
   """
+  # The two copies of a sample are neighbours: a batch that is sharded over
+  # devices then stays where it is, which concatenated halves would not.
 
   def interleave(one, other):
     return einops.rearrange(
@@ -145,32 +143,30 @@ def select(
   network: Network,
   pairs: NetworkPair | None,
 ) -> Network:
-  """The network of one branch.
+  """The network of one branch, a function of (x, t).
 
   Args:
-    config: gives the scale.
-    branch: which outputs to compute.
-    network: the conditional network.
-    pairs: the network with and without its condition; None only where every
+    config: Gives the scale.
+    branch: Which outputs to compute.
+    network: The conditional network.
+    pairs: The network with and without its condition; None only where every
       branch is conditional.
 
-  Returns:
-    A function of (x, t). The unconditional branch, which only the published
-    interval with an end knows, also computes the pair.
-
   Raises:
-    ValueError: the branch is not conditional and `pairs` is None.
+    ValueError: The branch is not conditional and `pairs` is None.
   """
   if branch is Branch.CONDITIONAL:
     return network
   if pairs is None:
     raise ValueError(
-      f"sampler.guidance.scale is {config.scale}, but the network without its "
-      "condition was not given; pass pair, or set the scale to 1."
+      f"config.sampler.guidance.scale={config.scale}: needs the network"
+      " without its condition; pass `pair`, or set the scale to 1"
     )
 
   def evaluate(x, t):
     conditional, unconditional = pairs(x, t)
+    # Half of the pair is wasted, but only an interval that ends before t=1 with
+    # `after_end` "unconditional" comes here.
     if branch is Branch.UNCONDITIONAL:
       return unconditional
     return combine(config.scale, conditional, unconditional)

@@ -7,8 +7,8 @@ Along dx = v(x, t) dt the density changes by d log p = -div v dt, so
 with x0 the noise that x1 is integrated back to. The divergence is estimated
 without bias by e^T (dv/dx) e for random signs e (Hutchinson). One draw serves
 a whole trajectory: the estimate is then a smooth function of time, which an
-adaptive solver can follow. (The published code draws anew in every call; its
-step control follows that noise through a hundred times as many calls.)
+adaptive solver can follow. (The published code draws anew in every call, and
+its step control follows that noise through a hundred times as many calls.)
 
 Source: Grathwohl et al., "FFJORD" (arXiv 1810.01367), section 3.1; Song et al.,
 "Score-based generative modeling through stochastic differential equations",
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gmem_jax.diffusion import dopri5, guidance, ode, samplers, schedule
+from gmem_jax.diffusion import guidance, samplers, schedule, solvers
 
 
 def normal_log_density(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
@@ -33,7 +33,7 @@ def normal_log_density(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
 
 
 def log_likelihood(
-  config: samplers.SamplerConfig,
+  config: schedule.SamplerConfig,
   network: guidance.Network,
   x1: Float[Array, "b ..."],
   probe: Float[Array, "b ..."],
@@ -41,28 +41,30 @@ def log_likelihood(
   """Estimates the log-likelihood of data.
 
   Args:
-    config: a sampler with an ODE method and without guidance.
-    network: maps (x, t) to the prediction; differentiable in x, and
+    config: A sampler with an ODE method and without guidance.
+    network: Maps (x, t) to the prediction; differentiable in x, and
       independent from sample to sample.
-    x1: data.
-    probe: random signs (`jax.random.rademacher`), one draw per sample. The
+    x1: Data.
+    probe: Random signs (`jax.random.rademacher`), one draw per sample. The
       estimate is unbiased; average over draws to sharpen it.
 
   Returns:
     Nats per sample, and the noise to which the data were integrated.
 
   Raises:
-    ValueError: the method is an SDE, or guidance is on.
+    ValueError: The method is an SDE, or guidance is on.
   """
+  # `network` alone is integrated: guidance would silently be ignored, and the
+  # result the likelihood of another flow than the one sampled.
   if config.is_sde or config.guidance.on:
     raise ValueError(
-      f"sampler.method is {config.method!r} and sampler.guidance.scale "
-      f"{config.guidance.scale}; a likelihood needs one of the ode_* methods "
-      "and a scale of 1."
+      f"config.sampler.method={config.method!r},"
+      f" config.sampler.guidance.scale={config.guidance.scale}: a likelihood"
+      " needs one of the ode_* methods and a scale of 1"
     )
   change = jnp.zeros(x1.shape[:1], x1.dtype)
   if config.method == "ode_dopri5":
-    states, _ = dopri5.solve(
+    states, _ = solvers.solve_dopri5(
       lambda y, t: _derivative(config, network, y, t, probe),
       (x1, change),
       schedule.grid(config)[[-1, 0]],
@@ -77,7 +79,7 @@ def log_likelihood(
 
 
 def integrate(
-  config: samplers.SamplerConfig,
+  config: schedule.SamplerConfig,
   network: guidance.Network,
   x1: Float[Array, "b ..."],
   probe: Callable[[Int[Array, ""]], Float[Array, "b ..."]],
@@ -85,10 +87,10 @@ def integrate(
   """Integrates data to noise by fixed steps, and the divergence with it.
 
   Args:
-    config: a sampler with a fixed-step ODE method.
-    network: see `log_likelihood`.
-    x1: data.
-    probe: maps the index of an evaluation to its random signs.
+    config: A sampler with a fixed-step ODE method.
+    network: See `log_likelihood`.
+    x1: Data.
+    probe: Maps the index of a network call to its random signs.
 
   Returns:
     The noise, and minus the integral of the divergence from noise to data.
@@ -101,7 +103,7 @@ def integrate(
       lambda y, t, i=i: _derivative(config, network, y, t, probe(first + i))
       for i in range(len(branches))
     ]
-    return ode.runge_kutta_step(tableau, fields, y, times, length)
+    return solvers.runge_kutta_step(tableau, fields, y, times, length)
 
   y = x1, jnp.zeros(x1.shape[:1], x1.dtype)
   steps = schedule.plan(config, reverse=True)
@@ -112,6 +114,7 @@ def _derivative(config, network, y, t, probe):
   """Velocity, and divergence: time runs back, so it adds to the density."""
   x, _ = y
   field = samplers.velocity_field(config, network)
+  # By a backward pass, as published; v is what its forward half computes.
   v, transpose = jax.vjp(lambda x: field(x, t), x)
   probe = probe.astype(x.dtype)
   (row,) = transpose(probe)

@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gmem_jax.diffusion import interval, paths
+from gmem_jax.diffusion import paths, schedule
 
-# Norms of the cosine loss and of the projection are kept above these.
+# Norms are kept above these: the defaults of PyTorch's `cosine_similarity` and
+# `normalize`, with which the published losses are written.
 COSINE_EPS = 1e-8
 PROJECTION_EPS = 1e-12
 
@@ -36,16 +37,16 @@ class LossConfig:
   """What the network is trained to predict, and how errors are weighed.
 
   Attributes:
-    path: how noise and data are joined.
-    prediction: what the network predicts.
-    weighting: weight in time of the squared error of noise and score networks:
+    path: How noise and data are joined.
+    prediction: What the network predicts.
+    weighting: Weight in time of the squared error of noise and score networks:
       "none" is 1, "velocity" makes it the error of the velocity, "likelihood"
-      the bound on the likelihood. Velocity networks know "none" alone.
-    time: law of t; "lognormal" is the logistic function of a standard normal,
+      the bound on the likelihood. Velocity networks take "none" alone.
+    time: Law of t; "lognormal" is the logistic function of a standard normal,
       which prefers the middle of the path.
-    cosine: whether to add the cosine loss (velocity networks only).
-    projection_weight: factor of the REPA projection; 0 turns it off.
-    train_eps: distance of t from the path's singular ends, or None for 0
+    cosine: Whether to add the cosine loss (velocity networks only).
+    projection_weight: Factor of the REPA projection; 0 turns it off.
+    train_eps: Distance of t from the path's singular ends, or None for 0
       (velocity on "linear" and "gvp"), 1e-5 ("vp") or 1e-3 (the rest).
   """
 
@@ -60,28 +61,28 @@ class LossConfig:
   def __post_init__(self):
     if self.prediction == "velocity" and self.weighting != "none":
       raise ValueError(
-        f"loss.weighting is {self.weighting!r}, but with loss.prediction "
-        "'velocity' only 'none' is allowed."
+        f"config.loss.weighting={self.weighting!r}: must be 'none' with"
+        " config.loss.prediction='velocity'"
       )
     if self.prediction != "velocity" and self.cosine:
       raise ValueError(
-        f"loss.cosine needs loss.prediction 'velocity', not "
-        f"{self.prediction!r}; set loss.cosine to False."
+        "config.loss.cosine=True: must be False unless"
+        " config.loss.prediction='velocity'"
       )
     if not 0 <= self.projection_weight < float("inf"):
       raise ValueError(
-        f"loss.projection_weight is {self.projection_weight}; it must be "
-        "finite and at least 0."
+        f"config.loss.projection_weight={self.projection_weight}: must be"
+        " finite and at least 0"
       )
     if self.train_eps is not None and not 0 < self.train_eps < 0.5:
       raise ValueError(
-        f"loss.train_eps is {self.train_eps}; it must lie in (0, 0.5), or be "
-        "None for the default of the path."
+        f"config.loss.train_eps={self.train_eps}: must be in (0, 0.5), or None"
+        " for the default of the path"
       )
 
 
 # Maps points and times to predictions and projected tokens (or None).
-# Everything else is bound to it.
+# Parameters and condition are bound to it.
 TrainingNetwork = Callable[
   [Float[Array, "b h w c"], Float[Array, " b"]],
   tuple[Float[Array, "b h w c"], Float[Array, "b n d"] | None],
@@ -91,24 +92,15 @@ TrainingNetwork = Callable[
 def sample_time(
   config: LossConfig, key: Key[Array, ""], batch: int
 ) -> Float[Array, " b"]:
-  """Draws one training time per sample.
-
-  Args:
-    config: gives the law and the interval.
-    key: a random key; used once.
-    batch: number of times.
-
-  Returns:
-    Float32 times inside the path's training interval.
-  """
+  """Draws a float32 time inside the training interval for each sample."""
   if config.time == "lognormal":
     t = jax.nn.sigmoid(jax.random.normal(key, (batch,)))
   else:
     t = jax.random.uniform(key, (batch,))
   eps = config.train_eps
   if eps is None:
-    eps = interval.default_train_eps(config.path, config.prediction)
-  t0, t1 = interval.interval(config.path, config.prediction, eps=eps)
+    eps = schedule.default_train_eps(config.path, config.prediction)
+  t0, t1 = schedule.interval(config.path, config.prediction, eps=eps)
   return t0 + (t1 - t0) * t
 
 
@@ -121,16 +113,8 @@ def squared_error(
 ) -> Float[Array, " b"]:
   """The weighted squared error of each sample, averaged over its elements.
 
-  Args:
-    config: names the prediction, path and weighting.
-    output: the network's output at x_t.
-    x1: data.
-    x0: noise.
-    t: times.
-
-  Returns:
-    |v - u|^2 for velocity, w |noise - x0|^2 for noise, and
-    w |sigma score + x0|^2 for score networks.
+  |v - u|^2 for velocity, w |noise - x0|^2 for noise, and w |sigma score + x0|^2
+  for score networks, given their output at x_t.
   """
   if config.prediction == "velocity":
     error = output - paths.velocity(config.path, x1, x0, t)
@@ -152,7 +136,9 @@ def squared_error(
 def _norm(
   vectors: Float[Array, "*axes d"], smallest: float
 ) -> Float[Array, "*axes"]:
-  """Norms over the last axis, clamped; a zero vector has a zero gradient."""
+  """Norms over the last axis, clamped."""
+  # Clamped before the root: at a zero vector the root's gradient is infinite,
+  # and a network whose last layer begins at zero outputs just that.
   return jnp.sqrt(jnp.maximum(jnp.sum(vectors**2, axis=-1), smallest**2))
 
 
@@ -170,8 +156,8 @@ def projection_loss(
   """Minus the mean cosine between projected and encoder tokens.
 
   Args:
-    projected: the network's projected tokens.
-    tokens: the encoder's tokens of the same image and orientation.
+    projected: The network's projected tokens.
+    tokens: The encoder's tokens of the same image, mirrored as it was.
 
   Returns:
     A scalar in [-1, 1]; -1 is perfect alignment.
@@ -191,12 +177,12 @@ def flow_loss(
   """The training loss of one batch.
 
   Args:
-    config: which terms, and their weights.
-    network: maps (x_t, t) to its prediction and its projected tokens.
-    x1: data, normalised latents.
-    x0: standard normal noise.
-    t: times, as `sample_time` draws them.
-    tokens: encoder tokens of the same images; needed with a projection.
+    config: Which terms, and their weights.
+    network: Maps (x_t, t) to its prediction and its projected tokens.
+    x1: Data, normalised latents.
+    x0: Standard normal noise.
+    t: Times, as `sample_time` draws them.
+    tokens: Encoder tokens of the same images; needed with a projection.
 
   Returns:
     The loss, and its terms unweighted: the squared error under the name of
@@ -204,8 +190,9 @@ def flow_loss(
     "cosine" and "projection" where they are on.
 
   Raises:
-    ValueError: the projection is on and `tokens` or projected tokens lack.
+    ValueError: The projection is on and one side of it is missing.
   """
+  # A mean over a batch in bfloat16 keeps two digits, so all of it is float32.
   x1, x0, t = (array.astype(jnp.float32) for array in (x1, x0, t))
   output, projected = network(paths.interpolate(config.path, x1, x0, t), t)
   output = output.astype(jnp.float32)
@@ -219,13 +206,13 @@ def flow_loss(
   if config.projection_weight:
     if projected is None or tokens is None:
       missing = (
-        "network projects no tokens"
-        if tokens is not None
-        else ("batch holds no encoder tokens")
+        "batch has no encoder tokens"
+        if tokens is None
+        else "network projects no tokens"
       )
       raise ValueError(
-        f"loss.projection_weight is {config.projection_weight}, but the "
-        f"{missing}; set it to 0 or provide them."
+        f"config.loss.projection_weight={config.projection_weight}: the"
+        f" {missing}; provide them, or set it to 0"
       )
     metrics["projection"] = projection_loss(
       projected.astype(jnp.float32), tokens.astype(jnp.float32)

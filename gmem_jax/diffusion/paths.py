@@ -32,7 +32,8 @@ DiffusionForm = Literal[
   "linear", "sigma", "sbdm", "constant", "decreasing", "increasing_decreasing"
 ]
 
-# The noise schedule of the variance-preserving path.
+# Beta at the data and at the noise of the variance-preserving path: those of
+# Song et al., "Score-based generative modeling through SDEs".
 BETA_MIN = 0.1
 BETA_MAX = 20.0
 
@@ -41,10 +42,10 @@ class Coefficients(NamedTuple):
   """The scalars of a path at given times.
 
   Attributes:
-    alpha: factor of the data.
-    d_alpha: its time derivative.
-    sigma: factor of the noise.
-    d_sigma: its time derivative; infinite at t=1 for "vp".
+    alpha: Factor of the data.
+    d_alpha: Its time derivative.
+    sigma: Factor of the noise.
+    d_sigma: Its time derivative; infinite at t=1 for "vp".
     sigma_d_sigma: sigma times d_sigma, finite at every time of every path.
   """
 
@@ -62,10 +63,7 @@ def coefficients(path: Path, t: Float[Array, " b"]) -> Coefficients:
     path: "linear" (alpha = t, sigma = 1-t), "gvp" (the quarter circle alpha =
       sin(pi t/2), sigma = cos(pi t/2)) or "vp" (the diffusion with beta linear
       from 0.1 at the data to 20 at the noise).
-    t: times in [0, 1].
-
-  Returns:
-    alpha, sigma and their derivatives at t.
+    t: Times in [0, 1].
 
   Source: SiT, section 2.2 and appendix A, with its time reversed.
   """
@@ -78,10 +76,12 @@ def coefficients(path: Path, t: Float[Array, " b"]) -> Coefficients:
     return Coefficients(
       sin, quarter * cos, cos, -quarter * sin, -quarter * sin * cos
     )
+  # The time of score-based models: 0 at the data.
   s = 1 - t
   log_alpha = -(s**2) * (BETA_MAX - BETA_MIN) / 4 - s * BETA_MIN / 2
   d_log_alpha = s * (BETA_MAX - BETA_MIN) / 2 + BETA_MIN / 2
   alpha = jnp.exp(log_alpha)
+  # Near the data 1 - alpha^2 cancels, and float32 would lose sigma's digits.
   sigma = jnp.sqrt(-jnp.expm1(2 * log_alpha))
   sigma_d_sigma = -(alpha**2) * d_log_alpha
   return Coefficients(
@@ -92,7 +92,7 @@ def coefficients(path: Path, t: Float[Array, " b"]) -> Coefficients:
 def expand(
   scalar: Float[Array, " b"], x: Float[Array, "b ..."]
 ) -> Float[Array, "b ..."]:
-  """Reshapes one scalar per sample so that it multiplies `x`, in its dtype."""
+  """Shapes one scalar per sample so that it multiplies `x`, in x's dtype."""
   return scalar.astype(x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
 
 
@@ -121,11 +121,12 @@ def velocity(
 def drift_mean(
   path: Path, x: Float[Array, "b ..."], t: Float[Array, " b"]
 ) -> Float[Array, "b ..."]:
-  """The linear part -(alpha'/alpha) x of the probability-flow drift, negated.
+  """The linear part of the velocity, negated: -(alpha'/alpha) x.
 
-  The velocity is `drift_variance * score - drift_mean`. Infinite at t=0 for
-  the paths that begin at pure noise, "linear" and "gvp".
+  The velocity is `drift_variance * score - drift_mean`. Infinite at t=0 on the
+  paths that begin at pure noise, "linear" and "gvp".
   """
+  # The sign is that of the published code, whose numbers the tests hold.
   at = coefficients(path, t)
   return -expand(at.d_alpha / at.alpha, x) * x
 
@@ -133,9 +134,10 @@ def drift_mean(
 def drift_variance(path: Path, t: Float[Array, " b"]) -> Float[Array, " b"]:
   """The score's factor (alpha'/alpha) sigma^2 - sigma sigma'; see `drift_mean`.
 
-  It is half of beta for "vp".
+  Half of beta for "vp".
   """
   at = coefficients(path, t)
+  # The product, not its factors: d_sigma alone is infinite at t=1 on "vp".
   return at.d_alpha / at.alpha * at.sigma**2 - at.sigma_d_sigma
 
 
@@ -145,9 +147,9 @@ def score_from_velocity(
   x: Float[Array, "b ..."],
   t: Float[Array, " b"],
 ) -> Float[Array, "b ..."]:
-  """Score of the density of x_t, from the velocity there.
+  """The score of the density of x_t, from the velocity at x_t.
 
-  On the linear path (t v - x) / (1 - t). Infinite at t=1 on "linear" and "gvp".
+  (t v - x) / (1 - t) on the linear path. Infinite at t=1 on "linear" and "gvp".
 
   Source: SiT, equation 9.
   """
@@ -155,24 +157,6 @@ def score_from_velocity(
   scale = at.d_alpha * at.sigma**2 - at.alpha * at.sigma_d_sigma
   return (expand(at.alpha, v) * v - expand(at.d_alpha, x) * x) / expand(
     scale, x
-  )
-
-
-def noise_from_velocity(
-  path: Path,
-  v: Float[Array, "b ..."],
-  x: Float[Array, "b ..."],
-  t: Float[Array, " b"],
-) -> Float[Array, "b ..."]:
-  """The noise x0 that a velocity implies: (alpha' x - alpha v) / determinant.
-
-  The determinant alpha' sigma - alpha sigma' is 1 on the linear path and pi/2
-  on "gvp"; it is infinite at t=1 on "vp".
-  """
-  at = coefficients(path, t)
-  determinant = at.d_alpha * at.sigma - at.alpha * at.d_sigma
-  return (expand(at.d_alpha, x) * x - expand(at.alpha, v) * v) / expand(
-    determinant, x
   )
 
 
@@ -197,14 +181,12 @@ def to_velocity(
   """Reads a network output as the velocity at (x, t).
 
   Args:
-    path: the path that the network was trained on.
-    prediction: what the network predicts.
-    output: the network's output at x and t.
-    x: the point x_t.
-    t: times, inside the interval where the conversion is regular.
-
-  Returns:
-    The velocity.
+    path: The path that the network was trained on.
+    prediction: What it predicts.
+    output: Its output at x and t.
+    x: The point x_t.
+    t: Times inside the interval where the conversion is regular; see
+      `schedule.interval`.
   """
   if prediction == "velocity":
     return output
@@ -237,16 +219,13 @@ def diffusion(
   densities.
 
   Args:
-    path: the path, which "sigma" and "sbdm" depend on.
+    path: Matters to "sigma" and "sbdm" alone.
     form: "linear" 1-t; "sigma" sigma(t); "sbdm" the drift variance, which is
       the diffusion of score-based models and infinite at t=0 on "linear" and
       "gvp"; "constant" 1; "decreasing" ((norm cos(pi t) + 1)/2)^2;
       "increasing_decreasing" sin(pi t)^2.
-    norm: factor of the form (inside the square for "decreasing").
-    t: times in [0, 1].
-
-  Returns:
-    w at t.
+    norm: Factor of the form (inside the square for "decreasing").
+    t: Times in [0, 1].
 
   Source: SiT, section 2.4.
   """

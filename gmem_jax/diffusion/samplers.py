@@ -11,7 +11,8 @@ drift costs one call.
 The steps come from a static plan (`schedule`); those that agree in all but
 their times run as one `lax.scan`, which without guidance is a single one.
 
-Source: SiT, sections 2.3 and 2.4; GMem (arXiv 2412.08781), section 4.
+Source: SiT, sections 2.3 and 2.4, and its appendix on samplers; GMem (arXiv
+2412.08781), section 4.
 """
 
 import functools
@@ -24,17 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gmem_jax.diffusion import dopri5, guidance, ode, paths, schedule, sde
-
-SamplerConfig = schedule.SamplerConfig
-num_calls = schedule.num_calls
+from gmem_jax.diffusion import guidance, paths, schedule, solvers
 
 # Maps a step's index, 0 to steps - 2, to its standard normal draw [b ...].
 Noise = Callable[[Int[Array, ""]], Float[Array, "b ..."]]
 
 
 def sample(
-  config: SamplerConfig,
+  config: schedule.SamplerConfig,
   network: guidance.Network,
   x0: Float[Array, "b ..."],
   noise: Noise | None = None,
@@ -45,24 +43,24 @@ def sample(
   The state keeps the dtype of `x0`; times reach the network in that dtype.
 
   Args:
-    config: the sampler.
-    network: maps (x, t) to the prediction.
-    x0: standard normal noise.
-    noise: the SDE's normal draw at each step, traceable; unused by ODEs.
-    pair: maps (x, t) to the conditional and the unconditional prediction (see
+    config: How to integrate.
+    network: Maps (x, t) to the prediction; so do all networks here.
+    x0: Standard normal noise.
+    noise: The SDE's normal draw at each step, traceable; unused by ODEs.
+    pair: Maps (x, t) to the conditional and the unconditional prediction (see
       `guidance.pair`); needed, and used, where guidance acts.
 
   Returns:
     Data, of the shape and dtype of `x0`.
 
   Raises:
-    ValueError: an SDE lacks `noise`, or guidance lacks `pair`.
+    ValueError: An SDE has no `noise`, or guidance no `pair`.
   """
   return _solve(config, network, x0, noise, pair, keep=False)[0]
 
 
 def trajectory(
-  config: SamplerConfig,
+  config: schedule.SamplerConfig,
   network: guidance.Network,
   x0: Float[Array, "b ..."],
   noise: Noise | None = None,
@@ -81,7 +79,7 @@ def trajectory(
 
 
 def invert(
-  config: SamplerConfig,
+  config: schedule.SamplerConfig,
   network: guidance.Network,
   x1: Float[Array, "b ..."],
   pair: guidance.NetworkPair | None = None,
@@ -89,71 +87,47 @@ def invert(
   """Integrates data back to its noise, along the probability-flow ODE.
 
   Args:
-    config: a sampler with an ODE method; the steps of `sample`, backwards.
-    network: maps (x, t) to the prediction.
-    x1: data.
-    pair: see `sample`.
+    config: A sampler with an ODE method; its steps are taken backwards.
+    network: See `sample`, and for `pair`.
+    x1: Data.
+    pair: Needed where guidance acts.
 
   Returns:
     The noise from which `sample` returns to x1, up to the solver's error.
 
   Raises:
-    ValueError: the method is an SDE, or guidance lacks `pair`.
+    ValueError: The method is an SDE, or guidance has no `pair`.
   """
   if config.is_sde:
     raise ValueError(
-      f"sampler.method is {config.method!r}, but only an ODE can be inverted; "
-      "choose one of the ode_* methods."
+      f"config.sampler.method={config.method!r}: only an ODE can be inverted;"
+      " choose one of the ode_* methods"
     )
-  return solve_ode(config, network, x1, pair, reverse=True)[0]
+  return _solve_ode(config, network, x1, pair, reverse=True)[0]
 
 
 def _solve(config, network, x0, noise, pair, keep):
   """Returns the final state, and the kept states or None."""
   if not config.is_sde:
-    return solve_ode(config, network, x0, pair, keep=keep)
+    return _solve_ode(config, network, x0, pair, keep=keep)
   if noise is None:
     raise ValueError(
-      f"sampler.method {config.method!r} needs noise; pass it, or choose one "
-      "of the ode_* methods."
+      f"config.sampler.method={config.method!r}: needs noise; pass it, or"
+      " choose one of the ode_* methods"
     )
   return _solve_sde(config, network, x0, noise, pair, keep)
 
 
-def solve_ode(
-  config: SamplerConfig,
-  network: guidance.Network,
-  x: Float[Array, "b ..."],
-  pair: guidance.NetworkPair | None = None,
-  *,
-  reverse: bool = False,
-  keep: bool = False,
-) -> tuple[Float[Array, "b ..."], Float[Array, "steps b ..."] | None]:
-  """Integrates the probability-flow ODE between noise and data.
-
-  Args:
-    config: the sampler, of an ODE method.
-    network: maps (x, t) to the prediction.
-    x: noise; with `reverse`, data.
-    pair: see `sample`.
-    reverse: integrate from data to noise.
-    keep: whether to return every state.
-
-  Returns:
-    The last state, and the states on the grid from `x` on (None unless kept).
-  """
+def _solve_ode(config, network, x, pair, *, reverse=False, keep=False):
+  """Integrates the ODE; the kept states begin with `x`."""
   if config.method == "ode_dopri5":
     return _solve_adaptive(config, network, x, pair, reverse, keep)
+  select = functools.partial(_select, config, network, pair)
 
   def advance(tableau, branches, x, step):
     _, times, length = step
-    fields = [
-      velocity_field(
-        config, guidance.select(config.guidance, branch, network, pair)
-      )
-      for branch in branches
-    ]
-    return ode.runge_kutta_step(tableau, fields, x, times, length)
+    fields = [velocity_field(config, select(branch)) for branch in branches]
+    return solvers.runge_kutta_step(tableau, fields, x, times, length)
 
   steps = schedule.plan(config, reverse=reverse)
   last, states = scan_plan(steps, advance, x, keep=keep)
@@ -163,12 +137,12 @@ def solve_ode(
 def _solve_adaptive(config, network, x, pair, reverse, keep):
   """Integrates the ODE with steps of the solver's choice."""
   grid = schedule.grid(config)[::-1] if reverse else schedule.grid(config)
+  # A grid point ends a step, so the grid costs calls unless it is asked for.
   times = grid if keep else grid[[0, -1]]
   kept = [x[None]]
   for branch, part in schedule.segments(config, times):
-    chosen = guidance.select(config.guidance, branch, network, pair)
-    states, _ = dopri5.solve(
-      velocity_field(config, chosen),
+    states, _ = solvers.solve_dopri5(
+      velocity_field(config, _select(config, network, pair, branch)),
       x,
       part,
       atol=config.atol,
@@ -177,18 +151,23 @@ def _solve_adaptive(config, network, x, pair, reverse, keep):
     )
     x = states[-1]
     # A part may end where guidance does, between two points of the grid.
-    asked = np.flatnonzero(np.isin(part[1:], times))
-    kept.append(states[1 + asked])
+    on_grid = np.flatnonzero(np.isin(part[1:], times))
+    kept.append(states[1 + on_grid])
   return x, (jnp.concatenate(kept) if keep else None)
 
 
+def _select(config, network, pair, branch) -> guidance.Network:
+  return guidance.select(config.guidance, branch, network, pair)
+
+
 def velocity_field(
-  config: SamplerConfig, network: guidance.Network
-) -> ode.Field:
+  config: schedule.SamplerConfig, network: guidance.Network
+) -> solvers.Field:
   """The drift of the probability-flow ODE."""
 
   def field(x, t):
     t = jnp.broadcast_to(t, x.shape[:1])
+    # A bfloat16 network must not round the state that it moves.
     output = network(x, t).astype(x.dtype)
     return paths.to_velocity(config.path, config.prediction, output, x, t)
 
@@ -205,15 +184,17 @@ def scan_plan(
   """Takes the steps of a plan, each run of like steps as one scan.
 
   Args:
-    steps: the plan.
-    advance: maps (tableau, branches, y, (index, stage times, length)) to the
+    steps: The plan.
+    advance: Maps (tableau, branches, y, (index, stage times, length)) to the
       state after the step; the first two are static.
-    y: the initial state, a pytree of arrays of one dtype.
-    keep: whether to return the state after each step.
+    y: The initial state, a pytree of arrays of one dtype.
+    keep: Whether to return the state after each step.
 
   Returns:
     The last state, and the stacked states or None.
   """
+  # A scan compiles the network once for all its steps; unrolled, XLA would
+  # compile it anew for each of them.
   dtype = jax.tree.leaves(y)[0].dtype
   kept = []
   indexed = enumerate(steps)
@@ -224,9 +205,13 @@ def scan_plan(
       jnp.asarray([step.times for step in alike], dtype),
       jnp.asarray([step.length for step in alike], dtype),
     )
-    body = functools.partial(
-      _scan_body, functools.partial(advance, *method), keep
-    )
+
+    static = functools.partial(advance, *method)
+
+    def body(y, step, advance=static):
+      y = advance(y, step)
+      return y, (y if keep else None)
+
     y, states = jax.lax.scan(body, y, scanned)
     kept.append(states)
   if not keep:
@@ -234,29 +219,95 @@ def scan_plan(
   return y, jax.tree.map(lambda *parts: jnp.concatenate(parts), *kept)
 
 
-def _scan_body(advance, keep, y, step):
-  y = advance(y, step)
-  return y, (y if keep else None)
-
-
 def _solve_sde(config, network, x, noise, pair, keep):
   """Integrates the SDE and closes it with its last step."""
-
-  def field(branch):
-    return sde.drift_field(
-      config, guidance.select(config.guidance, branch, network, pair)
-    )
+  select = functools.partial(_select, config, network, pair)
 
   def advance(tableau, branches, x, step):
     index, times, length = step
-    kick = sde.kick(config, noise(index).astype(x.dtype), times[0], length)
-    fields = [field(branch) for branch in branches]
+    increment = _noise_increment(
+      config, noise(index).astype(x.dtype), times[0], length
+    )
+    fields = [_drift_field(config, select(branch)) for branch in branches]
+    # As published: Heun adds the noise first, so that both slopes of a step see
+    # it; Euler-Maruyama adds it at the end.
     if config.method == "sde_heun":
-      return ode.runge_kutta_step(tableau, fields, x + kick, times, length)
-    return ode.runge_kutta_step(tableau, fields, x, times, length) + kick
+      return solvers.runge_kutta_step(
+        tableau, fields, x + increment, times, length
+      )
+    return (
+      solvers.runge_kutta_step(tableau, fields, x, times, length) + increment
+    )
 
   x, states = scan_plan(schedule.plan(config), advance, x, keep=keep)
   branch = guidance.branch_at(config.guidance, config.time_interval[1])
-  closing = guidance.select(config.guidance, branch, network, pair)
-  x = sde.last_step(config, closing, x)
+  x = _last_step(config, select(branch), x)
   return x, (jnp.concatenate([states, x[None]]) if keep else None)
+
+
+def _drift_field(config, network) -> solvers.Field:
+  """The drift v + w score of the SDE, from one network call."""
+  path, prediction = config.path, config.prediction
+
+  def field(x, t):
+    t = jnp.broadcast_to(t, x.shape[:1])
+    # The published code calls the network once for v and once for the score.
+    output = network(x, t).astype(x.dtype)
+    v = paths.to_velocity(path, prediction, output, x, t)
+    score = paths.to_score(path, prediction, output, x, t)
+    w = paths.diffusion(path, config.diffusion_form, config.diffusion_norm, t)
+    return v + paths.expand(w, score) * score
+
+  return field
+
+
+def _noise_increment(config, normal, t, length):
+  """The noise of a step, sqrt(2 w(t) length) times a standard normal draw."""
+  t = jnp.broadcast_to(t, normal.shape[:1])
+  w = paths.diffusion(
+    config.path, config.diffusion_form, config.diffusion_norm, t
+  )
+  return paths.expand(jnp.sqrt(2 * w * length), normal) * normal
+
+
+def _last_step(config, network, x):
+  """Closes the SDE without noise, from the end of its grid."""
+  # The score is infinite at t=1 on "linear" and "gvp", so the grid stops short
+  # of it; noise added in the step that is left would stay in the image.
+  if config.last_step == "none":
+    return x
+  path, prediction = config.path, config.prediction
+  t = jnp.full(x.shape[:1], config.time_interval[1], x.dtype)
+  if config.last_step == "mean":
+    return x + config.last_step_size * _drift_field(config, network)(x, t)
+  output = network(x, t).astype(x.dtype)
+  if config.last_step == "euler":
+    v = paths.to_velocity(path, prediction, output, x, t)
+    return x + config.last_step_size * v
+  score = paths.to_score(path, prediction, output, x, t)
+  # Tweedie: the posterior mean of the data is (x + sigma^2 score) / alpha.
+  at = paths.coefficients(path, t)
+  x = x + paths.expand(at.sigma**2, score) * score
+  return x / paths.expand(at.alpha, x)
+
+
+def turn_time(network: guidance.Network) -> guidance.Network:
+  """Turns a velocity network of GMem's first release, which was built on SiT.
+
+  That release counts time the other way (t=1 noise, t=0 data), so its network
+  predicts minus our velocity at 1 - t. Turned, its samplers are ours: its
+  Euler is "ode_euler" and its Heun "ode_heun2_euler", with one point more than
+  it counts steps; its Euler-Maruyama, from t=1 to 0.04 and a step without noise
+  to 0 with w = 2t, is "sde_euler" with the diffusion "linear", the last step
+  "mean" and its size 0.04. Its path "cosine" is "gvp".
+
+  The release keeps the state in float64: enable x64 and pass float64 noise to
+  do the same. With x64 off, as on TPU, float32 rounding moves the result by a
+  few 1e-7 of the maximum.
+  """
+
+  def turned(x, t):
+    output = network(x.astype(jnp.float32), (1 - t).astype(jnp.float32))
+    return -output
+
+  return turned

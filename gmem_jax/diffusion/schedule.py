@@ -1,4 +1,4 @@
-"""The static half of a sampler: its settings, time grid, steps and cost.
+"""The static half of a flow: its time interval, settings, grid, steps, cost.
 
 A fixed-step sampler is a list of steps, each with its method, its stage times
 and the guidance branch of each stage, all known before anything is traced.
@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gmem_jax.diffusion import guidance, interval, ode, paths
+from gmem_jax.diffusion import guidance, paths, solvers
 
 Method = Literal[
   "sde_euler",
@@ -27,15 +27,68 @@ Method = Literal[
 ]
 
 _TABLEAUX = {
-  "sde_euler": ode.EULER,
-  "sde_heun": ode.HEUN2,
-  "ode_euler": ode.EULER,
-  "ode_midpoint": ode.MIDPOINT,
-  "ode_heun2": ode.HEUN2,
-  "ode_heun2_euler": ode.HEUN2,
-  "ode_heun3": ode.HEUN3,
-  "ode_rk4": ode.RK4,
+  "sde_euler": solvers.EULER,
+  "sde_heun": solvers.HEUN2,
+  "ode_euler": solvers.EULER,
+  "ode_midpoint": solvers.MIDPOINT,
+  "ode_heun2": solvers.HEUN2,
+  "ode_heun2_euler": solvers.HEUN2,
+  "ode_heun3": solvers.HEUN3,
+  "ode_rk4": solvers.RK4,
 }
+
+
+def default_train_eps(path: paths.Path, prediction: paths.Prediction) -> float:
+  """Epsilon of the training interval where the configuration gives none."""
+  if path == "vp":
+    return 1e-5
+  return 0.0 if prediction == "velocity" else 1e-3
+
+
+def default_sample_eps(path: paths.Path, prediction: paths.Prediction) -> float:
+  """Epsilon of the sampling interval where the configuration gives none."""
+  regular = path != "vp" and prediction == "velocity"
+  return 0.0 if regular else 1e-3
+
+
+def interval(
+  path: paths.Path,
+  prediction: paths.Prediction,
+  *,
+  eps: float,
+  sde: bool = False,
+  diffusion_form: paths.DiffusionForm = "linear",
+  last_step_size: float = 0.0,
+) -> tuple[float, float]:
+  """The times (t0, t1) on which a network is trained or integrated.
+
+  Some conversions divide by alpha (zero at t=0) or sigma (zero at t=1): the
+  interval stops short of an end where such a conversion is needed.
+
+  Args:
+    path: Of the network.
+    prediction: Of the network.
+    eps: Distance kept from a singular end. Unused by the ODE of a velocity
+      network on "linear" or "gvp", which is regular on [0, 1].
+    sde: Whether the interval serves an SDE, whose drift needs the score.
+    diffusion_form: The SDE's diffusion; "sbdm" is singular at t=0.
+    last_step_size: Length that the SDE leaves to its last step.
+
+  Returns:
+    0 <= t0 < t1 <= 1.
+  """
+  # The published table has two accidents that are not kept: it replaces a given
+  # epsilon by 0 for velocity networks on "linear" and "gvp", and leaves the
+  # sampling epsilon undefined for all others.
+  end = 1 - last_step_size if sde and last_step_size else 1 - eps
+  if path == "vp":
+    # This path never reaches pure noise: alpha(0) is exp(-5).
+    return 0.0, end
+  if prediction != "velocity":
+    return eps, end
+  if not sde:
+    return 0.0, 1.0
+  return (eps if diffusion_form == "sbdm" else 0.0), end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +96,27 @@ class SamplerConfig:
   """How images are integrated from noise.
 
   Attributes:
-    path: the path that the network was trained on.
-    prediction: what the network predicts.
+    path: The path that the network was trained on.
+    prediction: What the network predicts.
     method: "sde_*" or "ode_*" and the solver. "ode_heun2_euler" is Heun with a
       last step of Euler; "ode_dopri5" is adaptive.
-    steps: points of the time grid; one fewer steps join them.
+    steps: Points of the time grid, joined by steps - 1 steps.
     diffusion_form: w(t) of the SDE; see `paths.diffusion`.
-    diffusion_norm: factor of w(t).
-    last_step: how the SDE closes, without noise, from 1 - last_step_size:
-      "mean" by its drift, "euler" by the velocity, "tweedie" by the posterior
-      mean of the data, "none" not at all.
-    last_step_size: time left to the last step (SDE; unused with "none").
+    diffusion_norm: Factor of w(t).
+    last_step: How the SDE ends, without noise, from 1 - last_step_size: "mean"
+      by its drift, "euler" by the velocity, "tweedie" by the posterior mean of
+      the data, "none" not at all.
+    last_step_size: Time left to the last step (SDE; unused with "none").
     timestep_shift: s > 0 moves the ODE's grid to s t / (1 + (s-1) t), finer
       near the noise for s < 1; 0 leaves it even.
-    sample_eps: distance of the grid from the path's singular ends where it
+    sample_eps: Distance of the grid from the path's singular ends where it
       would touch one (see `interval`), or None for 0 (velocity on "linear" and
       "gvp") or 1e-3 (the rest).
     step_control: "ode_dopri5" chooses its steps for each "image", so that an
       image does not depend on the others, or for the "batch", as published.
-    atol: absolute tolerance of "ode_dopri5".
-    rtol: relative tolerance of "ode_dopri5".
-    guidance: classifier-free guidance.
+    atol: Absolute tolerance of "ode_dopri5".
+    rtol: Relative tolerance of "ode_dopri5".
+    guidance: Classifier-free guidance.
   """
 
   path: paths.Path
@@ -84,22 +137,23 @@ class SamplerConfig:
   def __post_init__(self):
     if self.steps < 2:
       raise ValueError(
-        f"sampler.steps is {self.steps}; a grid has at least 2 points."
+        f"config.sampler.steps={self.steps}: must be at least 2, the ends of a"
+        " time grid"
       )
     if not 0 <= self.timestep_shift < float("inf"):
       raise ValueError(
-        f"sampler.timestep_shift is {self.timestep_shift}; it must be finite "
-        "and at least 0 (0 is no shift)."
+        f"config.sampler.timestep_shift={self.timestep_shift}: must be finite"
+        " and at least 0 (no shift)"
       )
     if self.sample_eps is not None and not 0 < self.sample_eps < 0.5:
       raise ValueError(
-        f"sampler.sample_eps is {self.sample_eps}; it must lie in (0, 0.5), "
-        "or be None for the default of the path."
+        f"config.sampler.sample_eps={self.sample_eps}: must be in (0, 0.5), or"
+        " None for the default of the path"
       )
     if self.atol < 0 or self.rtol < 0 or not self.atol + self.rtol > 0:
       raise ValueError(
-        f"sampler.atol is {self.atol} and sampler.rtol {self.rtol}; both must "
-        "be at least 0 and one of them positive."
+        f"config.sampler.atol={self.atol}, config.sampler.rtol={self.rtol}:"
+        " must be at least 0, and one of them positive"
       )
     if self.is_sde:
       self._check_sde()
@@ -107,30 +161,32 @@ class SamplerConfig:
   def _check_sde(self):
     if not 0 <= self.diffusion_norm < float("inf"):
       raise ValueError(
-        f"sampler.diffusion_norm is {self.diffusion_norm}; it must be finite "
-        "and at least 0."
+        f"config.sampler.diffusion_norm={self.diffusion_norm}: must be finite"
+        " and at least 0"
       )
     if self.last_step != "none" and not 0 < self.last_step_size < 1:
       raise ValueError(
-        f"sampler.last_step_size is {self.last_step_size}; it must lie in "
-        f"(0, 1) with sampler.last_step {self.last_step!r}."
+        f"config.sampler.last_step_size={self.last_step_size}: must be in"
+        f" (0, 1) with config.sampler.last_step={self.last_step!r}"
       )
     t0, t1 = self.time_interval
     if self.diffusion_form == "sbdm" and self.path != "vp" and t0 == 0:
       raise ValueError(
-        "sampler.diffusion_form 'sbdm' is infinite at t=0 on sampler.path "
-        f"{self.path!r}; set sampler.sample_eps > 0 (1e-3, say)."
+        "config.sampler.diffusion_form='sbdm': infinite at t=0 on"
+        f" config.sampler.path={self.path!r}; set config.sampler.sample_eps > 0"
+        " (1e-3, say)"
       )
     if self.method == "sde_heun" and self.last_step == "none" and t1 == 1:
       raise ValueError(
-        "sampler.method 'sde_heun' with sampler.last_step 'none' evaluates "
-        "the score at t=1, where it is infinite; choose a last_step of "
-        "'mean', 'euler' or 'tweedie', or set sampler.sample_eps > 0."
+        "config.sampler.last_step='none': config.sampler.method='sde_heun'"
+        " would evaluate the score at t=1, where it is infinite; choose 'mean',"
+        " 'euler' or 'tweedie', or set config.sampler.sample_eps > 0"
       )
     if not t0 < t1:
       raise ValueError(
-        f"sampler.last_step_size {self.last_step_size} and sampler.sample_eps "
-        f"{self.sample_eps} leave no time between {t0} and {t1}."
+        f"config.sampler.last_step_size={self.last_step_size}: leaves no time"
+        f" between {t0} and {t1} with config.sampler.sample_eps="
+        f"{self.sample_eps}"
       )
 
   @property
@@ -143,9 +199,9 @@ class SamplerConfig:
     """First and last time of the grid."""
     eps = self.sample_eps
     if eps is None:
-      eps = interval.default_sample_eps(self.path, self.prediction)
+      eps = default_sample_eps(self.path, self.prediction)
     size = 0.0 if self.last_step == "none" else self.last_step_size
-    return interval.interval(
+    return interval(
       self.path,
       self.prediction,
       eps=eps,
@@ -156,9 +212,12 @@ class SamplerConfig:
 
 
 class Step(NamedTuple):
-  """One step of a plan; everything in it is static."""
+  """One step of a plan: method, branch and time of each stage, signed length.
 
-  tableau: ode.Tableau
+  Everything in it is static.
+  """
+
+  tableau: solvers.Tableau
   branches: tuple[guidance.Branch, ...]
   times: tuple[float, ...]
   length: float
@@ -167,6 +226,7 @@ class Step(NamedTuple):
 def grid(config: SamplerConfig) -> np.ndarray:
   """The time grid [steps], float64, ascending from noise to data."""
   t = np.linspace(*config.time_interval, config.steps)
+  # The published SDE sampler has no shift, so the key is read by ODEs alone.
   if config.is_sde or not config.timestep_shift:
     return t
   s = config.timestep_shift
@@ -174,22 +234,21 @@ def grid(config: SamplerConfig) -> np.ndarray:
 
 
 def plan(config: SamplerConfig, *, reverse: bool = False) -> list[Step]:
-  """The steps of a fixed-step sampler, without the SDE's last step.
+  """The `steps - 1` steps of a fixed-step sampler, without its last step.
 
   Args:
-    config: the sampler; any method but "ode_dopri5".
-    reverse: from data to noise.
-
-  Returns:
-    `config.steps - 1` steps.
+    config: The sampler; any method except "ode_dopri5".
+    reverse: From data to noise.
   """
   t = grid(config)[::-1] if reverse else grid(config)
   steps = []
   for index, (now, after) in enumerate(itertools.pairwise(t)):
     tableau = _TABLEAUX[config.method]
+    # The first release's Heun leaves out the correction of its last step.
     if config.method == "ode_heun2_euler" and index == config.steps - 2:
-      tableau = ode.EULER
-    # The end of the step is a grid point: do not recompute it.
+      tableau = solvers.EULER
+    # now + (after - now) can miss `after` by a rounding, and the guidance
+    # interval is compared with the grid's own points.
     times = tuple(
       float(after if c == 1 else now + c * (after - now)) for c in tableau.c
     )
@@ -203,24 +262,23 @@ def segments(
 ) -> list[tuple[guidance.Branch, np.ndarray]]:
   """Cuts an adaptive integration where guidance begins and ends.
 
-  A solver that chooses its steps could leap over the whole guided interval, as
-  none of its stages need fall inside.
-
   Args:
-    config: gives the interval of the guidance.
-    times: monotone, at least two.
+    config: Gives the interval of the guidance.
+    times: Monotone, at least two.
 
   Returns:
     The branch and the times of each part. A part begins where the one before
-    ended, at the end of the guidance or its start, and no other times than
-    these are added.
+    ended; the ends of the guidance are the only times added.
   """
+  # Uncut, a solver that chooses its steps could leap over the whole guided
+  # interval, as none of its stages need fall inside.
   low, high = sorted((times[0], times[-1]))
   settings = config.guidance
   ends = {settings.start, settings.end} if settings.on else set()
   cuts = [low, *sorted(t for t in ends if low < t < high), high]
   parts = []
   for start, stop in itertools.pairwise(cuts):
+    # An end belongs to two parts; the middle says which branch a part has.
     branch = guidance.branch_at(settings, float((start + stop) / 2))
     within = times[(times > start) & (times < stop)]
     parts.append((branch, np.array([start, *np.sort(within), stop])))
@@ -230,10 +288,10 @@ def segments(
 
 
 def num_calls(config: SamplerConfig) -> tuple[int, int] | None:
-  """Network evaluations per image: with the condition, and without it.
+  """Network calls per image (NFE): with the condition, and without it.
 
-  A guided evaluation counts once in each. Returns None for "ode_dopri5",
-  whose number depends on the data.
+  A guided evaluation counts once in each. None for "ode_dopri5", whose number
+  depends on the data.
   """
   if config.method == "ode_dopri5":
     return None

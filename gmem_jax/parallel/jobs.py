@@ -9,7 +9,7 @@ class Job:
   """The processes that train one network.
 
   Attributes:
-    coordinator: Host and port of process 0; the port after it is ours, too.
+    coordinator: HOST:PORT of process 0; the port after it is ours, too.
     count: Number of processes.
     index: Number of this process.
     local_devices: The devices that this process takes; None for all it sees.
@@ -24,34 +24,29 @@ class Job:
     host, _, port = self.coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65535:
       raise ValueError(
-        f"--coordinator={self.coordinator!r}: HOST:PORT is needed, with a PORT"
+        f"--coordinator={self.coordinator!r}: must be HOST:PORT, with a PORT"
         " below 65535 (the next one is used, too)"
       )
     if not 0 <= self.index < self.count:
       raise ValueError(
-        f"--process={self.index}: must lie in [0, --processes={self.count})"
+        f"--process={self.index}: must be in [0, --processes={self.count})"
       )
 
   @property
   def watch_address(self) -> tuple[str, int]:
     """Where process 0 holds the roll call."""
     host, _, port = self.coordinator.rpartition(":")
+    # An IPv6 address has brackets in HOST:PORT, but not in a socket's address.
     return host.strip("[]"), int(port) + 1
 
 
 def find(
   coordinator: str | None, count: int | None, index: int | None
 ) -> Job | None:
-  """Finds out which processes there are.
+  """Finds the job that this process belongs to; None if it is alone.
 
-  Args:
-    coordinator: HOST:PORT of process 0, or None: JAX_COORDINATOR_ADDRESS, or
-      what the cluster (Cloud TPU, GKE, SLURM, Open MPI) says.
-    count: Number of processes, or None: JAX_NUM_PROCESSES, or the cluster's.
-    index: This process's number, or None: JAX_PROCESS_ID, or the cluster's.
-
-  Returns:
-    The job, or None for a process alone.
+  What is None comes from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID, else from the cluster (Cloud TPU, GKE, SLURM, Open MPI).
 
   Raises:
     ValueError: If only a part of it is known.
@@ -81,27 +76,33 @@ def _number(given: int | None, variable: str) -> int | None:
     return int(os.environ[variable])
   except ValueError:
     raise ValueError(
-      f"{variable}={os.environ[variable]!r}: a number is needed"
+      f"{variable}={os.environ[variable]!r}: must be a number"
     ) from None
 
 
 def _detect(coordinator, count, index):
-  """What the cluster says of what is not given; jax knows the clusters."""
-  # Not public, but what jax.distributed.initialize() itself asks; we must know
-  # who is expected before it aborts over who is not there.
+  """Fills in what is not given from the cluster, as jax does."""
+  # Private, as jax has no public function that only looks: initialize() also
+  # connects, and aborts over a process that is missing, before we can name it.
+  # tests/parallel/test_jobs.py fails when this moves.
   from jax._src import clusters
 
+  detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
   try:
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-      coordinator, count, index, None, None, 60
+    coordinator, count, index, devices = detect(
+      coordinator_address=coordinator,
+      num_processes=count,
+      process_id=index,
+      local_device_ids=None,
+      cluster_detection_method=None,
+      initialization_timeout=60,
     )
   except Exception as error:
     raise ValueError(
       f"the cluster does not say who takes part ({error}); give --coordinator,"
       " --processes and --process"
     ) from error
-  devices = None if found[3] is None else tuple(found[3])  # type: ignore
   visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
   if devices and len(visible) == 1 and visible[0]:
     devices = None  # The launcher already gave this process its one device.
-  return found[0], found[1], found[2], devices
+  return coordinator, count, index, devices and tuple(devices)

@@ -1,12 +1,11 @@
-"""The processes of one job: who is there, and what became of them.
+"""The processes of one job: which have joined, failed, left or been lost.
 
 Every process keeps a line (a TCP connection) to process 0. It carries the roll
-call at the start, a beat every few seconds, and the news that ends a job: a
-process that failed says why, and one that was killed leaves a broken line.
-Collectives know nothing of that: they hang, or name a broken socket. So a
-watching thread ends the process, with one line that says which one is missing.
-
-The line also carries the agreement on where to stop, see `stop_vote`.
+call at the start, a beat every few seconds, the vote on where to stop
+(`stop_vote`), and the news that ends a job: a process that failed says why, and
+one that was killed leaves a broken line. Collectives only hang, or name a
+broken socket. So a watching thread ends the process, with one line that names
+the one that is missing.
 
 A message is one line of JSON: {"join": 1, "of": 4, "card": {…}}, {"go": true},
 {"end": "process 2 is gone", "status": 3}, {"leave": true}, one of the vote, or
@@ -27,7 +26,7 @@ from gmem_jax.parallel import stop_vote
 # The exit status of a process that ends because another one is gone.
 LOST = 3
 
-# What to say to the user, and the exit status.
+# Called with a message for the user and the exit status.
 EndFn = Callable[[str, int], None]
 _AFTERWARDS = (
   "The newest checkpoint is kept: the same command on all hosts continues."
@@ -35,7 +34,7 @@ _AFTERWARDS = (
 
 
 class JoinError(ValueError):
-  """The processes did not come together; the message says who or what."""
+  """The processes did not all join; the message says which, or why."""
 
 
 class Peers:
@@ -58,8 +57,9 @@ class Peers:
       address: Host and port on which process 0 listens.
       index: Number of this process.
       count: Number of processes.
-      card: What must be the same on all of them, JSON; compared at the join.
-      on_end: Called, in a thread, with what happened once the job cannot go on.
+      card: Settings that must be the same on all of them, JSON; compared when
+        a process joins.
+      on_end: Called, in a thread, once the job cannot go on.
       beat: Seconds between beats.
       silence: Seconds without a beat after which a process counts as gone.
     """
@@ -69,22 +69,19 @@ class Peers:
     self._beat, self._silence = beat, silence
     self._lines: dict[int, asyncio.StreamWriter] = {}
     self._left: set[int] = set()
-    self._verdict: str | None = None  # why the roll call failed
-    self._complete = threading.Event()  # the roll call is over
-    self.ended = threading.Event()  # somebody said how the job ends
+    self._verdict: str | None = None  # Why the roll call failed.
+    self._complete = threading.Event()  # The roll call is over.
+    self.ended = threading.Event()  # The reason for the end is known.
     self._leaving = False
     self._vote = stop_vote.StopVote(index, count)
     self._loop: asyncio.AbstractEventLoop | None = None
     self._thread = threading.Thread(target=self._work, daemon=True)
 
   def join(self, seconds: float) -> None:
-    """Waits until all processes have joined.
-
-    Args:
-      seconds: How long to wait for them.
+    """Waits, at most so many seconds, until all processes have joined.
 
     Raises:
-      JoinError: Naming who is missing, or what does not fit together.
+      JoinError: Naming the missing processes, or what does not fit together.
     """
     deadline = time.monotonic() + seconds
     self._loop = asyncio.new_event_loop()
@@ -106,30 +103,20 @@ class Peers:
       raise JoinError(self._verdict)
 
   def tell(self, message: str, status: int) -> None:
-    """Says that the job ends, so that no process waits for this one.
-
-    Args:
-      message: Why, for the user of every process.
-      status: Their exit status.
-    """
+    """Tells all processes why the job ends, and with which exit status."""
     self.ended.set()
     self._run(self._send_all, {"end": message, "status": status})
 
   def request_stop(self) -> None:
-    """Asks all processes to stop soon; may be called by a signal handler."""
+    """Asks all processes to stop soon; safe in a signal handler."""
     self._start(self._heard(self._index, {"stop": True}))
 
   def reached(self, count: int) -> bool:
-    """Whether all processes stop here.
-
-    Args:
-      count: How far this process has come; all processes call this with the
-        same growing numbers.
-    """
+    """Whether all processes stop here; see `StopVote.reached`."""
     return self._vote.reached(count)
 
   def leave(self) -> None:
-    """Says that this process is done and ends as it should."""
+    """Tells the others that this process has finished, and disconnects."""
     self._leaving = True
     if self._loop is not None:
       self._run(self._say_goodbye)
@@ -145,14 +132,14 @@ class Peers:
     loop.close()
 
   def _start(self, work: Coroutine[Any, Any, None]) -> Any:
-    """Lets the watching thread do something."""
+    """Starts work on the watching thread."""
     assert self._loop is not None
     return asyncio.run_coroutine_threadsafe(work, self._loop)
 
   def _run(self, fn: Callable[..., Any], *args: Any) -> None:
-    """The same, and waits; without a line there is nothing to do."""
+    """The same, and waits; a no-op without a line."""
     if self._loop is not None:
-      # Perhaps nobody is left to hear it.
+      # There may be nobody left to hear it.
       with contextlib.suppress(TimeoutError, OSError):
         self._start(fn(*args)).result(timeout=2)
 
@@ -161,7 +148,7 @@ class Peers:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
       task.cancel()
-    # Lines first: from Python 3.12 on a server ends when the last is shut.
+    # Lines first: from Python 3.12 on a server only closes after its last line.
     for line in self._lines.values():
       line.close()
     await asyncio.gather(*others, return_exceptions=True)
@@ -171,7 +158,7 @@ class Peers:
       await _send(line, message)
 
   def _end(self, message: str, status: int) -> None:
-    """The job cannot go on."""
+    """Reports, once, that the job cannot go on."""
     if self._leaving or self.ended.is_set():
       return
     self.ended.set()
@@ -200,7 +187,7 @@ class Peers:
       await server.serve_forever()
 
   async def _answer(self, reader, writer) -> None:
-    """One connection: a process that joins, or a stranger."""
+    """Serves one connection: a process that joins, or a stranger."""
     hello = await _receive(reader, seconds=10.0)
     if not hello or not isinstance(hello.get("join"), int):
       writer.close()
@@ -223,7 +210,7 @@ class Peers:
       return
     message, status = end or (_gone(index), LOST)
     if end is None and not self._complete.is_set():
-      self._lines.pop(index)  # It died early, and may be started again.
+      self._lines.pop(index)  # It died early, and may be restarted.
       return
     if not self.ended.is_set():
       others = {i: w for i, w in self._lines.items() if i != index}
@@ -284,7 +271,7 @@ class Peers:
   # Both.
 
   async def _listen(self, reader, index: int) -> tuple[str, int] | None:
-    """Reads a line to its end; returns (message, status) if it said one."""
+    """Reads a line until it ends; returns (message, status) if one came."""
     while True:
       message = await _receive(reader, self._silence)
       if message is None:
@@ -294,7 +281,7 @@ class Peers:
       await self._heard(index, message)
 
   async def _heard(self, index: int, message: Mapping[str, Any]) -> None:
-    """Does what a message asks for."""
+    """Acts on a message."""
     if "go" in message:
       self._complete.set()
     if "leave" in message:
@@ -312,12 +299,12 @@ async def _send(line: asyncio.StreamWriter, message: dict[str, Any]) -> None:
   try:
     line.write(json.dumps(message).encode() + b"\n")
     await line.drain()
-  except OSError:  # The reader of this line finds that out.
+  except OSError:  # Whoever reads this line notices, and knows the reason.
     pass
 
 
 async def _receive(reader, seconds: float) -> dict[str, Any] | None:
-  """One message; None where the line is broken, silent or not ours."""
+  """Reads one message; None if the line is broken, silent or not ours."""
   try:
     line = await asyncio.wait_for(reader.readline(), seconds)
     message = json.loads(line) if line.endswith(b"\n") else None
@@ -333,7 +320,7 @@ def _keep_alive(line: asyncio.StreamWriter) -> None:
 
 
 def _listed(numbers: list[int]) -> str:
-  """1, 2, 5; the first of many."""
+  """Numbers as text, e.g. "1, 2, 5"; only the first 16."""
   shown = ", ".join(str(n) for n in numbers[:16])
   return shown + (f" … ({len(numbers)})" if len(numbers) > 16 else "")
 

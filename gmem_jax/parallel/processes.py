@@ -1,6 +1,6 @@
 """Several processes: start-up, agreement, stopping, and how a job ends.
 
-One process alone runs the same code: it agrees with itself.
+With one process every collective is a no-op.
 """
 
 import ctypes
@@ -20,25 +20,25 @@ from jax.experimental import multihost_utils
 
 from gmem_jax.parallel import jobs, peers
 
-_line: peers.Peers | None = None  # to the other processes; None: alone
+_line: peers.Peers | None = None  # To the other processes; None: alone.
 
-# Seconds that a process which failed waits for news of another one: a broken
-# collective is but the echo of a process that is gone.
+# Seconds that a failed process waits for news of another one: a collective
+# mostly breaks because a process is gone, and that is what the user must read.
 GRACE = 1.0
 
 
 def start(
   job: jobs.Job, *, seconds: float, card: Mapping[str, Any], silence: float
 ) -> None:
-  """Brings the processes together; afterwards jax sees all their devices.
+  """Connects the processes; afterwards jax sees the devices of all.
 
   From then on a process that fails or is killed ends all of them, each with one
   message.
 
   Args:
-    job: The processes.
-    seconds: How long to wait for those that are not there yet.
-    card: What must be the same on all of them; JSON.
+    job: From `jobs.find`.
+    seconds: How long to wait for processes that have not started yet.
+    card: Settings that must be the same on all of them; JSON.
     silence: Seconds without a sign of life after which a process is gone.
 
   Raises:
@@ -56,7 +56,8 @@ def start(
   )
   line.join(seconds)
   _line = line
-  # The line carries requests to stop, and orbax would disturb jax's own.
+  # Requests to stop go over our line: jax's service also hears orbax's steps,
+  # which count on another scale (see `stop_vote`).
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
     job.coordinator,
@@ -66,37 +67,32 @@ def start(
     if job.local_devices is None
     else list(job.local_devices),
     initialization_timeout=int(max(seconds, 30)),
-    # Ours is faster and says who; jax's is the second net.
+    # Our line is faster and names the process; jax's heartbeat is a fallback.
     heartbeat_timeout_seconds=int(max(2 * silence, 20)),
   )
   _outlive_abort()
 
 
 def end_process(message: str, status: int) -> None:
-  """Ends this process at once: its collectives would wait for ever.
-
-  Args:
-    message: Why.
-    status: The exit status.
-  """
+  """Ends this process at once, with a message and an exit status."""
+  # Not sys.exit: a thread that waits in a collective would never return.
   sys.stdout.flush()
   print(f"\ngmem_jax: {message}", file=sys.stderr, flush=True)
   os._exit(status)
 
 
 def _outlive_abort() -> None:
-  """Lets the watching thread speak when jax aborts the process.
-
-  Where the coordinator is gone, a thread of jax's aborts the process within
-  milliseconds, often before our thread had its turn.
-  """
+  """Gives the watching thread time to report when jax aborts the process."""
+  # When the coordinator is gone, a thread of jax's aborts the process within
+  # milliseconds, often before our thread had its turn. libc's signal, because
+  # Python's handlers run on the main thread, which waits in a collective.
   handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
   def aborted(_):
-    fail("aborted by jax or XLA; the reason stands above", 1)
+    fail("aborted by jax or XLA; the reason is above", 1)
 
   handler = handler_type(aborted)
-  _KEPT.append(handler)  # C does not count references.
+  _KEPT.append(handler)  # C holds no reference to it.
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = [ctypes.c_int, handler_type]
   libc.signal.restype = ctypes.c_void_p
@@ -107,7 +103,7 @@ _KEPT: list[Any] = []
 
 
 def finish() -> None:
-  """Ends a job that went well: waits for the others, then lets go of them."""
+  """Ends a job that succeeded: waits for the others, then disconnects."""
   global _line
   if _line is not None:
     jax.distributed.shutdown()
@@ -116,18 +112,14 @@ def finish() -> None:
 
 
 def fail(message: str, status: int) -> int:
-  """Says why this process ends; all others end with it, and say it, too.
-
-  Args:
-    message: Why.
-    status: The exit status.
+  """Reports why this process ends; all others end with it, and report it, too.
 
   Returns:
-    The status, for a process alone; among several the process ends here.
+    The status, for a process alone; one of several ends here.
   """
   if _line is not None:
     if _line.ended.wait(GRACE):
-      time.sleep(GRACE)  # The watching thread is saying it.
+      time.sleep(GRACE)  # The watching thread reports it and ends us.
     _line.tell(f"process {_line.index}: {message}", status)
     end_process(message, status)
   print(f"gmem_jax: {message}", file=sys.stderr, flush=True)
@@ -140,39 +132,26 @@ def is_joined() -> bool:
 
 
 def is_main() -> bool:
-  """Whether this process writes what only one may write."""
+  """Whether this is the process that writes what only one may write."""
   return jax.process_index() == 0
 
 
 def agree(value: Any) -> Any:
-  """Process 0's value, on all processes.
-
-  Args:
-    value: A number or an array, of the same shape on all.
-  """
+  """Process 0's value, a number or an array of one shape, on all processes."""
   if jax.process_count() == 1:
     return value
   return multihost_utils.broadcast_one_to_all(value)
 
 
 def everywhere(value: bool) -> bool:
-  """Whether something holds on all processes.
-
-  Args:
-    value: Whether it holds here.
-  """
+  """Whether `value` is true on all processes."""
   if jax.process_count() == 1:
     return value
-  found = multihost_utils.process_allgather(np.array(value))
-  return bool(found.all())
+  return bool(multihost_utils.process_allgather(np.array(value)).all())
 
 
 def wait_for_all(name: str) -> None:
-  """Waits until all processes are here.
-
-  Args:
-    name: Of the place; the same on all.
-  """
+  """Waits until all processes are here; `name` is the same on all."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
@@ -180,11 +159,11 @@ def wait_for_all(name: str) -> None:
 def check_shared(
   directory: pathlib.Path, key: str, seconds: float = 30.0
 ) -> None:
-  """Checks that all processes see one directory; makes it if need be.
+  """Checks that all processes see one directory; creates it if needed.
 
   Args:
-    directory: The directory.
-    key: The flag that names it.
+    directory: Its path on this process.
+    key: The flag that names it, for the message.
     seconds: How long a slow network file system may take.
 
   Raises:
@@ -201,7 +180,7 @@ def check_shared(
   wait_for_all("token")
   deadline, seen = time.monotonic() + seconds, False
   while not seen and time.monotonic() < deadline:
-    # Listing, not asking for the file: NFS remembers that a file is absent.
+    # Listed, not opened: NFS caches that a file is absent.
     seen = token.name in os.listdir(directory)
     time.sleep(0 if seen else 0.2)
   seeing = multihost_utils.process_allgather(np.array(seen)).reshape(-1)
@@ -210,15 +189,16 @@ def check_shared(
   if not seeing.all():
     blind = ", ".join(str(i) for i in np.flatnonzero(~seeing)[:16])
     raise ValueError(
-      f"{key}={directory} is not shared: process(es) {blind} do not see what"
-      " process 0 writes there. All processes need the same directory."
+      f"{key}={directory}: must be shared by all processes, but process(es)"
+      f" {blind} do not see what process 0 writes there"
     )
 
 
 class StopRequest:
   """Notes SIGTERM on any process, so that the loop can save before it ends."""
 
-  # Dispatches of all loops of this process: the others count the same.
+  # Dispatches of all loops of this process. Counted across loops, not by one,
+  # so that the processes' numbers agree and only grow.
   _calls = itertools.count(1)
 
   def __init__(self):
@@ -237,7 +217,7 @@ class StopRequest:
       _line.request_stop()
 
   def reached(self) -> bool:
-    """Whether to stop now; all processes ask, once a dispatch."""
+    """Whether to stop now; all processes call this once a dispatch."""
     if _line is None:
       return self._received
     return _line.reached(next(self._calls))

@@ -1,8 +1,8 @@
-"""Where arrays live: the mesh, the path rules, host batches to global arrays.
+"""Where arrays live: the mesh, rules by path, host batches to global arrays.
 
 The mesh has three named axes. The batch is split over `data` and `fsdp`; the
 parameters, their moving average and the optimizer's moments over `fsdp` and
-`tensor`, by rules on their paths. Networks know nothing of it.
+`tensor`, by rules on their paths. Networks know nothing about it.
 """
 
 import dataclasses
@@ -28,15 +28,17 @@ BATCH = P(("data", "fsdp"))
 # collectives than it saves in memory.
 MIN_SHARDED_SIZE = 4096
 
-# An array of more bytes than this is never whole on a device by accident.
+# An array of more bytes than this is never whole on a device by accident: that
+# would show only as memory that runs out.
 MAX_REPLICATED_BYTES = 8 * 2**20
 
 # (pattern searched in the parameter's path, spec of its trailing axes). The
-# first match decides. A leading layer axis, where there is one, is not split.
+# first match decides. A leading layer axis is not split: a scan reads one layer
+# at a time, which would then be on one device only.
 RULES: tuple[tuple[str, P], ...] = (
-  # Products that write to the residual stream: row parallel.
+  # Matmuls that write to the residual stream are row parallel, those before
+  # them column parallel: the width between the two is never gathered.
   (r"(proj|fc2|w3)/kernel$", P("tensor", "fsdp")),
-  # All others: column parallel.
   (r"kernel$", P("fsdp", "tensor")),
   (r"(bias|scale)$", P()),
   (r"pos_embed$", P()),
@@ -50,7 +52,7 @@ class MeshConfig:
   Attributes:
     data: Replicas of the parameters; the batch is split over it.
     fsdp: Ways in which parameters and batch are split.
-    tensor: Ways in which single matrix products are split.
+    tensor: Ways in which single matmuls are split.
   """
 
   data: int
@@ -59,23 +61,18 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-  """Makes the device mesh.
-
-  Args:
-    config: Sizes of the axes.
-    devices: The devices to use; all of them by default.
-
-  Returns:
-    A mesh with the axes `AXES`.
+  """Makes the device mesh, of all devices unless some are given.
 
   Raises:
     ValueError: If the sizes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [config.data, config.fsdp, config.tensor]
-  keys = ", ".join(f"mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True))
+  keys = ", ".join(
+    f"config.mesh.{a}={s}" for a, s in zip(AXES, sizes, strict=True)
+  )
   if any(s < 1 and s != -1 for s in sizes) or sizes.count(-1) > 1:
-    raise ValueError(f"{keys}: sizes are positive, and at most one is -1")
+    raise ValueError(f"{keys}: must be positive, and at most one of them -1")
   if -1 in sizes:
     rest = math.prod(s for s in sizes if s != -1)
     sizes[sizes.index(-1)] = max(len(devices) // rest, 1)
@@ -84,23 +81,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       f"{keys}: a mesh of {' x '.join(map(str, sizes))} does not use the"
       f" {len(devices)} available device(s); set one size to -1 to use the rest"
     )
+  # jax's default is Explicit, which wants a sharding in the type of each array.
   return jax.make_mesh(
     tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
   )
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-  """The partition of one array of the training state.
+  """The spec of one array of the training state, from the first matching rule.
 
   Args:
     path: Its path in the state, joined by "/".
-    shape: Its shape.
-    mesh: The mesh.
-
-  Returns:
-    The spec of the first rule that matches. An axis that the mesh does not
-    divide is left whole; where that would leave a large array whole, its
-    parameters are split along any axis that can be.
+    shape: An axis that the mesh does not divide is left whole; where that would
+      leave a large array whole, it is split along any axis that can be.
+    mesh: Gives the sizes of the axes.
 
   Raises:
     ValueError: If a large array matches no rule, or none of its axes can be
@@ -118,7 +112,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     for name, size in zip(names, shape, strict=True)
   ]
   fsdp = mesh.shape["fsdp"]
-  # The state is float32.
+  # 4: the state is float32.
   if 4 * math.prod(shape) > MAX_REPLICATED_BYTES and "fsdp" not in spec:
     free = [
       axis
@@ -127,24 +121,16 @@ def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     ]
     if not free:
       raise ValueError(
-        f"config.mesh.fsdp={fsdp} divides no axis of {path} {shape}: every"
-        " device would hold it whole. Take a smaller mesh.fsdp, and more"
-        " mesh.data"
+        f"config.mesh.fsdp={fsdp}: divides no axis of {path} {shape}, so every"
+        " device would have it whole; lower config.mesh.fsdp and raise"
+        " config.mesh.data"
       )
     spec[max(free, key=lambda axis: shape[axis])] = "fsdp"
   return P(*spec) if any(spec) else P()
 
 
 def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
-  """Shardings of a whole (abstract) training state.
-
-  Args:
-    state: A pytree of arrays or `jax.ShapeDtypeStruct`s.
-    mesh: The mesh.
-
-  Returns:
-    The same tree with a `NamedSharding` at every leaf.
-  """
+  """The tree of `state` (arrays or shapes) with a sharding at each leaf."""
 
   def one(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -154,15 +140,7 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def abstract(state: Any, shardings: Any) -> Any:
-  """Attaches shardings to shapes: the target a checkpoint is restored to.
-
-  Args:
-    state: A pytree of arrays or `jax.ShapeDtypeStruct`s.
-    shardings: Their shardings, the same tree.
-
-  Returns:
-    The tree of `jax.ShapeDtypeStruct`s with shardings.
-  """
+  """Attaches shardings to shapes: the target a checkpoint is restored to."""
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     state,
@@ -171,58 +149,41 @@ def abstract(state: Any, shardings: Any) -> Any:
 
 
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-  """The number of parts that a batch is split into: data x fsdp."""
+  """How many parts a batch is split into: data x fsdp."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of what every device holds whole, e.g. the bank."""
+  """The sharding of what every device has whole, e.g. the bank."""
   return NamedSharding(mesh, P())
 
 
 def batch_sharding(mesh: Mesh, *, steps_axis: bool = False) -> NamedSharding:
-  """The sharding of a batch.
-
-  Args:
-    mesh: The mesh.
-    steps_axis: Whether a leading axis of several steps comes first.
-  """
+  """The sharding of a batch; `steps_axis`: after a leading axis of steps."""
   return NamedSharding(mesh, P(None, *BATCH) if steps_axis else BATCH)
 
 
 def place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-  """Makes the function that keeps activations split by example alone.
+  """Makes the sharding constraint of activations [b …]: b is split, no more.
 
-  A network that says so of its activations gathers the kernels that it needs,
-  one block at a time, and sums their gradients onto the devices that own them
-  (fully sharded data parallelism). Left to itself XLA may instead hold all
-  examples on each device of the `fsdp` axis, and split their width.
-
-  Args:
-    mesh: The mesh.
-
-  Returns:
-    Activations [b …] -> the same, b split over `data` and `fsdp`.
+  With it a network gathers the kernels that it needs, one block at a time, and
+  sums their gradients onto the devices that own them (fully sharded data
+  parallelism).
   """
+  # Left to itself XLA may instead put all examples on each device of the `fsdp`
+  # axis, and split their width.
   where = NamedSharding(mesh, BATCH)
   return lambda x: jax.lax.with_sharding_constraint(x, where)
 
 
 def process_part(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-  """Which part of a batch this process loads.
+  """Which part of a batch this process loads: (its number, number of parts).
 
-  Processes whose devices hold the same rows, as along the tensor axis, load the
-  same part.
-
-  Args:
-    mesh: The mesh.
-    batch_size: Rows of the batch, over all devices.
-
-  Returns:
-    (number of the part, number of parts); parts are equal, in order.
+  Parts are equal and in order. Processes whose devices have the same rows, as
+  along the tensor axis, load the same part. `batch_size` counts all devices.
 
   Raises:
-    ValueError: If this process's devices hold no such part.
+    ValueError: If the rows of this process's devices are no such part.
   """
   index = NamedSharding(mesh, BATCH).addressable_devices_indices_map(
     (batch_size,)
@@ -232,7 +193,7 @@ def process_part(mesh: Mesh, batch_size: int) -> tuple[int, int]:
   length = last - first
   if length != sum(b - a for a, b in ranges) or first % length:
     raise ValueError(
-      f"config.mesh: the devices of process {jax.process_index()} hold the"
+      f"config.mesh: the devices of process {jax.process_index()} have the"
       f" scattered rows {sorted(ranges)} of a batch of {batch_size}; let one"
       " process's devices be neighbours in data x fsdp"
     )
@@ -240,12 +201,9 @@ def process_part(mesh: Mesh, batch_size: int) -> tuple[int, int]:
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-  """Puts what every process has whole on the devices of all.
+  """Puts arrays that every process has whole on the devices of all.
 
-  Args:
-    tree: Host arrays, or arrays of this process alone; those that already
-      lie on all devices only move.
-    sharding: Where they go.
+  Global arrays may be among them; they only move.
   """
 
   def one(x):
@@ -253,6 +211,8 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
       return jax.device_put(x, sharding)
     if sharding.is_fully_addressable:
       return jax.device_put(x, sharding)
+    # device_put of a host array to other processes' devices would first compare
+    # it on all of them, a collective for each array.
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda i: x[i])
 
@@ -260,14 +220,9 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def to_global(batch: Any, sharding: NamedSharding) -> Any:
-  """Assembles each process's rows into global arrays.
+  """Assembles each process's rows, host arrays, into global arrays.
 
-  Args:
-    batch: Host arrays, this process's rows of the batch.
-    sharding: The sharding of the global arrays.
-
-  Returns:
-    The same tree of global `jax.Array`s; transfers are asynchronous.
+  Transfers are asynchronous.
   """
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),

@@ -1,11 +1,12 @@
 """How several processes agree on where to stop.
 
-One asks to stop, and process 0 asks all how far they have come; all go on to
-the furthest. Threads answer, so that no process waits for another one's steps,
-and whoever has answered goes no further until it knows where to stop.
+One process asks to stop. Process 0 then asks all how far they have come, and
+all go on to one dispatch after the furthest. Threads answer, so that no process
+waits for another's steps; after its answer a process goes no further until it
+knows where to stop.
 
-(jax has the same protocol; but there orbax reports steps to it, too, on another
-scale than the loop's dispatches.)
+jax has the same protocol, but orbax reports steps to it, too, on another scale
+than the loop's dispatches.
 """
 
 import threading
@@ -14,25 +15,20 @@ from typing import Any
 
 
 class StopVote:
-  """One process's part of the agreement; messages are given and taken."""
+  """One process's part in the vote; the caller carries the messages."""
 
   def __init__(self, index: int, count: int):
-    """Nobody has asked yet.
-
-    Args:
-      index: Number of this process.
-      count: Number of processes.
-    """
+    """Starts process `index` of `count`, with no stop requested."""
     self._index, self._count = index, count
     self._lock = threading.Lock()
-    self._at = 0  # what `reached` was last called with
-    self._asked = False  # from now on `reached` waits for the answer
+    self._at = 0  # The last argument of `reached`.
+    self._asked = False  # If true, `reached` waits for the decision.
     self._answers: dict[int, int] = {}
     self._stop_at: int | None = None
     self._decided = threading.Event()
 
   def reached(self, count: int) -> bool:
-    """Whether to stop here; waits while that is being found out.
+    """Whether to stop here; waits while a vote is open.
 
     Args:
       count: How far this process has come; all processes call this with the
@@ -50,12 +46,12 @@ class StopVote:
     """Takes a message.
 
     Args:
-      index: Whose it is.
-      message: One of {"stop": true}, {"ask": true}, {"at": 7}, {"stop_at": 8};
-        others mean nothing here.
+      index: The process that it came from.
+      message: {"stop": true}, {"ask": true}, {"at": 7} or {"stop_at": 8};
+        others are ignored.
 
     Returns:
-      What to send then: from process 0 to all, from the others to process 0.
+      The replies: from process 0 to all, from the others to process 0.
     """
     main = self._index == 0
     if "stop" in message and not main:

@@ -11,7 +11,7 @@ import numpy as np
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
-from gmem_jax.diffusion import samplers
+from gmem_jax.diffusion import schedule
 from gmem_jax.models import retrieval, transformer
 from gmem_jax.sample import memories as memories_lib, source as source_lib
 
@@ -160,7 +160,7 @@ def record(
   config: sections.Config, source: source_lib.SampleSource, plan: Plan
 ) -> dict[str, Any]:
   """sample.json: all that the images depend on."""
-  calls = samplers.num_calls(config.sampler)
+  calls = schedule.num_calls(config.sampler)
   # Left out at its default: directories from before the key was added have no
   # such entry, and shall still be continued.
   dtype = config.sample.decode_dtype

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.diffusion import guidance, samplers, sit_release
+from gmem_jax.diffusion import guidance, samplers, schedule
 from gmem_jax.models import conditioning, retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
@@ -65,7 +65,7 @@ class Sampler:
   """
 
   network: transformer.FlowTransformer
-  config: samplers.SamplerConfig
+  config: schedule.SamplerConfig
   latent_shape: tuple[int, int, int]
   mesh: Mesh
   seed: int
@@ -177,7 +177,7 @@ class Sampler:
         return cast(jax.Array, velocity)
 
       turned = self.first_release
-      return (sit_release.turn_time(bound) if turned else bound)(x, t)
+      return (samplers.turn_time(bound) if turned else bound)(x, t)
 
     def pair(x, t):
       null = jax.tree.map(jnp.zeros_like, condition)

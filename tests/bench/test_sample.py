@@ -5,7 +5,7 @@ import pytest
 
 from gmem_jax.aot import flops
 from gmem_jax.bench import _reference_sampler, sample
-from gmem_jax.diffusion import guidance, samplers
+from gmem_jax.diffusion import guidance, samplers, schedule
 from tests.bench import shapes
 
 WEIGHTS = np.random.default_rng(0).standard_normal((6, 6), np.float32) / 3
@@ -66,14 +66,14 @@ def test_reference_samples_the_same_with_more_calls(method, scale, inputs):
     for f in (ours, reference)
   ]
   assert calls == [
-    sum(samplers.num_calls(config) or ()),
+    sum(schedule.num_calls(config) or ()),
     _reference_sampler.num_calls(config),
   ]
 
 
 def test_the_published_sampler_costs_111_and_396_calls():
   config = sample.parse(shapes.arguments()).recipe.sampler
-  assert sum(samplers.num_calls(config) or ()) == 111
+  assert sum(schedule.num_calls(config) or ()) == 111
   assert _reference_sampler.num_calls(config) == 396
 
 

@@ -5,7 +5,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.diffusion import guidance, losses, samplers
+from gmem_jax.diffusion import guidance, losses, schedule
 
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}
 FORMS = {
@@ -21,7 +21,7 @@ UNGUIDED = guidance.GuidanceConfig(
 )
 
 
-def sampler_config(**changes) -> samplers.SamplerConfig:
+def sampler_config(**changes) -> schedule.SamplerConfig:
   """The published SDE sampler, with changes."""
   settings = {
     "path": "linear",
@@ -39,7 +39,7 @@ def sampler_config(**changes) -> samplers.SamplerConfig:
     "rtol": 1e-3,
     "guidance": UNGUIDED,
   }
-  return samplers.SamplerConfig(**settings | changes)
+  return schedule.SamplerConfig(**settings | changes)
 
 
 def loss_config(**changes) -> losses.LossConfig:

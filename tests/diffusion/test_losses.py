@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.diffusion import interval, losses, paths
+from gmem_jax.diffusion import losses, paths, schedule
 from tests.diffusion import common
 
 TOLERANCE = 1e-4
@@ -132,8 +132,8 @@ def test_times_stay_inside_the_interval(path, prediction):
     path=path, prediction=prediction, cosine=False, time="uniform"
   )
   t = losses.sample_time(config, jax.random.key(1), 10_000)
-  eps = interval.default_train_eps(path, prediction)
-  t0, t1 = interval.interval(path, prediction, eps=eps)
+  eps = schedule.default_train_eps(path, prediction)
+  t0, t1 = schedule.interval(path, prediction, eps=eps)
   assert t.dtype == jnp.float32
   assert t0 <= jnp.min(t) < t0 + 0.01
   assert t1 - 0.01 < jnp.max(t) <= t1
@@ -183,12 +183,12 @@ def test_gradient_is_finite_for_a_network_that_outputs_zero():
 @pytest.mark.parametrize(
   ("changes", "key"),
   [
-    ({"weighting": "likelihood"}, "loss.weighting"),
-    ({"prediction": "noise"}, "loss.cosine"),
-    ({"projection_weight": -1.0}, "loss.projection_weight"),
-    ({"projection_weight": float("nan")}, "loss.projection_weight"),
-    ({"train_eps": 0.5}, "loss.train_eps"),
-    ({"train_eps": 0.0}, "loss.train_eps"),
+    ({"weighting": "likelihood"}, r"config\.loss\.weighting='likelihood'"),
+    ({"prediction": "noise"}, r"config\.loss\.cosine=True"),
+    ({"projection_weight": -1.0}, r"config\.loss\.projection_weight=-1\.0"),
+    ({"projection_weight": float("nan")}, r"\.loss\.projection_weight=nan"),
+    ({"train_eps": 0.5}, r"config\.loss\.train_eps=0\.5"),
+    ({"train_eps": 0.0}, r"config\.loss\.train_eps=0\.0"),
   ],
 )
 def test_bad_settings_name_their_key(changes, key):

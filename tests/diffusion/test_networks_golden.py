@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.diffusion import guidance, samplers, sit_release
+from gmem_jax.diffusion import guidance, samplers, schedule
 from gmem_jax.files.torch_reader import torch_file
 from tests.diffusion import common
 from tests.models import networks
@@ -104,7 +104,7 @@ def test_lightning_dit_runs(golden_dir):
       draw = noise.__getitem__
       calls = published[run]
       half = calls["calls_with_guidance"] // 2
-      assert samplers.num_calls(config) == (calls["distinct_inputs"], half)
+      assert schedule.num_calls(config) == (calls["distinct_inputs"], half)
     else:
       method, shift, steps = re.fullmatch(
         r"ode_(\w+)_shift([\d.]+)_(\d+)", name
@@ -117,7 +117,7 @@ def test_lightning_dit_runs(golden_dir):
       )
       draw = None
       if method != "dopri5":
-        calls, _ = samplers.num_calls(config)
+        calls, _ = schedule.num_calls(config)
         assert calls == published[run]["model_calls"]
     with jax.default_matmul_precision("highest"):
       run_sampler = functools.partial(
@@ -134,11 +134,13 @@ def test_lightning_dit_runs(golden_dir):
   assert len(errors) > 3
 
 
+# As `samplers.turn_time` says: the method, the path, and how many points the
+# grid has more than the release counts.
 SIT_RUNS = {
-  "euler": ("euler", "linear"),
-  "heun": ("heun", "linear"),
-  "em_linear": ("euler_maruyama", "linear"),
-  "em_cosine": ("euler_maruyama", "gvp"),
+  "euler": ("ode_euler", "linear", 1),
+  "heun": ("ode_heun2_euler", "linear", 1),
+  "em_linear": ("sde_euler", "linear", 0),
+  "em_cosine": ("sde_euler", "gvp", 0),
 }
 
 
@@ -147,9 +149,14 @@ SIT_RUNS = {
 def test_sit_release_runs(golden_dir, run, x64):
   golden = networks.load(golden_dir, "sit_tiny")
   data = golden.data
-  sampler, path = SIT_RUNS[run]
-  config = sit_release.sampler_config(
-    sampler, int(data["sampler_num_steps"]), path
+  method, path, more = SIT_RUNS[run]
+  config = common.sampler_config(
+    method=method,
+    path=path,
+    steps=int(data["sampler_num_steps"]) + more,
+    diffusion_form="linear",
+    last_step="mean",
+    last_step_size=0.04,
   )
   times, nfe = [], json.loads(str(data["nfe"]))
   condition = jnp.asarray(data["sampler_cond"])
@@ -162,14 +169,14 @@ def test_sit_release_runs(golden_dir, run, x64):
     dtype = jnp.float64 if x64 else jnp.float32
     x0 = jnp.asarray(common.nhwc(data["sampler_latents"]), dtype)
     noise = jnp.asarray(common.nhwc(data["em_noise"]), dtype)
-    turned = sit_release.turn_time(network)
+    turned = samplers.turn_time(network)
     draw = noise.__getitem__
     x1 = jax.jit(lambda x: samplers.sample(config, turned, x, draw))(x0)
     jax.effects_barrier()
   assert x1.dtype == dtype
   error = common.relative_error(x1, common.nhwc(data[f"{run}_out"]))
   assert error < TOLERANCE
-  assert samplers.num_calls(config) == (nfe[run], 0)
+  assert schedule.num_calls(config) == (nfe[run], 0)
   np.testing.assert_allclose(times, data[f"{run}_model_t"], atol=1e-6)
 
 

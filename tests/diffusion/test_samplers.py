@@ -10,70 +10,9 @@ import pytest
 from gmem_jax.diffusion import samplers
 from tests.diffusion import common, gaussian
 
-ORDERS = {
-  "ode_euler": 1,
-  "ode_midpoint": 2,
-  "ode_heun2": 2,
-  "ode_heun2_euler": 2,
-  "ode_heun3": 3,
-  "ode_rk4": 4,
-}
 FORMS = ("linear", "sigma", "constant", "decreasing", "increasing_decreasing")
 MEAN = np.array([0.5, -1.0], np.float32)
 COVARIANCE = np.array([[0.8, 0.3], [0.3, 0.4]], np.float32)
-
-
-def _growth(x, t):
-  return (jnp.exp(-t) + t**2).reshape(-1, 1) * x
-
-
-# What x' = (exp(-t) + t^2) x makes of 1.
-GROWN = np.exp(1 - np.exp(-1) + 1 / 3)
-
-
-@pytest.mark.parametrize("method", ORDERS)
-def test_order_of_convergence(method):
-  with jax.enable_x64(True):
-    x0 = jnp.ones((1, 1), jnp.float64)
-    errors = []
-    for intervals in (64, 128):
-      config = common.sampler_config(method=method, steps=intervals + 1)
-      x1 = samplers.sample(config, _growth, x0)
-      errors.append(abs(float(x1[0, 0]) - GROWN))
-  order = np.log2(errors[0] / errors[1])
-  assert abs(order - ORDERS[method]) < 0.1, order
-
-
-def test_dopri5_keeps_its_tolerance():
-  with jax.enable_x64(True):
-    for rtol in (1e-3, 1e-6, 1e-9):
-      config = common.sampler_config(method="ode_dopri5", rtol=rtol, atol=rtol)
-      x1 = samplers.sample(config, _growth, jnp.ones((1, 1), jnp.float64))
-      assert abs(float(x1[0, 0]) - GROWN) < 10 * rtol
-
-
-def test_dopri5_gives_up_on_a_field_that_is_not_finite():
-  def network(x, t):
-    return jnp.where((t > 0.5).reshape(-1, 1), jnp.nan, 1.0) * x
-
-  config = common.sampler_config(method="ode_dopri5")
-  assert jnp.all(jnp.isnan(samplers.sample(config, network, jnp.ones((2, 3)))))
-
-
-@pytest.mark.parametrize("step_control", ["image", "batch"])
-def test_dopri5_per_image_does_not_depend_on_the_batch(step_control):
-  # The second sample needs much smaller steps than the first.
-  rate = jnp.array([1.0, 60.0])
-
-  def network(x, t):
-    return jnp.sin(rate[: len(x)] * t).reshape(-1, 1) * x
-
-  config = common.sampler_config(method="ode_dopri5", step_control=step_control)
-  x0 = jnp.ones((2, 3))
-  together = samplers.sample(config, network, x0)
-  alone = samplers.sample(config, network, x0[:1])
-  same = np.array_equal(together[:1], alone)
-  assert same == (step_control == "image")
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
@@ -196,31 +135,6 @@ def test_state_keeps_its_dtype_for_a_bfloat16_network():
   assert samplers.sample(config, network, x0, lambda i: x0).dtype == x0.dtype
 
 
-@pytest.mark.parametrize(
-  ("changes", "key"),
-  [
-    ({"steps": 1}, "sampler.steps"),
-    ({"timestep_shift": -0.3}, "sampler.timestep_shift"),
-    ({"sample_eps": 0.0}, "sampler.sample_eps"),
-    ({"sample_eps": 0.7}, "sampler.sample_eps"),
-    ({"rtol": -1.0}, "sampler.rtol"),
-    ({"rtol": 0.0, "atol": 0.0}, "sampler.atol"),
-    ({"diffusion_norm": -1.0}, "sampler.diffusion_norm"),
-    ({"last_step_size": 0.0}, "sampler.last_step_size"),
-    ({"last_step_size": 1.0}, "sampler.last_step_size"),
-    ({"diffusion_form": "sbdm"}, "sampler.sample_eps > 0"),
-    ({"last_step": "none"}, "sampler.last_step"),
-    (
-      {"prediction": "noise", "sample_eps": 0.4, "last_step_size": 0.8},
-      "sampler.last_step_size",
-    ),
-  ],
-)
-def test_bad_settings_name_their_key(changes, key):
-  with pytest.raises(ValueError, match=key):
-    common.sampler_config(**changes)
-
-
 def test_singular_settings_are_accepted_with_an_epsilon():
   for method, form, last_step in itertools.product(
     ("sde_euler", "sde_heun"), ("sbdm", "linear"), ("none", "mean")
@@ -244,5 +158,5 @@ def test_an_sde_needs_noise_and_cannot_be_inverted():
   x = jnp.ones((1, 3))
   with pytest.raises(ValueError, match="needs noise"):
     samplers.sample(config, lambda x, t: x, x)
-  with pytest.raises(ValueError, match=r"sampler\.method"):
+  with pytest.raises(ValueError, match=r"config\.sampler\.method='sde_heun'"):
     samplers.invert(config, lambda x, t: x, x)

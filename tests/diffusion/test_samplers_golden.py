@@ -88,7 +88,7 @@ def test_sde_calls_are_at_most_half_of_the_published_ones(golden_dir):
   assert runs
   for key in runs:
     config = _sde_config(golden, key)
-    calls, unconditional = samplers.num_calls(config)
+    calls, unconditional = schedule.num_calls(config)
     drifts = 2 if config.method == "sde_heun" else 1
     closing = {"mean": 2, "euler": 1, "tweedie": 1, "none": 0}
     published = 2 * drifts * (config.steps - 1) + closing[config.last_step]
@@ -145,7 +145,7 @@ def test_fixed_step_ode_trajectories(golden_dir):
       if method == "dopri5" or method in OTHER_SOLVERS:
         continue
       config = _ode_config(method, steps, timestep_shift=float(shift))
-      assert samplers.num_calls(config) == (int(golden[f"{key}__nfe"]), 0)
+      assert schedule.num_calls(config) == (int(golden[f"{key}__nfe"]), 0)
     else:
       continue
     with jax.default_matmul_precision("highest"):

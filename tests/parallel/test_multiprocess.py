@@ -265,7 +265,11 @@ def test_a_process_that_never_joins_is_named(launch, tmp_path):
 @pytest.mark.slow  # it waits for a slow file system, in vain
 def test_a_directory_that_is_not_shared(launch, tmp_path):
   job = launch([tmp_path / "a", tmp_path / "b"], "--join_seconds=60")
-  refused(job, "is not shared: process(es) 1 do not see what process 0 writes")
+  refused(
+    job,
+    "must be shared by all processes, but process(es) 1 do not see what process"
+    " 0 writes",
+  )
 
 
 WRONG = {

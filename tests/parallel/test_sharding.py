@@ -33,7 +33,9 @@ def test_mesh_sizes(sizes, expected):
   "sizes", [(3, 1, 1), (8, 1, 1), (-1, -1, 1), (0, 4, 1), (-1, 8, 1), (1, 1, 1)]
 )
 def test_wrong_mesh_names_the_key(sizes):
-  with pytest.raises(ValueError, match=r"mesh\.data=.*mesh\.fsdp="):
+  with pytest.raises(
+    ValueError, match=r"config\.mesh\.data=.*config\.mesh\.fsdp="
+  ):
     sharding.make_mesh(sharding.MeshConfig(*sizes))
 
 
@@ -96,7 +98,9 @@ def test_a_large_array_that_cannot_be_split_as_ruled_is_split_otherwise():
 
 def test_a_large_array_that_cannot_be_split_at_all_is_an_error():
   mesh = AbstractMesh((1, 256, 1), sharding.AXES)
-  with pytest.raises(ValueError, match=r"mesh\.fsdp=256 divides no axis of p"):
+  with pytest.raises(
+    ValueError, match=r"config\.mesh\.fsdp=256: divides no axis of p"
+  ):
     sharding.spec_of("params/x/kernel", (28, 1152, 3456), mesh)
 
 

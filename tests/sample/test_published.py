@@ -407,12 +407,12 @@ BAD_INPUT = {
     {}, {"ends": ["1", "2"], "images": ["GOOD"]},
     "--image and --interpolate exclude each other",
   ),
-  "steps": ({"sampler.steps": 1}, {}, r"sampler\.steps is 1"),
+  "steps": ({"sampler.steps": 1}, {}, r"config\.sampler\.steps=1"),
   "sbdm at 0": ({"sampler.diffusion_form": "sbdm"}, {}, r"sampler\.sample_eps"),
   "no last step": ({"sampler.last_step": "none"}, {}, r"sampler\.last_step"),
   "guidance reversed": (
     {"sampler.guidance.start": 0.9, "sampler.guidance.end": 0.8}, {},
-    r"sampler\.guidance\.start is 0\.9",
+    r"config\.sampler\.guidance\.start=0\.9,",
   ),
   "draw and rows": (
     {"sample.draw": "noise", "sample.rows": (1,)}, {},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.diffusion import sit_release
+from gmem_jax.diffusion import samplers
 from gmem_jax.files import weights
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import source as source_lib
@@ -142,7 +142,7 @@ def test_the_first_release_is_turned(parts, fresh, tmp_path):
   def velocity(params):
     return lambda x, t: apply(params, x, t)
 
-  expected = sit_release.turn_time(velocity(params))(x, t)
+  expected = samplers.turn_time(velocity(params))(x, t)
   path = make_converted(tmp_path / "net", config, memory, params, "sit")
   config = tiny.make_config(train__init_from=path)
   started = init_from.start(config, fresh(config), mesh)
