@@ -18,6 +18,7 @@ from gmem_jax.evaluate import (
   results,
   sources,
 )
+from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.sample import output, plan as plan_lib, source as source_lib
 from gmem_jax.train import dataset as dataset_lib
@@ -108,7 +109,7 @@ def _sampled(
     directory = plan_lib.directory_of(config, workdir, source, plan)
     output.claim(directory, info)
     make = _keeping(make, directory)
-  shape = build.decoded_shape(
+  shape = protocols.image_shape(
     source.weights.tokenizer, source.sampler.latent_shape
   )
   images = sources.Arrays(info, plan.count, shape, make, collective=True)

@@ -18,6 +18,7 @@ from gmem_jax.commands import report
 from gmem_jax.config import sections
 from gmem_jax.data import images, load_encoders, sources as data_sources
 from gmem_jax.evaluate import build, scores, sources
+from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.sample import sampler as sampler_lib, source as source_lib
 from gmem_jax.train import dataset as dataset_lib, loop, run_directory, setup
@@ -120,7 +121,7 @@ def make_run(
   sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
   # The decoder is read once, not at every evaluation.
   fixed = source_lib.make_weights(config, memory, None)
-  shape = build.decoded_shape(fixed.tokenizer, memory.latent_shape)
+  shape = protocols.image_shape(fixed.tokenizer, memory.latent_shape)
 
   def evaluate_fn(step: int, params: Any):
     weights = dataclasses.replace(fixed, params=params)
@@ -177,7 +178,7 @@ def make_evaluator(
   """
   if not config.eval.scores:
     return None
-  shape = build.decoded_shape(
+  shape = protocols.image_shape(
     load_encoders.load_tokenizer(config), latent_shape
   )
   evaluator = build.make_evaluator(config, mesh, own)

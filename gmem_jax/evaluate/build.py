@@ -2,7 +2,6 @@
 
 import pathlib
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -141,11 +140,3 @@ def score_pixels(
   assert evaluator is not None, "config checks that the report has its score"
   source = sources.in_memory(pixels, {})
   return evaluator(source, source.count)
-
-
-def decoded_shape(
-  tokenizer, latent_shape: tuple[int, int, int]
-) -> tuple[int, int, int]:
-  """H, W, ch of the images that a tokenizer decodes from latents h, w, c."""
-  latents = jax.ShapeDtypeStruct((1, *latent_shape), "float32")
-  return jax.eval_shape(tokenizer.decode, latents).shape[1:]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gmem_jax.data import images as images_lib, load_encoders, store
-from gmem_jax.evaluate import audit, audit_report, build, sources
+from gmem_jax.evaluate import audit, audit_report, sources
+from gmem_jax.models.encoders import protocols
 from gmem_jax.train import dataset as dataset_lib
 from tests import tiny
 from tests.data import prepared
@@ -111,7 +112,7 @@ def test_what_cannot_be_audited_is_refused():
     audit.Auditor(config, dataset, 4, (9, 9, 1))
 
 
-def test_decoded_shape():
+def test_image_shape():
   config = tiny.make_config()
   tokenizer = load_encoders.load_tokenizer(config)
-  assert build.decoded_shape(tokenizer, (8, 8, 1)) == (8, 8, 1)
+  assert protocols.image_shape(tokenizer, (8, 8, 1)) == (8, 8, 1)

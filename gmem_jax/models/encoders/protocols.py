@@ -6,6 +6,7 @@ Shapes: b batch, H W image, h w c latent, n tokens, d feature width.
 from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
@@ -141,3 +142,11 @@ def to_uint8(
   Source: the published evaluations.
   """
   return jnp.clip(127.5 * images + offset, 0.0, 255.0).astype(jnp.uint8)
+
+
+def image_shape(
+  tokenizer: Tokenizer, latent_shape: tuple[int, int, int]
+) -> tuple[int, int, int]:
+  """H, W, ch of the images that a tokenizer decodes from latents h, w, c."""
+  latents = jax.ShapeDtypeStruct((1, *latent_shape), jnp.float32)
+  return jax.eval_shape(tokenizer.decode, latents).shape[1:]
