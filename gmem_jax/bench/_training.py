@@ -14,7 +14,7 @@ from gmem_jax import rngs
 from gmem_jax.aot import flops
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.bench import _products
-from gmem_jax.commands import abstract, compile as compile_command
+from gmem_jax.commands import compile as compile_command
 from gmem_jax.config import sections
 from gmem_jax.diffusion import losses
 from gmem_jax.models import transformer
@@ -74,7 +74,7 @@ def make(config: sections.Config) -> Work:
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   program = compile_command.training(config, mesh, _BANK_ROWS)
-  memory = abstract.memory(config, _BANK_ROWS, mesh)
+  memory = compile_command.memory_shapes(config, _BANK_ROWS, mesh)
   network = setup.network(config, memory)
   _, shapes, bank_shapes, _ = program.arguments
   rows = jax.random.normal(rngs.key(1, "init"), bank_shapes.rows.shape)

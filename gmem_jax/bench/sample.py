@@ -31,7 +31,7 @@ import tqdm
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _recipe, _reference_sampler, _results, _timing
-from gmem_jax.commands import abstract, compile as compile_command
+from gmem_jax.commands import compile as compile_command
 from gmem_jax.config import sections
 from gmem_jax.data import images as images_lib
 from gmem_jax.diffusion import schedule
@@ -68,7 +68,7 @@ def make(config: sections.Config) -> tuple[Calls, int]:
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   program = compile_command.sampling(config, mesh, 1)
-  memory = abstract.memory(config, 1, mesh)
+  memory = compile_command.memory_shapes(config, 1, mesh)
   network = setup.network(config, memory)
   network = network.clone(token_dim=0, float8=False)  # As samples are made.
   weights = jax.tree.map(_random, program.arguments[0])

@@ -1,7 +1,7 @@
 """`--mode=compile`: does a config fit a machine that is not here?
 
-Compiles the real training and sampling steps from shapes alone: neither data
-nor weights need to be here, nor the machine.
+Compiles the real training and sampling steps from shapes alone, so neither
+data nor weights are needed, nor the machine.
 """
 
 import dataclasses
@@ -12,25 +12,21 @@ import jax.numpy as jnp
 
 from gmem_jax import rngs
 from gmem_jax.aot import examine, topology
-from gmem_jax.commands import abstract
+from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.models import transformer
 from gmem_jax.models.encoders import protocols, vae
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import sampler as sampler_lib
-from gmem_jax.train import (
-  loop,
-  optimizer as optimizer_lib,
-  setup,
-  state as train_state,
-  step as train_step,
-)
+from gmem_jax.sample import sampler as sampler_lib, source as source_lib
+from gmem_jax.train import loop, setup
 
 # Rows of the published bank: the training images of ImageNet.
 PUBLISHED_ROWS = 1_281_167
 # Bytes from which an array should not be whole on every device.
 LARGE = 8 * 2**20
+# Width of a feature and of a token, of both feature encoders.
+FEATURE_WIDTH = 768
 
 
 def compile_mode(
@@ -57,7 +53,7 @@ def compile_mode(
     f"{name}: {machine.count} chips, mesh {sizes};"
     f" {machine.compiler or 'no compiler'}, jax {jax.__version__}"
   )
-  found = []
+  results = []
   for make in (training, sampling):
     program = make(config, mesh, bank_rows, machine.chip.memory)
     try:
@@ -65,11 +61,13 @@ def compile_mode(
     except examine.TooBigError as error:
       hints = "\n".join(f"  {hint}" for hint in advice(config, mesh, program))
       raise ValueError(f"{error}. To change:\n{hints}") from None
+    # At once, as the next program may take minutes to compile.
     print("\n" + examine.describe(needs, machine), flush=True)
-    found.append(needs)
+    results.append(needs)
+  # Lowering alone does not tell the peak memory.
   if machine.compiler:
     print(f"\n{name} fits this config.")
-  return tuple(found)
+  return tuple(results)
 
 
 def training(
@@ -78,7 +76,7 @@ def training(
   bank_rows: int,
   device_memory: int | None = None,
 ) -> examine.Program:
-  """The training step.
+  """The training step, on shapes.
 
   Args:
     config: The run.
@@ -94,43 +92,28 @@ def training(
   size, k = config.train.batch_size, config.train.steps_per_dispatch
   if size % ways:
     raise ValueError(
-      f"config.train.batch_size={size} is not a multiple of the mesh's data x"
+      f"config.train.batch_size={size}: must be a multiple of the mesh's data x"
       f" fsdp = {ways}"
     )
-  memory = abstract.memory(config, bank_rows, mesh, device_memory)
-  network = setup.network(config, memory)
-  shapes = jax.eval_shape(
-    train_state.make_init(
-      lambda: _init(config, network, memory),
-      optimizer_lib.make_optimizer(config.optim),
-    )
-  )
+  memory = memory_shapes(config, bank_rows, mesh, device_memory)
+  shapes = jax.eval_shape(setup.make_init(config, memory))
   shardings = sharding.state_shardings(shapes, mesh)
   state = sharding.abstract(shapes, shardings)
-  where = sharding.batch_sharding(mesh, steps_axis=True)
-
-  def field(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((k, size, *shape), dtype, sharding=where)
-
-  batch = {
-    "latent": field(jnp.float32, *memory.latent_shape),
-    "row": field(jnp.int32),
-  }
-  if network.token_dim:
-    side = memory.latent_shape[0] // config.model.patch
-    batch["tokens"] = field(jnp.float32, side**2, network.token_dim)
-  searched = transformer.uses_cross(network.conditioning)
+  batch = _batch(config, memory, mesh)
+  step = loop.jit_step(
+    config,
+    setup.network(config, memory),
+    memory.stats,
+    mesh,
+    shardings,
+    memory.bank,
+  )
+  searched = transformer.uses_cross(config.model.conditioning)
   steps = "training step" if k == 1 else f"{k} training steps"
   return examine.Program(
     f"{steps}, batch {size}",
-    loop.jit_step(
-      config,
-      network,
-      memory.stats,
-      mesh,
-      shardings,
-      memory.bank,
-    ),
+    step,
+    # No encoder: the batch has latents, not pixels.
     (state, batch, memory.bank, None),
     {
       "parameters": state.params,
@@ -142,25 +125,40 @@ def training(
   )
 
 
+def _batch(
+  config: sections.Config, memory: setup.Memory, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """The fields of a dispatch's batch."""
+  where = sharding.batch_sharding(mesh, steps_axis=True)
+  leading = (config.train.steps_per_dispatch, config.train.batch_size)
+
+  def field(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=where)
+
+  batch = {
+    "latent": field(jnp.float32, *memory.latent_shape),
+    "row": field(jnp.int32),
+  }
+  if memory.token_dim:
+    side = memory.latent_shape[0] // config.model.patch
+    batch["tokens"] = field(jnp.float32, side**2, memory.token_dim)
+  return batch
+
+
 def sampling(
   config: sections.Config,
   mesh: jax.sharding.Mesh,
   bank_rows: int,
   device_memory: int | None = None,
 ) -> examine.Program:
-  """The sampler, from noise to bytes.
-
-  Args:
-    config: The run.
-    mesh: The devices.
-    bank_rows: Rows of the bank.
-    device_memory: See `training`.
-  """
-  memory = abstract.memory(config, bank_rows, mesh, device_memory)
-  network = setup.network(config, memory).clone(token_dim=0)
+  """The sampler, from noise to uint8 images, on shapes; see `training`."""
+  memory = memory_shapes(config, bank_rows, mesh, device_memory)
+  # The projector is left out: only training uses it.
+  memory = dataclasses.replace(memory, token_dim=0)
+  sampler = source_lib.make_sampler(config, memory, mesh, config.sample.seed)
   weights = jax.eval_shape(
     lambda: sampler_lib.SampleWeights(
-      params=_init(config, network, memory),
+      params=setup.make_init(config, memory)().params,
       tokenizer=load_encoders.decoder(
         _tokenizer(config), config.sample.decode_dtype
       ),
@@ -171,46 +169,94 @@ def sampling(
   weights = sharding.abstract(
     weights, jax.tree.map(lambda _: everywhere, weights)
   )
-  retrieve = setup.make_retrieve(config, memory.bank)
-  if retrieve is not None:
-    weights = dataclasses.replace(weights, bank=memory.bank)
-  sampler = sampler_lib.Sampler(
-    network,
-    config.sampler,
-    memory.latent_shape,
-    mesh,
-    config.sample.seed,
-    config.sample.device_batch,
-    retrieve,
+  weights = dataclasses.replace(weights, bank=memory.unit)
+  count, batch = sampler.call_size, sharding.batch_sharding(mesh)
+  numbers = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch)
+  features = jax.ShapeDtypeStruct(
+    (count, FEATURE_WIDTH), jnp.float32, sharding=batch
   )
-  count = sampler.call_size
-  batch = sharding.batch_sharding(mesh)
+  parts = {"parameters": weights.params, "tokenizer": weights.tokenizer}
+  if memory.unit is not None:
+    parts["searched bank"] = memory.unit
   return examine.Program(
     f"sampler, {count} images",
     sampler.jitted,
-    (
-      weights,
-      jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch),
-      jax.ShapeDtypeStruct(
-        (count, abstract.FEATURE_WIDTH), jnp.float32, sharding=batch
-      ),
-      jax.ShapeDtypeStruct((count,), jnp.int32, sharding=batch),
-    ),
-    {"parameters": weights.params, "tokenizer": weights.tokenizer}
-    | ({"searched bank": weights.bank} if retrieve else {}),
+    (weights, numbers, features, numbers),
+    parts,
+  )
+
+
+def memory_shapes(
+  config: sections.Config,
+  bank_rows: int,
+  mesh: jax.sharding.Mesh,
+  device_memory: int | None = None,
+) -> setup.Memory:
+  """A run's memory whose bank is shapes alone; see `training`."""
+  side = config.encoder.image_size
+  if config.encoder.tokenizer == "identity":
+    shape = (side, side, 1 if config.data.source == "digits" else 3)
+  else:
+    network = vae.VARIANTS[config.encoder.tokenizer]
+    side //= network.downsampling
+    shape = (side, side, network.latent_channels)
+  bank = _bank_shapes(config, bank_rows, mesh, device_memory)
+  return setup.Memory(
+    bank=bank,
+    info=bank_lib.BankInfo(bank_rows, FEATURE_WIDTH, "", "", "", ""),
+    stats=protocols.LatentStats(jnp.zeros(shape[2]), jnp.ones(shape[2])),
+    latent_shape=shape,
+    token_dim=FEATURE_WIDTH if config.loss.projection_weight else 0,
+    unit=bank if transformer.uses_cross(config.model.conditioning) else None,
+  )
+
+
+def _bank_shapes(
+  config: sections.Config,
+  rows: int,
+  mesh: jax.sharding.Mesh,
+  device_memory: int | None,
+) -> bank_lib.MemoryBank:
+  """The shapes of a bank as a run stores and places it."""
+  vector = jax.ShapeDtypeStruct((rows,), jnp.float32)
+  scaled = config.bank.storage == "int8"
+  bank = bank_lib.MemoryBank(
+    jax.ShapeDtypeStruct((rows, FEATURE_WIDTH), jnp.dtype(config.bank.storage)),
+    scales=vector if scaled else None,
+    residuals=vector if scaled else None,
+  )
+  where = bank_sharding.choose(bank, mesh, config.bank.placement, device_memory)
+  # The same padding as of `bank.sharding.place` and `setup.lookup_bank`, which
+  # need arrays.
+  multiple = 1 if where.is_fully_replicated else mesh.size
+  if transformer.uses_cross(config.model.conditioning):
+    multiple *= 8
+  padding = -rows % multiple
+
+  def padded(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    shape = (rows + padding, *x.shape[1:])
+    return jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
+
+  return dataclasses.replace(jax.tree.map(padded, bank), padding=padding)
+
+
+def _tokenizer(config: sections.Config) -> protocols.Tokenizer:
+  """The tokenizer, with fresh weights: only their shapes are used."""
+  name, side = config.encoder.tokenizer, config.encoder.image_size
+  if name == "identity":
+    return protocols.IdentityTokenizer()
+  network = vae.VARIANTS[name]
+  images = jnp.zeros((1, side, side, 3))
+  variables = network.init(rngs.key(config.seed, "init"), images)
+  return vae.VAETokenizer(
+    name=name, network=network, params=variables["params"]
   )
 
 
 def advice(
   config: sections.Config, mesh: jax.sharding.Mesh, program: examine.Program
 ) -> list[str]:
-  """What to change where a program is too big, dearest last.
-
-  Args:
-    config: The run.
-    mesh: Its devices.
-    program: The program.
-  """
+  """Suggestions to reduce a program's memory, cheapest first."""
   if program.name.startswith("sampler"):
     return [
       f"--config.sample.device_batch={config.sample.device_batch}: make it"
@@ -247,29 +293,3 @@ def advice(
     " take more chips"
   )
   return hints
-
-
-def _init(
-  config: sections.Config,
-  network: transformer.FlowTransformer,
-  memory: setup.Memory,
-) -> Any:
-  """The network's parameters."""
-  width = None if network.conditioning == "none" else memory.bank.width
-  inputs = train_step.example_inputs(
-    memory.latent_shape, width, network.conditioning
-  )
-  return network.init(rngs.key(config.seed, "init"), *inputs)["params"]
-
-
-def _tokenizer(config: sections.Config) -> protocols.Tokenizer:
-  """The tokenizer, with weights of no meaning."""
-  name, side = config.encoder.tokenizer, config.encoder.image_size
-  if name == "identity":
-    return protocols.IdentityTokenizer()
-  network = vae.VARIANTS[name]
-  images = jnp.zeros((1, side, side, 3))
-  variables = network.init(rngs.key(config.seed, "init"), images)
-  return vae.VAETokenizer(
-    name=name, network=network, params=variables["params"]
-  )
