@@ -17,8 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gmem_jax.convert import torch_export
-from gmem_jax.convert.names import dit
+from gmem_jax.convert import torch_export, transformer
 from gmem_jax.models import lightning_dit
 
 _MEMORY_LIMIT = 1.3
@@ -35,7 +34,7 @@ def make_checkpoint(path: pathlib.Path, size: str) -> int:
     The bytes of its tensors.
   """
   network = lightning_dit.LightningDiT(channels=32, **lightning_dit.SIZES[size])
-  shapes = dit.state_dict_shapes(network, grid=16)
+  shapes = transformer.state_dict_shapes(network, grid=16)
   largest = max(int(np.prod(shape)) for shape in shapes.values())
   noise = np.random.default_rng(0).standard_normal(largest, np.float32)
   # Views of the same noise: the file is large, this process is not.

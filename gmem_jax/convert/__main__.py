@@ -118,42 +118,42 @@ def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
 
 
 def _convert(
-  args: argparse.Namespace, source: read.Source, settings: dict[str, int]
+  args: argparse.Namespace, source: read.OpenFile, settings: dict[str, int]
 ) -> torch_import.Converted | None:
   """Recognises, reports, and unless it is a dry run checks and converts."""
-  found = detect.detect(source, args.weights)
-  identity = identify.identify(found, settings)
-  errors.say(_report(source, found, identity))
+  contents = detect.detect(source, args.weights)
+  identity = identify.identify(contents, settings)
+  errors.say(_report(source, contents, identity))
   if args.dry_run:
     return None
   size = source.path.stat().st_size
   with contextlib.closing(Progress("checksums", 0, size, "B")) as progress:
     source.verify(progress.advance)
-  size = sum(tensor.nbytes for tensor in found.tensors.values())
+  size = sum(tensor.nbytes for tensor in contents.tensors.values())
   with contextlib.closing(Progress("convert", 0, size, "B")) as progress:
-    return torch_import.convert(source, found, identity, progress.advance)
+    return torch_import.convert(source, contents, identity, progress.advance)
 
 
 def _report(
-  source: read.Source, found: detect.Found, identity: identify.Identity
+  source: read.OpenFile, contents: detect.Contents, identity: identify.Identity
 ) -> str:
   """What the file is, one fact a line."""
-  tensors = found.tensors.values()
+  tensors = contents.tensors.values()
   dtypes = sorted({str(tensor.dtype) for tensor in tensors})
   facts = {
-    "kind": f"{identity.title} [{found.kind}]",
+    "kind": f"{identity.title} [{contents.kind}]",
     "file": f"{source.format}, {source.path.stat().st_size:,} bytes",
-    "tensors": f"{len(found.tensors)} of {', '.join(dtypes)}",
-    "parameters": f"{identity.parameters(found.tensors):,}",
+    "tensors": f"{len(contents.tensors)} of {', '.join(dtypes)}",
+    "parameters": f"{identity.parameters(contents.tensors):,}",
   }
-  if found.weights:
-    facts["weights"] = found.weights
-  if found.step is not None:
-    facts["step"] = f"{found.step:,}"
-  if found.bank:
-    facts["bank"] = f"{len(found.bank.get('memoryfreq', ()))} rows"
-  if found.ignored:
-    facts["left out"] = ", ".join(found.ignored)
+  if contents.weights:
+    facts["weights"] = contents.weights
+  if contents.step is not None:
+    facts["step"] = f"{contents.step:,}"
+  if contents.bank:
+    facts["bank"] = f"{len(contents.bank.get('memoryfreq', ()))} rows"
+  if contents.ignored:
+    facts["left out"] = ", ".join(contents.ignored)
   lines = [str(source.path)]
   lines += [f"  {key:<11} {value}" for key, value in facts.items()]
   lines += [f"  note        {note}" for note in identity.notes]

@@ -1,4 +1,4 @@
-"""Tells what a file holds by its contents, and takes it out of its wrappings.
+"""Recognises a file by its contents, and takes it out of its wrappings.
 
 The published files wrap a state dict in several ways (a trainer's dict, a
 Lightning checkpoint, a release with its bank), and are easily mistaken for one
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.convert.names import dinov2, dit, inception, vae
-from gmem_jax.convert.read import Source, WrongFile
+from gmem_jax.convert.read import OpenFile, WrongFile
 from gmem_jax.convert.rules import Rule
 
 StateDict = dict[str, np.ndarray]
 
 # Wrappers of a module, which prefix every name.
 _PREFIXES = ("module.", "_orig_mod.")
-# A network's kind is that of the table which takes most of its names.
+# A network's kind is that of the table that takes most of its names: one name
+# that decides could be the one that a damaged file lacks.
 _TABLES: tuple[tuple[str, Sequence[Rule]], ...] = (
   ("lightning_dit", dit.LIGHTNING_DIT),
   ("sit", dit.SIT),
@@ -30,44 +31,45 @@ _TABLES: tuple[tuple[str, Sequence[Rule]], ...] = (
   ("dinov2", dinov2.RULES),
   ("inception", inception.RULES),
 )
+# A name that only another network has -> what to tell the user.
 _WRONG: Mapping[str, str] = {
   "y_embedder.embedding_table.weight": (
-    "a label-conditional DiT, SiT or LightningDiT: it has a table of labels, "
-    "and no projection of memory snippets as GMem has"
+    "a label-conditional DiT, SiT or LightningDiT: it has a table of labels,"
+    " and no projection of memory snippets as GMem has"
   ),
   "register_tokens": "DINOv2 with registers; GMem uses the one without",
   "embeddings.patch_embeddings.projection.weight": (
-    "a vision transformer in the layout of Hugging Face's transformers; take "
-    "the original file (dinov2_vitb14_pretrain.pth)"
+    "a vision transformer in the layout of Hugging Face's transformers; take"
+    " the original file (dinov2_vitb14_pretrain.pth)"
   ),
   "AuxLogits.conv0.conv.weight": (
-    "torchvision's Inception, trained on ImageNet; FID is defined with "
-    "pt_inception-2015-12-05-6726825d.pth"
+    "torchvision's Inception, trained on ImageNet; FID is defined with"
+    " pt_inception-2015-12-05-6726825d.pth"
   ),
   "logit_scale": "a CLIP model",
   "model.diffusion_model.input_blocks.0.0.weight": (
-    "a Stable Diffusion checkpoint; the autoencoder alone is taken, as a file "
-    "of its own (stabilityai/sd-vae-ft-mse)"
+    "a Stable Diffusion checkpoint; the autoencoder alone is taken, as a file"
+    " of its own (stabilityai/sd-vae-ft-mse)"
   ),
 }
 _SHARD = {"latents", "representations", "cls_tokens", "labels"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-  """What a file holds.
+class Contents:
+  """What a file contains, out of its wrappings.
 
   Attributes:
     kind: "lightning_dit", "sit", "vae", "dinov2", "inception", "bank",
       "low_rank_bank", "latent_stats" or "fid_stats".
-    tensors: the state dict, prefixes removed. The bare tensor of a bank is
+    tensors: The state dict, prefixes removed. The bare tensor of a bank is
       called "rows".
-    container: the key it lies under in the file, None if it is the file.
+    container: Its key in the file, None if it is the whole file.
     weights: "ema" or "model" for a trainer's file, else None.
-    step: training step, if the file or its name tells it.
-    config: the configuration that the trainer stored, else empty.
-    bank: bank and frequencies that come with the network, else empty.
-    ignored: what is in the file and not converted, in words.
+    step: Training step, if the file or its name tells it.
+    config: The configuration that the trainer stored, else empty.
+    bank: Bank and frequencies that come with the network, else empty.
+    ignored: What is in the file and not converted, in words.
   """
 
   kind: str
@@ -80,47 +82,44 @@ class Found:
   ignored: tuple[str, ...] = ()
 
 
-def detect(source: Source, weights: str | None = None) -> Found:
-  """Recognises what an open file holds.
+def detect(source: OpenFile, weights: str | None = None) -> Contents:
+  """Recognises what an open file contains.
 
   Args:
-    source: the file.
+    source: The file.
     weights: "ema" or "model", which of a trainer's two sets; None for the
       averaged ones where there are any.
 
-  Returns:
-    What was found.
-
   Raises:
-    WrongFile: nothing that can be converted; says what it is instead.
+    WrongFile: Nothing that can be converted; says what it is instead.
   """
   value = source.value
   if isinstance(value, np.ndarray):
-    found = _bare_tensor(value)
+    contents = _bare_tensor(value)
   elif not isinstance(value, Mapping):
     raise WrongFile(f"holds a {type(value).__name__}, no weights")
   elif source.format == "npz":
-    found = _statistics(value)
+    contents = _statistics(value)
   else:
-    found = _mapping(value, weights, source.path.stem)
-  if weights and found.weights is None:
+    contents = _mapping(value, weights, source.path.stem)
+  if weights and contents.weights is None:
     raise WrongFile(
-      f"holds one set of weights, not the two of a trainer's file: leave out "
-      f"--weights={weights}"
+      f"holds one set of weights, not the two of a trainer's file: leave out"
+      f" --weights={weights}"
     )
-  return found
+  return contents
 
 
-def _bare_tensor(value: np.ndarray) -> Found:
+def _bare_tensor(value: np.ndarray) -> Contents:
   if value.ndim != 2 or value.dtype.kind != "f" or not value.size:
     raise WrongFile(
-      f"holds one {value.dtype} tensor of shape {value.shape}; a memory bank "
-      "is floating point, [rows, width]"
+      f"holds one {value.dtype} tensor of shape {value.shape}; a memory bank"
+      " is floating point, [rows, width]"
     )
-  return Found("bank", {"rows": value})
+  return Contents("bank", {"rows": value})
 
 
-def _statistics(arrays: Mapping[str, np.ndarray | None]) -> Found:
+def _statistics(arrays: Mapping[str, np.ndarray | None]) -> Contents:
   if "mu" in arrays and "sigma" in arrays:
     names = [n for n in ("mu", "sigma", "mu_s", "sigma_s") if n in arrays]
     rest = [n for n in arrays if n not in names]
@@ -129,27 +128,31 @@ def _statistics(arrays: Mapping[str, np.ndarray | None]) -> Found:
       raise WrongFile("holds FID statistics of impossible size")
     note = ("reference images (arr_0)",) if "arr_0" in rest else ()
     other = (f"arrays {', '.join(rest)}",) if rest and not note else ()
-    return Found("fid_stats", tensors, ignored=note + other)  # type: ignore
+    return Contents("fid_stats", tensors, ignored=note + other)  # type: ignore
   if "arr_0" in arrays:
     raise WrongFile(
-      "holds a batch of images (arr_0) without statistics; the FID reference "
-      "has the arrays mu and sigma"
+      "holds a batch of images (arr_0) without statistics; the FID reference"
+      " has the arrays mu and sigma"
     )
   raise WrongFile(
-    f"is an npz with the arrays {_some(arrays)}; a FID reference has mu and "
-    "sigma"
+    f"is an npz with the arrays {_some(arrays)}; a FID reference has mu and"
+    " sigma"
   )
 
 
-def _mapping(value: Mapping[Any, Any], weights: str | None, stem: str) -> Found:
+def _mapping(
+  value: Mapping[Any, Any], weights: str | None, stem: str
+) -> Contents:
   if {"C", "M", "S"} <= value.keys():
     names = [n for n in ("C", "M", "S", "mean") if _is_tensor(value.get(n))]
     numbers = {
       n: v for n, v in value.items() if n not in ("C", "M", "S", "mean")
     }
-    return Found("low_rank_bank", {n: value[n] for n in names}, config=numbers)
+    return Contents(
+      "low_rank_bank", {n: value[n] for n in names}, config=numbers
+    )
   if value.keys() == {"mean", "std"}:
-    return Found("latent_stats", _state_dict(value))
+    return Contents("latent_stats", _state_dict(value))
   if isinstance(value.get("network"), Mapping):
     bank = {k: v for k, v in value.items() if k != "network"}
     return _network(value["network"], "network", bank=bank)
@@ -170,27 +173,29 @@ def _mapping(value: Mapping[Any, Any], weights: str | None, stem: str) -> Found:
   return _network(value, None)
 
 
-def _trainer(value: Mapping[Any, Any], weights: str | None, stem: str) -> Found:
+def _trainer(
+  value: Mapping[Any, Any], weights: str | None, stem: str
+) -> Contents:
   sets = [k for k in ("ema", "model") if isinstance(value.get(k), Mapping)]
-  chosen = weights or sets[0]
-  if chosen not in sets:
-    raise WrongFile(f"holds no {chosen!r} weights, only {' and '.join(sets)!r}")
+  name = weights or sets[0]
+  if name not in sets:
+    raise WrongFile(f"holds no {name!r} weights, only {' and '.join(sets)!r}")
   config = value.get("config")
   # The trainer writes no step; its files are named by it.
   step = int(stem) if re.fullmatch(r"\d{7}", stem) else None
   return _network(
-    value[chosen],
-    chosen,
-    weights=chosen,
+    value[name],
+    name,
+    weights=name,
     step=step,
     config=config if isinstance(config, Mapping) else {},
     ignored=tuple(str(k) for k in value if k not in (*sets, "config")),
   )
 
 
-def _network(value: Any, container: str | None, **fields: Any) -> Found:
+def _network(value: Any, container: str | None, **fields: Any) -> Contents:
   tensors = _strip(_state_dict(value))
-  return Found(_kind(tensors), tensors, container, **fields)
+  return Contents(_kind(tensors), tensors, container, **fields)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -206,13 +211,14 @@ def _state_dict(value: Any) -> StateDict:
   others = [k for k, v in value.items() if not _is_tensor(v)]
   if others or not all(isinstance(k, str) for k in value):
     raise WrongFile(
-      f"is no state dict: not every entry is a tensor under a name "
-      f"({_some(others or value)})"
+      f"is no state dict: not every entry is a tensor under a name"
+      f" ({_some(others or value)})"
     )
   return dict(value)
 
 
 def _strip(tensors: StateDict) -> StateDict:
+  # Twice: a compiled module may be wrapped for several devices, or reversed.
   for prefix in _PREFIXES * 2:
     if all(name.startswith(prefix) for name in tensors):
       tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
@@ -222,8 +228,8 @@ def _strip(tensors: StateDict) -> StateDict:
 def _kind(tensors: StateDict) -> str:
   if tensors.keys() & {"latents", "latents_flip"} and _SHARD & tensors.keys():
     raise WrongFile(
-      "is a shard of encoded training data, not weights; point the data "
-      "section of a config at its directory"
+      "is a shard of encoded training data, not weights; point the data"
+      " section of a config at its directory"
     )
   for name, what in _WRONG.items():
     if any(n == name or n.endswith(f".{name}") for n in tensors):
@@ -234,8 +240,8 @@ def _kind(tensors: StateDict) -> str:
   )
   if 2 * taken < len(tensors):
     raise WrongFile(
-      f"is a state dict of {len(tensors)} tensors ({_some(tensors)}) of no "
-      "network that GMem uses"
+      f"is a state dict of {len(tensors)} tensors ({_some(tensors)}) of no"
+      " network that GMem uses"
     )
   return kind
 

@@ -1,18 +1,20 @@
 """What a recognised file is exactly: its network, read off names and shapes.
 
-The configuration of a network is in no file as such. Most of it can be read off
-the shapes; what cannot (the number of heads, ..) comes from the published
-network of that width, or from the user. The file must then have the names and
-shapes of that network, all of them and no others.
+No file has the configuration of its network in a reliable form. Most of it
+follows from the shapes. What does not (the number of heads, ..) comes from the
+published network of that width, or from the user. The file must then have the
+names and shapes of that network, all of them and no others.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from gmem_jax.convert import manifest, rules, transformer
-from gmem_jax.convert.detect import Found
+from gmem_jax.convert.detect import Contents
 from gmem_jax.convert.manifest import Identity, Shapes
 from gmem_jax.convert.names import (
   dinov2 as dinov2_names,
@@ -36,8 +38,8 @@ _ACCEPTED = {
   "vae": ("num_groups",),
   "dinov2": ("num_heads",),
 }
-# ViT-S, B and L of DINOv2.
-_DINOV2_HEADS = {384: 6, 768: 12, 1024: 16}
+# Width of DINOv2 -> (size, depth, heads).
+_DINOV2_SIZES = {384: ("S", 12, 6), 768: ("B", 12, 12), 1024: ("L", 24, 16)}
 _VAE_TITLES = {
   "va_vae": "VA-VAE f16d32",
   "mar_vae": "MAR-VAE f16d16",
@@ -45,52 +47,50 @@ _VAE_TITLES = {
 }
 
 
-def identify(found: Found, settings: Mapping[str, int]) -> Identity:
+def identify(contents: Contents, settings: Mapping[str, int]) -> Identity:
   """Finds the network of a file and checks all names and shapes against it.
 
   Args:
-    found: what the file holds.
-    settings: what no file tells; the keys are values of SETTINGS.
-
-  Returns:
-    What it is.
+    contents: Of the file.
+    settings: What no file tells; the keys are values of SETTINGS.
 
   Raises:
-    NamesError: names that are missing, unexpected or misshapen.
-    ValueError: settings that are needed, contradict the file, or do not apply.
+    NamesError: Names that are missing, unexpected or misshapen.
+    ValueError: Settings that are needed, contradict the file, or do not apply.
   """
-  accepted = _ACCEPTED.get(found.kind, ())
+  accepted = _ACCEPTED.get(contents.kind, ())
   for name in settings:
     if name not in {SETTINGS[a] for a in accepted}:
       raise ValueError(
-        f"--model {name} does not apply to this file ({found.kind}), which "
-        f"takes {' and '.join(accepted) or 'no settings'}"
+        f"--model {name} does not apply to this file ({contents.kind}), which"
+        f" takes {' and '.join(accepted) or 'no settings'}"
       )
-  return _IDENTIFIERS[found.kind](found, settings)
+  return _IDENTIFIERS[contents.kind](contents, settings)
 
 
-def _shapes(found: Found) -> Shapes:
-  return {name: tensor.shape for name, tensor in found.tensors.items()}
+def _compare(
+  title: str,
+  tensors: Mapping[str, np.ndarray],
+  parameters: Shapes,
+  buffers: Shapes | None = None,
+) -> None:
+  problems = manifest.compare(tensors, parameters, buffers or {})
+  rules.refuse(f"not a complete {title}", problems)
 
 
-def _check(title: str, problems: Sequence[str]) -> None:
-  if problems:
-    raise rules.NamesError(f"not a complete {title}", problems)
-
-
-def _autoencoder(found: Found, settings: Mapping[str, int]) -> Identity:
-  table = vae_names.table(found.tensors)
+def _autoencoder(contents: Contents, settings: Mapping[str, int]) -> Identity:
+  table = vae_names.table(contents.tensors)
   dropped = [rule.torch_pattern for rule in table if rule.transform == "drop"]
   tensors = {
     name: tensor
-    for name, tensor in found.tensors.items()
+    for name, tensor in contents.tensors.items()
     if not any(pattern.fullmatch(name) for pattern in dropped)
   }
-  shapes = {name: tensor.shape for name, tensor in tensors.items()}
-  network = vae_names.network(manifest.flax_shapes(table, _twinned(shapes)))
+  shapes = manifest.shapes_of(tensors)
+  network = vae_names.network(shapes)
   groups = _groups(network, settings)
   side = network.downsampling
-  wanted = manifest.expected(
+  parameters = manifest.expected(
     # The parameters have the same shapes for any number of groups.
     dataclasses.replace(network, num_groups=1),
     [(1, side, side, 3)],
@@ -102,17 +102,17 @@ def _autoencoder(found: Found, settings: Mapping[str, int]) -> Identity:
     scaled = dataclasses.replace(network, latent_scale=variant.latent_scale)
     if scaled == variant:
       title, network = _VAE_TITLES[name], variant
-  _check(title, manifest.compare(tensors, wanted, {}))
+  _compare(title, tensors, parameters)
   if groups is None:
     notes.append(
-      "the number of groups of its norms is in no tensor, and 32 does not "
-      f"divide {network.ch} channels: give it with --model num_groups=N, or "
-      "to the network when you load this"
+      "the number of groups of its norms is in no tensor, and 32 does not"
+      f" divide {network.ch} channels: give it with --model num_groups=N, or"
+      " to the network when you load this"
     )
-  if len(tensors) < len(found.tensors):
+  if len(tensors) < len(contents.tensors):
     notes.append(
-      f"left out {len(found.tensors) - len(tensors)} tensors that are no part "
-      "of the autoencoder (loss, foundation model, linear_proj)"
+      f"left out {len(contents.tensors) - len(tensors)} tensors that are no"
+      " part of the autoencoder (loss, foundation model, linear_proj)"
     )
   model = {
     "latent_channels": network.latent_channels,
@@ -142,123 +142,109 @@ def _groups(
   return None
 
 
-def _twinned(shapes: Shapes) -> Shapes:
-  """Adds the bias of every weight, so that a missing one tells no less."""
-  biases = {
-    name.removesuffix("weight") + "bias": shape[:1]
-    for name, shape in shapes.items()
-    if name.endswith(".weight") and shape
-  }
-  return {**biases, **shapes}
-
-
-def _dinov2(found: Found, settings: Mapping[str, int]) -> Identity:
-  shapes = _shapes(found)
-  vote = manifest.vote
-  places = (("cls_token", -1), ("pos_embed", -1), ("norm.weight", 0))
-  width = vote(shapes, (*places, ("patch_embed.proj.bias", 0))) or 768
-  heads = settings.get("heads") or _DINOV2_HEADS.get(width)
+def _dinov2(contents: Contents, settings: Mapping[str, int]) -> Identity:
+  shapes, title = manifest.shapes_of(contents.tensors), "DINOv2"
+  (_, places, width), (*_, patch), (hidden, _) = manifest.deciding(
+    title,
+    shapes,
+    {
+      "pos_embed": 3,
+      "patch_embed.proj.weight": 4,
+      "blocks.0.mlp.fc1.weight": 2,
+    },
+  )
+  depth = manifest.depth(shapes, limit=len(shapes))
+  size, published_depth, heads = _DINOV2_SIZES.get(width, ("", 0, None))
+  heads = settings.get("heads") or heads
   if heads is None:
     raise ValueError(
-      "the number of attention heads is in no tensor of this file, and width "
-      f"{width} is not a published one ({', '.join(map(str, _DINOV2_HEADS))}): "
-      "give it with --model num_heads=N"
+      "the number of attention heads is in no tensor of this file, and width"
+      f" {width} is not a published one ({', '.join(map(str, _DINOV2_SIZES))}):"
+      " give it with --model num_heads=N"
     )
-  hidden = (
-    ("blocks.0.mlp.fc1.bias", 0),
-    ("blocks.0.mlp.fc1.weight", 0),
-    ("blocks.0.mlp.fc2.weight", 1),
-  )
-  kernel = shapes.get("patch_embed.proj.weight", ())
   model: dict[str, Any] = {
     "width": width,
-    "depth": manifest.depth(shapes, limit=len(shapes)),
+    "depth": depth,
     "heads": heads,
-    "patch": kernel[-1] if len(kernel) == 4 else 14,
-    "hidden": vote(shapes, hidden) or 4 * width,
-    "table": math.isqrt((vote(shapes, (("pos_embed", 1),)) or 1370) - 1),
+    "patch": patch,
+    "hidden": hidden,
+    # One place is the class token's.
+    "table": math.isqrt(places - 1),
   }
-  table = dinov2_names.RULES
-  side = dinov2.IMAGE_UNIT
-  wanted = manifest.expected(
+  if depth == published_depth:
+    title += f" ViT-{size}/{patch}"
+  else:
+    title += f" (width {width}, depth {depth}, heads {heads})"
+  table, side = dinov2_names.RULES, dinov2.IMAGE_UNIT
+  parameters = manifest.expected(
     dinov2.DINOv2(**model), [(1, side, side, 3)], table, shapes
   )
-  title = "DINOv2"
-  size = {384: "S", 768: "B", 1024: "L"}.get(width)
-  if size and model["depth"] == {"S": 12, "B": 12, "L": 24}[size]:
-    title += f" ViT-{size}/{model['patch']}"
-  else:
-    title += f" (width {width}, depth {model['depth']}, heads {heads})"
-  buffers = {"mask_token": (1, width)}
-  _check(title, manifest.compare(found.tensors, wanted, buffers))
+  _compare(title, contents.tensors, parameters, {"mask_token": (1, width)})
   return Identity(title, table, model)
 
 
-def _inception(found: Found, settings: Mapping[str, int]) -> Identity:
+def _inception(contents: Contents, settings: Mapping[str, int]) -> Identity:
   del settings
   table, title = inception_names.RULES, "FID's InceptionV3"
   network = inception.InceptionV3()
-  wanted = manifest.expected(network, [(1, 299, 299, 3)], table, {})
+  parameters = manifest.expected(network, [(1, 299, 299, 3)], table, {})
   counters: Shapes = {
     name.replace("running_mean", "num_batches_tracked"): ()
-    for name in wanted
+    for name in parameters
     if name.endswith("running_mean")
   }
-  _check(title, manifest.compare(found.tensors, wanted, counters))
+  _compare(title, contents.tensors, parameters, counters)
   return Identity(title, table)
 
 
-def _bank(found: Found, settings: Mapping[str, int]) -> Identity:
+def _bank(contents: Contents, settings: Mapping[str, int]) -> Identity:
   del settings
-  rows, width = found.tensors["rows"].shape
+  rows, width = contents.tensors["rows"].shape
   return Identity(f"memory bank, {rows} rows of {width}", tables.BANK)
 
 
-def _low_rank_bank(found: Found, settings: Mapping[str, int]) -> Identity:
+def _low_rank_bank(contents: Contents, settings: Mapping[str, int]) -> Identity:
   del settings
-  title = "low-rank memory bank"
-  vote, shapes = manifest.vote, _shapes(found)
-  # The two numbers vote as if they were shapes.
-  numbers = {k: v for k, v in found.config.items() if isinstance(v, int)}
-  shapes |= {name: (number,) for name, number in numbers.items()}
-  ranks = (("C", 1), ("M", 1), ("S", 0), ("latent_dim", 0))
-  rank = vote(shapes, ranks) or 0
-  width = vote(shapes, (("M", 0), ("mean", 0), ("feature_dim", 0))) or 0
-  rows = vote(shapes, (("C", 0),)) or 0
-  wanted = {"C": (rows, rank), "M": (width, rank), "S": (rank,)}
-  problems = manifest.compare(found.tensors, {**wanted, "mean": (width,)}, {})
+  title, shapes = "low-rank memory bank", manifest.shapes_of(contents.tensors)
+  (rows, rank), (width, _) = manifest.deciding(title, shapes, {"C": 2, "M": 2})
+  parameters = {
+    "C": (rows, rank), "M": (width, rank), "S": (rank,), "mean": (width,)
+  }  # fmt: skip
+  problems = manifest.compare(contents.tensors, parameters, {})
   for name, right in (("latent_dim", rank), ("feature_dim", width)):
-    if name in found.config and found.config[name] != right:
-      problems.append(f"{name}: {found.config[name]!r}, expected {right}")
-  _check(title, problems)
+    if name in contents.config and contents.config[name] != right:
+      problems.append(f"{name}: {contents.config[name]!r}, expected {right}")
+  rules.refuse(f"not a complete {title}", problems)
   title += f", {rows} rows of {width}, rank {rank}"
   return Identity(title, tables.LOW_RANK_BANK)
 
 
-def _latent_stats(found: Found, settings: Mapping[str, int]) -> Identity:
+def _latent_stats(contents: Contents, settings: Mapping[str, int]) -> Identity:
   del settings
-  title = "latent statistics"
-  channels = manifest.vote(_shapes(found), (("mean", 1), ("std", 1))) or 0
+  title, shapes = "latent statistics", manifest.shapes_of(contents.tensors)
+  ((_, channels, *_),) = manifest.deciding(title, shapes, {"mean": 4})
   shape = (1, channels, 1, 1)
-  wanted = {"mean": shape, "std": shape}
-  _check(title, manifest.compare(found.tensors, wanted, {}))
+  _compare(title, contents.tensors, {"mean": shape, "std": shape})
   return Identity(f"{title} of {channels} channels", tables.LATENT_STATS)
 
 
-def _fid_stats(found: Found, settings: Mapping[str, int]) -> Identity:
+def _fid_stats(contents: Contents, settings: Mapping[str, int]) -> Identity:
   del settings
-  title, wanted = "FID reference statistics", {}
+  title, shapes = (
+    "FID reference statistics",
+    manifest.shapes_of(contents.tensors),
+  )
+  parameters: dict[str, tuple[int, ...]] = {}
   for suffix in ("", "_s"):
-    if f"mu{suffix}" in found.tensors or f"sigma{suffix}" in found.tensors:
-      places = ((f"mu{suffix}", 0), (f"sigma{suffix}", 0))
-      width = manifest.vote(_shapes(found), places) or 0
-      wanted[f"mu{suffix}"] = (width,)
-      wanted[f"sigma{suffix}"] = (width, width)
-  _check(title, manifest.compare(found.tensors, wanted, {}))
+    mean, covariance = f"mu{suffix}", f"sigma{suffix}"
+    if shapes.keys() & {mean, covariance}:
+      ((width,),) = manifest.deciding(title, shapes, {mean: 1})
+      parameters |= {mean: (width,), covariance: (width, width)}
+  _compare(title, contents.tensors, parameters)
   return Identity(title, tables.FID_STATS)
 
 
-_IDENTIFIERS: dict[str, Callable[[Found, Mapping[str, int]], Identity]] = {
+_IDENTIFIERS: dict[str, Callable[[Contents, Mapping[str, int]], Identity]] = {
   "lightning_dit": transformer.identify,
   "sit": transformer.identify,
   "vae": _autoencoder,

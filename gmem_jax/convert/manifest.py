@@ -6,7 +6,6 @@ So no list has to be installed, and a network of any other size is checked as
 strictly as a published one.
 """
 
-import collections
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import rngs
-from gmem_jax.convert import rules, transforms
+from gmem_jax.convert import rules
 from gmem_jax.convert.rules import Rule
 
-Shapes = dict[str, tuple[int, ...]]
+# PyTorch name -> shape.
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Identity:
   """A file whose names and shapes are right.
 
   Attributes:
-    title: what it is, for the user.
-    table: its table of names.
-    model: configuration of the network, JSON; empty for what is no network.
-    notes: what the user should know.
+    title: What it is, for the user.
+    table: Its table of names.
+    model: Configuration of the network, JSON; empty for banks and statistics.
+    notes: What the user should know.
   """
 
   title: str
@@ -46,42 +46,54 @@ class Identity:
     return sum(tensors[n].size for _, names in paths.values() for n in names)
 
 
-def vote(
-  shapes: Mapping[str, tuple[int, ...]], places: Iterable[tuple[str, int]]
-) -> int | None:
-  """The commonest size at some axes, so that one wrong tensor stands out.
+def shapes_of(tensors: Mapping[str, np.ndarray]) -> Shapes:
+  """The shapes of a state dict."""
+  return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def deciding(
+  title: str, shapes: Shapes, ranks: Mapping[str, int]
+) -> list[tuple[int, ...]]:
+  """The shapes that a configuration is read off.
+
+  Without them the configuration would be a guess, and so would be everything
+  said of the other names: the check ends here.
 
   Args:
-    shapes: PyTorch names to shapes.
-    places: (name, axis) that should all have the same size.
+    title: What the file should be.
+    shapes: Those of the file.
+    ranks: Name -> number of axes.
 
   Returns:
-    The size, None if no place has any.
+    The shapes of these names.
+
+  Raises:
+    NamesError: Listing those that are missing, or have other or empty axes.
   """
-  sizes = [
-    shapes[name][axis]
-    for name, axis in places
-    if name in shapes and -len(shapes[name]) <= axis < len(shapes[name])
-  ]
-  votes = collections.Counter(n for n in sizes if n > 0).most_common(1)
-  return votes[0][0] if votes else None
+  problems = [f"{name}: missing" for name in ranks if name not in shapes]
+  for name, rank in ranks.items():
+    shape = shapes.get(name, (1,) * rank)
+    if len(shape) != rank or 0 in shape:
+      problems.append(
+        f"{name}: shape {list(shape)}, expected {rank} axes, none empty"
+      )
+  rules.refuse(f"not a complete {title}", problems)
+  return [tuple(shapes[name]) for name in ranks]
 
 
-def depth(shapes: Iterable[str], limit: int) -> int:
+def depth(names: Iterable[str], limit: int) -> int:
   """One more than the largest index of a block.
 
   Args:
-    shapes: PyTorch names.
-    limit: a depth that no file with so many names can have.
-
-  Returns:
-    The number of blocks that the names speak of.
+    names: PyTorch names.
+    limit: A depth that no file with so many names can have.
 
   Raises:
-    NamesError: the limit is exceeded.
+    NamesError: If the limit is exceeded.
   """
-  blocks = (re.match(r"blocks\.(\d+)\.", name) for name in shapes)
+  blocks = (re.match(r"blocks\.(\d+)\.", name) for name in names)
   last = max((int(m[1]) for m in blocks if m), default=0)
+  # A network of that depth would be traced before the names are compared.
   if last >= limit:
     raise rules.NamesError("network", [f"blocks.{last}: unexpected"])
   return last + 1
@@ -96,47 +108,22 @@ def expected(
   network: nn.Module,
   inputs: Sequence[tuple[int, ...]],
   table: Sequence[Rule],
-  given: Mapping[str, tuple[int, ...]],
-) -> Shapes:
-  """PyTorch names and shapes of the parameters of a network.
+  given: Shapes,
+) -> dict[str, tuple[int, ...]]:
+  """PyTorch names and shapes of a network's parameters, without buffers.
 
   Args:
-    network: the network.
-    inputs: shapes of what it is called with.
-    table: its table of names.
-    given: shapes of the file, where a transform forgets the shape it had.
-
-  Returns:
-    PyTorch names to shapes, without buffers.
+    network: The network.
+    inputs: Shapes of what it is called with.
+    table: Its table of names.
+    given: Shapes of the file, where a transform forgets the shape it had.
   """
   arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
   variables = jax.eval_shape(network.init, rngs.key(0, "init"), *arguments)
   params = jax.tree.map(lambda x: _hollow(x.shape), variables["params"])
+  # The tables of names know one direction for each: no second list of names.
   tensors = rules.to_torch(table, params, given)
   return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def flax_shapes(
-  table: Sequence[Rule], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
-  """The tree that a state dict would become: arrays that take no memory.
-
-  Args:
-    table: the table of names; names and shapes that do not fit are left out.
-    shapes: PyTorch names to shapes.
-
-  Returns:
-    Nested dict of arrays that have the right shape and no content.
-  """
-  paths, _, _ = rules.plan(table, shapes)
-  flat = {}
-  for path, (rule, names) in paths.items():
-    rank, forward, _ = transforms.TRANSFORMS[rule.transform]
-    if rank in (None, len(shapes[names[0]])):
-      layer = forward(_hollow(shapes[names[0]]))
-      stacked = (len(names), *layer.shape) if rule.stack else layer.shape
-      flat[path] = _hollow(stacked)
-  return rules.nest(flat)
 
 
 def _disagreeing_twin(name: str, tensors: Mapping[str, np.ndarray]) -> str:
@@ -149,21 +136,19 @@ def _disagreeing_twin(name: str, tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def compare(
-  tensors: Mapping[str, np.ndarray],
-  wanted: Mapping[str, tuple[int, ...]],
-  buffers: Mapping[str, tuple[int, ...]],
+  tensors: Mapping[str, np.ndarray], parameters: Shapes, buffers: Shapes
 ) -> list[str]:
   """Everything that is wrong with the names, shapes and dtypes of a file.
 
   Args:
-    tensors: PyTorch names to tensors.
-    wanted: names and shapes of the parameters, which are floating point.
-    buffers: the same of what is beside them.
+    tensors: PyTorch name -> tensor.
+    parameters: What must be there, in floating point.
+    buffers: What must be there, in any dtype.
 
   Returns:
     One line for each missing, unexpected or misshapen name.
   """
-  both = {**wanted, **buffers}
+  both = {**parameters, **buffers}
   problems = [f"{name}: missing" for name in both if name not in tensors]
   for name, tensor in tensors.items():
     if name not in both:
@@ -172,6 +157,7 @@ def compare(
       shape, right = list(tensor.shape), list(both[name])
       beside = _disagreeing_twin(name, tensors)
       problems.append(f"{name}: shape {shape}, expected {right}{beside}")
-    elif name in wanted and not jnp.issubdtype(tensor.dtype, jnp.floating):
+    # Quantised weights have the names and shapes of others.
+    elif name in parameters and not jnp.issubdtype(tensor.dtype, jnp.floating):
       problems.append(f"{name}: {tensor.dtype}, expected floating point")
   return problems

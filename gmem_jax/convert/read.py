@@ -55,20 +55,23 @@ _NPZ_LIMIT = 1 << 30
 
 
 class WrongFile(ValueError):
-  """The file is not what the converter takes; the message says what it is."""
+  """The file is not what the converter takes; the message says what it is.
+
+  It reads on after the file's path: "is JSON, not a file of weights".
+  """
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-  """An open file.
+class OpenFile:
+  """An open file of weights.
 
   Attributes:
-    path: the file.
+    path: The file.
     format: "PyTorch", "safetensors" or "npz".
-    value: what it holds, with tensors as read-only numpy views.
-    verify: reads all of it and raises on a wrong checksum; takes a function to
-      be told the number of bytes read.
-    release: lets the system drop the pages read so far.
+    value: What it contains, with tensors as read-only numpy views.
+    verify: Reads all of it and raises on a wrong checksum; calls its argument
+      with the number of bytes read since the last call.
+    release: Lets the system drop the pages read so far.
   """
 
   path: pathlib.Path
@@ -78,36 +81,30 @@ class Source:
   release: Callable[[], None] = lambda: None
 
 
-def open_source(path: str | os.PathLike) -> Source:
+def open_source(path: str | os.PathLike) -> OpenFile:
   """Opens a file of weights.
 
-  Args:
-    path: the file.
-
-  Returns:
-    The open file.
-
   Raises:
-    FileNotFoundError: there is none.
-    ValueError: it is damaged or of another format, which is named.
+    FileNotFoundError: If there is none.
+    ValueError: If it is damaged or of another format, which is named.
   """
   path = pathlib.Path(path)
   if path.is_dir():
     raise WrongFile(
-      f"{path} is a directory: give the file of weights in it, such as "
-      "diffusion_pytorch_model.safetensors"
+      f"{path} is a directory: give the file of weights in it, such as"
+      " diffusion_pytorch_model.safetensors"
     )
   with open(path, "rb") as file:
     head = file.read(64)
   if head[:4] == b"PK\x03\x04" and _is_npz(path):
-    return Source(path, "npz", _read_npz(path))
+    return OpenFile(path, "npz", _read_npz(path))
   if len(head) > 8 and head[8:9] == b"{" and head[7] == 0:
     return _open_safetensors(path)
   for magic, what in _OTHERS:
     if head.startswith(magic):
       raise WrongFile(f"{path} is {what}, not a file of weights")
   opened = torch_file.TorchFile(path)
-  return Source(path, "PyTorch", opened.value, opened.verify, opened.release)
+  return OpenFile(path, "PyTorch", opened.value, opened.verify, opened.release)
 
 
 def _is_npz(path: pathlib.Path) -> bool:
@@ -131,10 +128,11 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray | None]:
   return arrays
 
 
-def _open_safetensors(path: pathlib.Path) -> Source:
+def _open_safetensors(path: pathlib.Path) -> OpenFile:
+  # The library gives numpy copies, whose shapes cannot be seen without reading
+  # them, and no float8 at all. It does check the header and every offset in it;
+  # that done, the tensors are at these offsets.
   try:
-    # The library checks the header and every offset in it; that done, the
-    # tensors are at these offsets.
     with safetensors.safe_open(path, "numpy"):
       pass
   except safetensors.SafetensorError as e:
@@ -151,6 +149,6 @@ def _open_safetensors(path: pathlib.Path) -> Source:
       raise WrongFile(f"{path}: {name} is of dtype {entry['dtype']}")
     start = 8 + size + entry["data_offsets"][0]
     tensors[name] = np.ndarray(entry["shape"], dtype, data, start)
-  return Source(
+  return OpenFile(
     path, "safetensors", tensors, release=lambda: torch_file.drop_pages(data)
   )

@@ -1,14 +1,14 @@
 r"""Tables of names, and the engine that applies them in both directions.
 
-A table is a sequence of `Rule`s. Each says how one family of PyTorch names
-becomes one family of Flax paths:
+A table is a sequence of `Rule`s. Each turns one family of PyTorch names into
+one family of Flax paths:
 
     Rule(r"blocks\.(?P<i>\d+)\.attn\.qkv\.weight",
          "blocks/attn/qkv/kernel", "linear", stack="i")
 
 `to_flax` applies a table to a state dict, `to_torch` applies it backwards. Both
-are strict: a name that no rule takes, that two rules take, or that a stack of
-layers lacks is listed in the one error they raise, never dropped in silence.
+are strict: one error lists every name that no rule takes, that two rules take,
+or that a stack of layers lacks. None is dropped in silence.
 
 The regular expressions are restricted so that a table can be inverted: literal
 text (with `\.` for a dot) and named groups without groups inside them.
@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.traverse_util
 import numpy as np
 
 from gmem_jax.convert import transforms
@@ -38,14 +39,14 @@ class Rule:
   r"""How one family of PyTorch names becomes one family of Flax paths.
 
   Attributes:
-    torch: regular expression that a whole PyTorch name must match; literal text
+    torch: Regular expression that a whole PyTorch name must match; literal text
       and named groups, e.g. r"blocks\.(?P<i>\d+)\.norm1\.weight".
     flax: '/'-joined path whose fields are the groups, e.g. "blocks_{i}/scale".
       Empty for the transforms "buffer" and "drop".
-    transform: a key of `transforms.TRANSFORMS`; or "buffer": a table that the
+    transform: A key of `transforms.TRANSFORMS`; or "buffer": a table that the
       network computes itself, kept beside the parameters; or "drop": ignored.
-    stack: name of a group whose integer (0, 1, ..) becomes the leading axis of
-      one array that holds all layers; it does not appear in `flax`.
+    stack: Name of a group whose integer (0, 1, ..) becomes the leading axis of
+      one array of all layers; it does not appear in `flax`.
   """
 
   torch: str
@@ -57,8 +58,8 @@ class Rule:
     allowed = (*transforms.TRANSFORMS, *_NOT_PARAMETERS)
     if self.transform not in allowed:
       raise ValueError(
-        f"rule {self.torch!r}: transform {self.transform!r} is not one of "
-        f"{', '.join(allowed)}"
+        f"rule {self.torch!r}: transform {self.transform!r} is not one of"
+        f" {', '.join(allowed)}"
       )
     if self.transform in _NOT_PARAMETERS:
       return
@@ -66,8 +67,8 @@ class Rule:
     fields = set(_FIELD.findall(self.flax))
     if groups != fields | ({self.stack} if self.stack else set()):
       raise ValueError(
-        f"rule {self.torch!r}: its groups {sorted(groups)} must be the fields "
-        f"{sorted(fields)} of {self.flax!r} and the stack {self.stack!r}"
+        f"rule {self.torch!r}: its groups {sorted(groups)} must be the fields"
+        f" {sorted(fields)} of {self.flax!r} and the stack {self.stack!r}"
       )
 
   @functools.cached_property
@@ -79,6 +80,7 @@ class Rule:
   def flax_pattern(self) -> re.Pattern[str]:
     """Matches the Flax paths of this rule."""
     patterns, seen, out = dict(_GROUP.findall(self.torch)), set(), []
+    # Splitting at the fields gives literal text and field names in turn.
     for k, part in enumerate(_FIELD.split(self.flax)):
       if k % 2 == 0:
         out.append(re.escape(part))
@@ -103,33 +105,16 @@ class NamesError(ValueError):
   """All names that do not fit, listed in one message."""
 
   def __init__(self, title: str, problems: Sequence[str]):
-    """Args: title: what was being converted; problems: one line each."""
+    """Joins the problems, one a line, below the title."""
     self.problems = tuple(problems)
     lines = [f"{title}: {len(problems)} problem(s)", *problems]
     super().__init__("\n  ".join(lines))
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Inverse of `flatten`."""
-  tree: dict[str, Any] = {}
-  for path, value in flat.items():
-    *parents, leaf = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = value
-  return tree
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """'/'-joined paths of the leaves of a nested dict, in its order."""
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat.update(flatten(value, f"{prefix}{key}/"))
-    else:
-      flat[f"{prefix}{key}"] = value
-  return flat
+def refuse(title: str, problems: Sequence[str]) -> None:
+  """Raises NamesError if there are any problems."""
+  if problems:
+    raise NamesError(title, problems)
 
 
 def _takers(
@@ -143,6 +128,7 @@ def _takers(
 def _gaps(rule: Rule, path: str, entries: Mapping[int, str]) -> list[str]:
   """One line for each layer that a stack lacks."""
   match, last = rule.flax_pattern.fullmatch(path), max(entries)
+  # Listing every layer below a huge index would itself fill the memory.
   if match is None or last >= _MAX_LAYERS:
     return [f"{entries[last]}: layer {last} of {path}"]
   absent = set(range(last)) - set(entries)
@@ -150,14 +136,16 @@ def _gaps(rule: Rule, path: str, entries: Mapping[int, str]) -> list[str]:
   return [f"{rule.torch_name(groups)}: missing" for groups in names]
 
 
+def torch_name(rules: Iterable[Rule], path: str) -> str:
+  """The PyTorch name of a Flax path that is no stack of layers."""
+  ((rule, groups),) = _takers(rules, path, "flax_pattern")
+  return rule.torch_name(groups)
+
+
 def plan(
   rules: Sequence[Rule], names: Iterable[str]
 ) -> tuple[dict[str, tuple[Rule, list[str]]], list[str], list[str]]:
   """Assigns every PyTorch name to its Flax path, without reading any tensor.
-
-  Args:
-    rules: the table.
-    names: PyTorch names.
 
   Returns:
     (paths, buffers, problems): for each Flax path its rule and its PyTorch
@@ -198,20 +186,21 @@ def _gather(
   rank, forward, _ = transforms.TRANSFORMS[rule.transform]
   if rank is not None and tensors[0].ndim != rank:
     raise ValueError(
-      f"shape {tensors[0].shape}, but transform {rule.transform!r} takes "
-      f"{rank} axes"
+      f"shape {tensors[0].shape}, but transform {rule.transform!r} takes"
+      f" {rank} axes"
     )
   first = forward(tensors[0])
   if rule.stack is None:
     out = np.array(first, order="C")
     on_tensor(out.nbytes)
     return out
+  # Not np.stack, which would need all layers at once.
   out = np.empty((len(tensors), *first.shape), first.dtype)
   for k, tensor in enumerate(tensors):
     if tensor.shape != tensors[0].shape or tensor.dtype != first.dtype:
       raise ValueError(
-        f"layer {k} is {tensor.dtype}{list(tensor.shape)}, layer 0 is "
-        f"{first.dtype}{list(tensors[0].shape)}"
+        f"layer {k} is {tensor.dtype}{list(tensor.shape)}, layer 0 is"
+        f" {first.dtype}{list(tensors[0].shape)}"
       )
     out[k] = forward(tensor)
     on_tensor(tensor.nbytes)
@@ -229,43 +218,33 @@ def to_flax(
   never whole in memory. The results own their memory and are C-contiguous.
 
   Args:
-    rules: the table.
-    state_dict: PyTorch names to arrays.
-    on_tensor: called after each tensor with its size in bytes.
+    rules: The table.
+    state_dict: PyTorch name -> array.
+    on_tensor: Called after each tensor with its size in bytes.
 
   Returns:
     Nested dict of numpy arrays with the dtypes of the source.
 
   Raises:
-    NamesError: names without a rule, with several, doubled, missing from a
+    NamesError: Names without a rule, with several, doubled, missing from a
       stack of layers, or of a shape that their transform does not take.
   """
   paths, _, problems = plan(rules, state_dict)
-  if problems:
-    raise NamesError("state dict does not fit its table", problems)
+  refuse("state dict does not fit its table", problems)
   flat = {}
   for path, (rule, names) in paths.items():
     try:
       flat[path] = _gather(rule, [state_dict[n] for n in names], on_tensor)
     except ValueError as e:
       problems.append(f"{names[0]} -> {path}: {e}")
-  if problems:
-    raise NamesError("state dict does not fit its table", problems)
-  return nest(flat)
+  refuse("state dict does not fit its table", problems)
+  return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def buffers(
   rules: Sequence[Rule], state_dict: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-  """The tensors that are no parameters but belong to the PyTorch file.
-
-  Args:
-    rules: the table.
-    state_dict: PyTorch names to arrays.
-
-  Returns:
-    PyTorch names to copies of the arrays that a "buffer" rule takes.
-  """
+  """Copies of the tensors that a "buffer" rule takes, by PyTorch name."""
   return {n: np.array(state_dict[n]) for n in plan(rules, state_dict)[1]}
 
 
@@ -277,20 +256,19 @@ def to_torch(
   """Converts Flax parameters back into a PyTorch state dict.
 
   Args:
-    rules: the table that made `params`, or would have.
-    params: nested dict of arrays.
-    shapes: PyTorch names to shapes, where a transform ("conv_linear") needs
-      them. `compare` tells whether the result is what it should be.
+    rules: The table that made `params`, or would have.
+    params: Nested dict of arrays.
+    shapes: PyTorch name -> shape, where a transform ("conv_linear") needs it.
 
   Returns:
-    PyTorch names to arrays (views where possible).
+    PyTorch name -> array, a view where possible.
 
   Raises:
-    NamesError: paths without a rule, with several, or doubled names.
+    NamesError: Paths without a rule, with several, or doubled names.
   """
   out: dict[str, np.ndarray] = {}
   problems = []
-  for path, value in flatten(params).items():
+  for path, value in flax.traverse_util.flatten_dict(params, sep="/").items():
     takers = _takers(rules, path, "flax_pattern")
     if len(takers) != 1:
       by = " and ".join(repr(r.flax) for r, _ in takers)
@@ -307,6 +285,5 @@ def to_torch(
         out[name] = inverse(layer, (shapes or {}).get(name))
       except ValueError as e:
         problems.append(f"{path} -> {name}: {e}")
-  if problems:
-    raise NamesError("parameters do not fit their table", problems)
+  refuse("parameters do not fit their table", problems)
   return out

@@ -2,9 +2,10 @@
 
 The file is what torch.save would write: a zip of uncompressed members, the
 first of which is a pickle that refers to the bytes of the others. It loads with
-weights_only=True, and in the layout that the published code expects.
+weights_only=True, in the layout that the published code expects.
 """
 
+import math
 import os
 import pathlib
 import pickle
@@ -18,8 +19,10 @@ import numpy as np
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import dinov2, dit, inception, tables, vae
 from gmem_jax.convert.rules import Rule
+from gmem_jax.files import atomic
 from gmem_jax.files.torch_reader import torch_types
 
+# PyTorch's own. It lets torch.load(mmap=True) and numpy use the bytes in place.
 _ALIGNMENT = 64
 _ROOT = "archive"
 _TABLES: Mapping[str, Sequence[Rule]] = {
@@ -36,19 +39,19 @@ _TABLES: Mapping[str, Sequence[Rule]] = {
 def published_value(
   trees: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, Any]
 ) -> Any:
-  """What a PyTorch file of converted weights holds.
+  """What a PyTorch file of converted weights contains.
 
   Args:
-    trees: the converted trees, by name.
-    metadata: what `torch_import.convert` wrote beside them.
+    trees: Name -> converted tree.
+    metadata: What `torch_import.convert` wrote beside them.
 
   Returns:
     Containers and numpy arrays, in the layout of the published file. A
     trainer's file comes back as the plain state dict that was converted.
 
   Raises:
-    ValueError: there is no PyTorch file of this kind.
-    NamesError: parameters are missing, unexpected or misshapen.
+    ValueError: There is no PyTorch file of this kind.
+    NamesError: Parameters are missing, unexpected or misshapen.
   """
   kind, container = metadata["kind"], metadata["source"]["container"]
   if kind == "fid_stats":
@@ -70,12 +73,11 @@ def published_value(
     return {**tensors, "latent_dim": latent_dim, "feature_dim": feature_dim}
   if kind == "sit" and "bank" in trees:
     bank = trees["bank"]
+    # A list of Python numbers, as in the release.
     counts = [int(count) for count in bank["counts"]]
     return {
-      "network": tensors,
-      "memorybank": bank["rows"],
-      "memoryfreq": counts,
-    }
+      "network": tensors, "memorybank": bank["rows"], "memoryfreq": counts
+    }  # fmt: skip
   if container in (None, "ema") or metadata["weights"]:
     return tensors
   return {container: tensors}
@@ -98,8 +100,7 @@ def _in_order(
     if out[name].shape != shape:
       problems.append(f"{name}: shape {out[name].shape}, expected {shape}")
   problems += [f"{name}: unexpected" for name in tensors if name not in shapes]
-  if problems:
-    raise rules.NamesError("parameters changed since conversion", problems)
+  rules.refuse("parameters changed since conversion", problems)
   return out
 
 
@@ -111,39 +112,39 @@ def save(
   """Writes what torch.save(value, path) would.
 
   Args:
-    value: dicts, lists, tuples, strings, numbers, booleans, None and numpy
+    value: Dicts, lists, tuples, strings, numbers, booleans, None and numpy
       arrays, which become tensors.
-    path: the file; it must not exist.
-    on_tensor: called after each tensor with its size in bytes.
+    path: The file; it must not exist.
+    on_tensor: Called after each tensor with its size in bytes.
 
   Raises:
-    FileExistsError: there is something at `path`.
-    TypeError: anything else in `value`.
+    FileExistsError: If the path is taken.
+    TypeError: For anything else in `value`.
   """
   path = pathlib.Path(path)
   if path.exists():
     raise FileExistsError(f"{path} already exists; it is left as it is")
   writer = _PickleWriter()
   program = writer.program(value)
-  partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-  try:
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-      _write(archive, "data.pkl", program)
-      _write(archive, "byteorder", b"little")
-      for key, tensor in enumerate(writer.tensors):
-        flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
-        _write(archive, f"data/{key}", flat.data)
-        on_tensor(tensor.nbytes)
-      _write(archive, "version", b"3\n")
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+  with (
+    atomic.replacing(path) as temporary,
+    zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+  ):
+    _write(archive, "data.pkl", program)
+    _write(archive, "byteorder", b"little")
+    for key, tensor in enumerate(writer.tensors):
+      # One copy at a time: transposed views are made contiguous here.
+      flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+      _write(archive, f"data/{key}", flat.data)
+      on_tensor(tensor.nbytes)
+    _write(archive, "version", b"3\n")
 
 
 def _write(archive: zipfile.ZipFile, name: str, data: bytes | memoryview):
   """Adds a member whose bytes begin at a multiple of _ALIGNMENT."""
   info = zipfile.ZipInfo(f"{_ROOT}/{name}", (1980, 1, 1, 0, 0, 0))
   if len(data):
+    # 30 bytes of header, the name, and the 4 bytes that frame the padding.
     begins = archive.fp.tell() + 30 + len(info.filename) + 4  # type: ignore
     padding = -begins % _ALIGNMENT
     # The tag that PyTorch gives its own padding.
@@ -155,6 +156,7 @@ def _write(archive: zipfile.ZipFile, name: str, data: bytes | memoryview):
 class _PickleWriter:
   """Emits a pickle of protocol 2, with tensors as PyTorch writes them."""
 
+  # Not pickle.Pickler: it could name torch's functions only by importing torch.
   def __init__(self):
     self.tensors: list[np.ndarray] = []
     self._names = {np.dtype(d): n for n, (d, _) in torch_types.DTYPES.items()}
@@ -185,7 +187,7 @@ class _PickleWriter:
     if isinstance(value, Mapping):
       pairs = [part for pair in value.items() for part in pair]
       return (
-        pickle.EMPTY_DICT + pickle.MARK + self._all(pairs) + (pickle.SETITEMS)
+        pickle.EMPTY_DICT + pickle.MARK + self._all(pairs) + pickle.SETITEMS
       )
     raise TypeError(f"cannot write a {type(value).__name__}")
 
@@ -200,11 +202,9 @@ class _PickleWriter:
     storage = torch_types.DTYPES[name][1]
     key = str(len(self.tensors))
     self.tensors.append(tensor)
+    # Dtypes without a storage class are views of untyped bytes.
     numel = tensor.size if storage else tensor.nbytes
-    strides, step = [], 1
-    for size in reversed(tensor.shape):
-      strides.insert(0, step)
-      step *= size
+    strides = [math.prod(tensor.shape[k + 1 :]) for k in range(tensor.ndim)]
     hooks = _global("collections", "OrderedDict") + b")" + pickle.REDUCE
     reference = (
       pickle.MARK

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.convert import rules
-from gmem_jax.convert.detect import Found
+from gmem_jax.convert.detect import Contents
 from gmem_jax.convert.manifest import Identity
-from gmem_jax.convert.read import Source, WrongFile
+from gmem_jax.convert.read import OpenFile, WrongFile
 
 # What the trees of each kind are called; a network's are "params".
 _TREES = {
@@ -22,7 +22,8 @@ _TREES = {
   "latent_stats": "stats",
   "fid_stats": "stats",
 }
-# A configuration with more entries, or deeper, is none.
+# A configuration with more entries, or deeper, is none: a few bytes of a pickle
+# can stand for a tree without end.
 _CONFIG_ENTRIES, _CONFIG_DEPTH = 10_000, 16
 
 
@@ -31,8 +32,8 @@ class Converted:
   """Weights as `gmem_jax.files.weights` keeps them.
 
   Attributes:
-    trees: nested dicts of arrays, by name.
-    metadata: what they are and where they come from, JSON.
+    trees: Name -> nested dicts of arrays.
+    metadata: What they are and where they come from, JSON.
   """
 
   trees: Mapping[str, Mapping[str, Any]]
@@ -40,46 +41,44 @@ class Converted:
 
 
 def convert(
-  source: Source,
-  found: Found,
+  source: OpenFile,
+  contents: Contents,
   identity: Identity,
   on_tensor: Callable[[int], Any] = lambda nbytes: None,
 ) -> Converted:
-  """Converts what was found and identified in an open file.
+  """Converts what was recognised and identified in an open file.
 
-  The tensors are read one after the other into the arrays that are returned;
-  the pages of the file are given back as they are read, so that memory holds
-  little more than the result.
+  The tensors are read one after the other into the arrays that are returned,
+  and the pages of the file are given back as they are read: memory holds little
+  more than the result.
 
   Args:
-    source: the file.
-    found: what it holds.
-    identity: the network it is of.
-    on_tensor: called after each tensor with its size in bytes.
-
-  Returns:
-    Arrays that own their memory, and their metadata.
+    source: The file.
+    contents: What it contains.
+    identity: The network it is of.
+    on_tensor: Called after each tensor with its size in bytes.
 
   Raises:
-    ValueError: the bank does not fit, or a tensor is larger than the file.
+    ValueError: The bank does not fit, or the tensors are larger than the file.
   """
-  _refuse_expansion(source, found)
+  _refuse_expansion(source, contents)
 
   def on_read(nbytes: int):
     source.release()
     on_tensor(nbytes)
 
-  name = _TREES.get(found.kind, "params")
+  name = _TREES.get(contents.kind, "params")
+  # Beside the conversion: both read the file, and hashing holds no lock.
   with concurrent.futures.ThreadPoolExecutor(1) as background:
     digest = background.submit(_sha256, source.path)
-    trees = {name: rules.to_flax(identity.table, found.tensors, on_read)}
-    buffers = rules.buffers(identity.table, found.tensors)
+    trees = {name: rules.to_flax(identity.table, contents.tensors, on_read)}
+    buffers = rules.buffers(identity.table, contents.tensors)
     if buffers:
       trees["buffers"] = buffers
-    if found.bank:
-      trees["bank"] = release_bank(found.bank, identity.model)
-    metadata = _metadata(source, found, identity, digest.result())
-  if found.kind == "latent_stats" and not np.all(trees["stats"]["std"] > 0):
+    if contents.bank:
+      trees["bank"] = release_bank(contents.bank, identity.model)
+    metadata = _metadata(source, contents, identity, digest.result())
+  if contents.kind == "latent_stats" and not np.all(trees["stats"]["std"] > 0):
     raise WrongFile("has a standard deviation that is not positive")
   return Converted(trees, metadata)
 
@@ -91,20 +90,20 @@ def release_bank(
 
   Args:
     bank: "memorybank" [m, d] and "memoryfreq", m counts.
-    model: configuration of the network; d is its `snippet_dim`.
+    model: Configuration of the network; d is its `snippet_dim`.
 
   Returns:
     "rows" [m, d] and "counts" [m], int64: how often each row is drawn.
 
   Raises:
-    ValueError: they are missing, do not fit, or there is something else.
+    WrongFile: They are missing, do not fit, or there is something else.
   """
   extra = bank.keys() - {"memorybank", "memoryfreq"}
   rows, counts = bank.get("memorybank"), bank.get("memoryfreq")
   if extra or rows is None or counts is None:
     raise WrongFile(
-      "a release holds network, memorybank and memoryfreq; here are network, "
-      f"{', '.join(sorted(map(str, bank)))}"
+      "a release holds network, memorybank and memoryfreq; here are network,"
+      f" {', '.join(sorted(map(str, bank)))}"
     )
   width = model["snippet_dim"]
   if not isinstance(rows, np.ndarray) or rows.shape[1:] != (width,):
@@ -120,14 +119,14 @@ def release_bank(
   return {"rows": np.array(rows, order="C"), "counts": counts.astype(np.int64)}
 
 
-def _refuse_expansion(source: Source, found: Found) -> None:
+def _refuse_expansion(source: OpenFile, contents: Contents) -> None:
   """A tensor with strides of 0 can be larger than the disk."""
-  size = sum(tensor.nbytes for tensor in found.tensors.values())
+  size = sum(tensor.nbytes for tensor in contents.tensors.values())
   limit = 64 * source.path.stat().st_size
   if size > limit:
     raise WrongFile(
-      f"its tensors have {size:,} bytes in a file of "
-      f"{source.path.stat().st_size:,}: they repeat themselves"
+      f"its tensors have {size:,} bytes in a file of"
+      f" {source.path.stat().st_size:,}: they repeat themselves"
     )
 
 
@@ -137,32 +136,29 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def _metadata(
-  source: Source, found: Found, identity: Identity, digest: str
+  source: OpenFile, contents: Contents, identity: Identity, digest: str
 ) -> dict[str, Any]:
   return {
-    "kind": found.kind,
+    "kind": contents.kind,
     "title": identity.title,
     "model": dict(identity.model),
-    "weights": found.weights,
-    "step": found.step,
+    "weights": contents.weights,
+    "step": contents.step,
     "source": {
       "file": source.path.name,
       "sha256": digest,
-      "container": found.container,
-      "config": plain_json(found.config),
+      "container": contents.container,
+      "config": plain_json(contents.config),
     },
-    "tensors": [[n, list(t.shape)] for n, t in found.tensors.items()],
+    "tensors": [[n, list(t.shape)] for n, t in contents.tensors.items()],
   }
 
 
 def plain_json(value: Any) -> Any:
   """A configuration from a file as JSON; None if it cannot be.
 
-  Args:
-    value: anything that a reader returned.
-
-  Returns:
-    Dicts with string keys, lists, strings, finite numbers, booleans and None.
+  The result has dicts with string keys, lists, strings, finite numbers,
+  booleans and None.
   """
   budget = _CONFIG_ENTRIES
 

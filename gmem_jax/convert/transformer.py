@@ -1,25 +1,18 @@
 """Reads the configuration of a transformer off its state dict."""
 
-import collections
 import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from gmem_jax.convert import manifest, rules
-from gmem_jax.convert.detect import Found
+from gmem_jax.convert.detect import Contents
 from gmem_jax.convert.manifest import Identity, Shapes
 from gmem_jax.convert.names import dit
 from gmem_jax.models import lightning_dit, sit, transformer as networks
 
-_FAMILIES = {
-  "sit": ("SiT", sit.SiT, sit.SIZES),
-  "lightning_dit": (
-    "LightningDiT",
-    lightning_dit.LightningDiT,
-    lightning_dit.SIZES,
-  ),
-}
+_LABELS = {"sit": "SiT", "lightning_dit": "LightningDiT"}
+_SIZES = {"sit": sit.SIZES, "lightning_dit": lightning_dit.SIZES}
 # Fields that say how to run a network, not what it is.
 _RUNTIME = (
   "parent", "name", "dtype", "float8", "scan_layers", "remat", "attention",
@@ -35,148 +28,150 @@ _FLAGS = {
 }
 
 
-def identify(found: Found, settings: Mapping[str, int]) -> Identity:
+def identify(contents: Contents, settings: Mapping[str, int]) -> Identity:
   """Finds the network of a transformer's file and checks all its names.
 
   Args:
-    found: what the file holds.
-    settings: `heads` and `projector_depth`, where the user gives them.
-
-  Returns:
-    What it is.
+    contents: Of the file.
+    settings: "heads" and "projector_depth", where the user gives them.
 
   Raises:
-    NamesError: names that are missing, unexpected or misshapen.
-    ValueError: the number of heads is needed, or contradicts the file.
+    NamesError: Names that are missing, unexpected or misshapen.
+    ValueError: The number of heads is needed, or contradicts the file.
   """
-  label, family, sizes = _FAMILIES[found.kind]
-  shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
-  complete = _completed(shapes, found.kind == "sit")
-  heads = _heads(complete, sizes, settings)
-  network = dit.network(complete, **{**settings, "heads": heads})
-
-  tables = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
-  tokens = manifest.vote(shapes, [(name, -2) for name in tables]) or 256
-  wanted = dict(dit.state_dict_shapes(network, math.isqrt(tokens)))
-  rotation = [n for n in wanted if n.startswith("feat_rope.")]
-  buffers = {name: wanted.pop(name) for name in rotation}
-  problems = manifest.compare(found.tensors, wanted, buffers)
-  problems += _conflicts(found.config, network)
+  label, sizes = _LABELS[contents.kind], _SIZES[contents.kind]
+  shapes = manifest.shapes_of(contents.tensors)
+  network = read_network(shapes, **settings)
+  grid = math.isqrt(shapes["pos_embed"][1])
+  parameters = state_dict_shapes(network, grid)
+  rotation = [n for n in parameters if n.startswith("feat_rope.")]
+  buffers = {name: parameters.pop(name) for name in rotation}
+  problems = manifest.compare(contents.tensors, parameters, buffers)
+  problems += _conflicts(contents.config, network)
   own = {k: getattr(network, k) for k in ("width", "depth", "heads", "patch")}
   size = next((name for name, s in sizes.items() if s == own), None)
-  title = f"{label}-{size}" if size else f"{label} ({_words(own)})"
-  if problems:
-    raise rules.NamesError(f"not a complete {title}", problems)
+  words = ", ".join(f"{key} {value}" for key, value in own.items())
+  title = f"{label}-{size}" if size else f"{label} ({words})"
+  rules.refuse(f"not a complete {title}", problems)
 
   fields = {
     field.name: getattr(network, field.name)
-    for field in dataclasses.fields(family)
+    for field in dataclasses.fields(network)
     if field.name not in _RUNTIME
   }
-  model = {"family": found.kind, **fields, "grid": math.isqrt(tokens)}
+  model = {"family": contents.kind, **fields, "grid": grid}
   notes = tuple(_notes(network, size, settings))
   return Identity(title, dit.table(network), model, notes)
 
 
-def _words(fields: Mapping[str, Any]) -> str:
-  return ", ".join(f"{key} {value}" for key, value in fields.items())
+def read_network(shapes: Shapes, **settings: Any) -> networks.FlowTransformer:
+  """The network that a state dict is of, read off its names and shapes.
 
+  Args:
+    shapes: Of the file; `state_dict_shapes` tells whether it is complete.
+    **settings: Attributes that take precedence. No file tells
+      `projector_depth` (by default the published one), nor the number of
+      `heads` if queries are neither rotated nor normalised (by default that of
+      the published size of the same width).
 
-def _completed(shapes: Shapes, is_sit: bool) -> Shapes:
-  """Replaces what tells the configuration by what most names agree on.
-
-  With it the configuration can be read off a damaged file too, and everything
-  that is wrong with the file be listed.
+  Raises:
+    NamesError: A name that tells a width is missing or has another rank.
+    ValueError: The number of heads is needed, or contradicts the file.
   """
-  vote = manifest.vote
+  is_sit = any(name.startswith("projectors.") for name in shapes)
+  kind = "sit" if is_sit else "lightning_dit"
+  family = sit.SiT if is_sit else lightning_dit.LightningDiT
   projector = "projectors.0" if is_sit else "projector.0"
-  width_places = (
-    ("pos_embed", -1),
-    ("x_embedder.proj.bias", 0),
-    ("t_embedder.mlp.2.bias", 0),
-    ("condition_projection.linear.bias", 0),
-    ("final_layer.linear.weight", 1),
-    ("blocks.0.attn.proj.bias", 0),
+  modulation = "blocks.0.adaLN_modulation.1.weight"
+  kernel, table, final, condition, first, last, *rest = manifest.deciding(
+    _LABELS[kind],
+    shapes,
+    {
+      "x_embedder.proj.weight": 4,
+      "pos_embed": 3,
+      "final_layer.linear.weight": 2,
+      "condition_projection.linear.weight": 2,
+      f"{projector}.0.weight": 2,
+      f"{projector}.4.weight": 2,
+      **({} if is_sit else {modulation: 2}),
+    },
   )
-  hidden_places = (
-    (f"{projector}.0.bias", 0),
-    (f"{projector}.2.bias", 0),
-    (f"{projector}.0.weight", 0),
-  )
-  blocks = [
-    f"blocks.{k}" for k in range(manifest.depth(shapes, limit=len(shapes)))
-  ]
-  modulations = [(f"{block}.adaLN_modulation.1.bias", 0) for block in blocks]
-  width = vote(shapes, width_places) or 0
-  hidden = vote(shapes, hidden_places) or 2048
-  token = next(iter(_outputs(shapes, f"{projector}.4")), 768)
-  modulation = vote(shapes, modulations) or 6 * width
-  snippet = vote(shapes, [("condition_projection.linear.weight", 1)]) or 768
-  outputs = _outputs(shapes, "final_layer.linear") or [16 if is_sit else 32]
-  kernel = shapes.get("x_embedder.proj.weight", ())
-  if len(kernel) != 4 or 0 in kernel:
-    patch = 2 if is_sit else 1
-    kernel = (width, outputs[0] // patch**2, patch, patch)
-  pixels = math.prod(kernel[1:])
-  out = next((n for n in outputs if n in (pixels, 2 * pixels)), outputs[0])
-  complete = {
-    **shapes,
-    "x_embedder.proj.weight": (width, *kernel[1:]),
-    "final_layer.linear.weight": (out, width),
-    "condition_projection.linear.weight": (width, snippet),
-    f"{projector}.0.weight": (hidden, width),
-    f"{projector}.4.weight": (token, hidden),
-    "blocks.0.adaLN_modulation.1.weight": (modulation, width),
+  width, channels, _, patch = kernel
+  # Two witnesses: by a wrong width every other name would be accused.
+  if width != table[-1]:
+    raise rules.NamesError(
+      f"not a complete {_LABELS[kind]}",
+      [f"x_embedder.proj.weight: width {width}, pos_embed has {table[-1]}"],
+    )
+  depth = manifest.depth(shapes, limit=len(shapes))
+  fields: dict[str, Any] = {
+    "channels": channels,
+    "patch": patch,
+    "width": width,
+    "depth": depth,
+    "heads": _heads(shapes, width, kind, settings),
+    "snippet_dim": condition[1],
+    "projector_depth": min(family.projector_depth, depth),
+    "projector_width": first[0],
+    "token_dim": last[0],
+    "learn_sigma": final[0] == 2 * channels * patch**2,
   }
-  # One table of the rotation, and one block, speak for the others.
-  for rank, names in (
-    (2, ["feat_rope.freqs_cos", "feat_rope.freqs_sin"]),
-    (1, [f"{block}.attn.{n}_norm.weight" for block in blocks for n in "qk"]),
-    (2, [f"{block}.mlp.w12.weight" for block in blocks]),
-    (1, [f"{block}.norm1.weight" for block in blocks]),
-  ):
-    present = [shapes[name] for name in names if name in shapes]
-    fitting = [shape for shape in present if len(shape) == rank] or present
-    if fitting:
-      complete[names[0]] = collections.Counter(fitting).most_common(1)[0][0]
-  return complete
-
-
-def _outputs(shapes: Shapes, layer: str) -> list[int]:
-  """The number of outputs of a layer by its weight and by its bias."""
-  shapes_of_both = (
-    (shapes.get(f"{layer}.weight", ()), 2),
-    (shapes.get(f"{layer}.bias", ()), 1),
-  )
-  return [s[0] for s, rank in shapes_of_both if len(s) == rank and s[0]]
+  if not is_sit:
+    # Any block speaks for all: `compare` finds those that lack what it has.
+    parts = {name.split(".", 2)[-1] for name in shapes}
+    fields |= {
+      "swiglu": "mlp.w12.weight" in parts,
+      "rope": any(name.startswith("feat_rope.") for name in shapes),
+      "rms_norm": "norm1.weight" in parts,
+      "qk_norm": bool(parts & {"attn.q_norm.weight", "attn.k_norm.weight"}),
+      "shift": rest[0][0] != 4 * width,
+    }
+  return family(**{**fields, **settings})
 
 
 def _heads(
-  shapes: Shapes,
-  sizes: Mapping[str, Mapping[str, int]],
-  settings: Mapping[str, int],
+  shapes: Shapes, width: int, kind: str, settings: Mapping[str, Any]
 ) -> int:
   """The number of heads: from a shape, from the user, or as published."""
-  width = shapes["x_embedder.proj.weight"][0]
-  head_width = manifest.vote(
-    shapes,
-    (("feat_rope.freqs_cos", 1), ("blocks.0.attn.q_norm.weight", 0)),
-  )
   given = settings.get("heads")
-  if head_width and width % head_width == 0:
-    told = width // head_width
-    if given not in (None, told):
-      raise ValueError(f"--model num_heads={given}, but the file has {told}")
-    return told
-  published = {size["width"]: size["heads"] for size in sizes.values()}
+  tables = "feat_rope.freqs_cos", "feat_rope.freqs_sin"
+  for name in (*tables, "blocks.0.attn.q_norm.weight"):
+    shape = shapes.get(name, ())
+    if shape and shape[-1] and width % shape[-1] == 0:
+      heads = width // shape[-1]
+      if given not in (None, heads):
+        raise ValueError(f"--model num_heads={given}, but the file has {heads}")
+      return heads
+  published = {s["width"]: s["heads"] for s in _SIZES[kind].values()}
   heads = given or published.get(width)
   if heads is None:
     raise ValueError(
-      "the number of attention heads is in no tensor of this file, and width "
-      f"{width} is not a published one ({', '.join(map(str, published))}): "
-      "give it with --model num_heads=N"
+      "the number of attention heads is in no tensor of this file, and width"
+      f" {width} is not a published one ({', '.join(map(str, published))}):"
+      " give it with --model num_heads=N"
     )
   return heads
+
+
+def state_dict_shapes(
+  network: networks.FlowTransformer, grid: int
+) -> dict[str, tuple[int, ...]]:
+  """Names and shapes of the PyTorch file of a network, buffers included.
+
+  Args:
+    network: With conditioning "adaln".
+    grid: Tokens along each side of the latent.
+  """
+  patch, channels = network.patch, network.channels
+  side = grid * patch
+  inputs = [(1, side, side, channels), (1,), (1, network.snippet_dim)]
+  # The one transform that forgets the shape it came from.
+  kernel = {"x_embedder.proj.weight": (network.width, channels, patch, patch)}
+  shapes = manifest.expected(network, inputs, dit.table(network), kernel)
+  if network.style.rope:
+    rotation = (grid * grid, network.width // network.heads)
+    shapes |= {f"feat_rope.freqs_{f}": rotation for f in ("cos", "sin")}
+  return shapes
 
 
 def _conflicts(
@@ -213,7 +208,7 @@ def _notes(
     notes.append(f"differs from the published flags: {', '.join(unusual)}")
   if size is None and "projector_depth" not in settings:
     notes.append(
-      "the block that the projector follows is in no file; taken as "
-      f"{network.projector_depth} (--model encoder_depth=N)"
+      "the block that the projector follows is in no file; taken as"
+      f" {network.projector_depth} (--model encoder_depth=N)"
     )
   return notes

@@ -280,11 +280,11 @@ def test_memory_holds_the_result_once(tmp_path):
   path = pathlib.Path(tmp_path / "checkpoint.pth")
   nbytes = bench.make_checkpoint(path, "S/1")
   source = read.open_source(path)
-  found = detect.detect(source)
-  identity = identify.identify(found, {})
+  contents = detect.detect(source)
+  identity = identify.identify(contents, {})
   assert identity.title == "LightningDiT-S/1"
   tracemalloc.start()
-  result = torch_import.convert(source, found, identity)
+  result = torch_import.convert(source, contents, identity)
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert sum(a.nbytes for a in jax.tree.leaves(result.trees)) == nbytes

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 
-from gmem_jax.convert import rules
+from gmem_jax.convert import rules, transformer as convert
 from gmem_jax.convert.names import dit
 from gmem_jax.models import blocks, layers, lightning_dit, sit
 from tests import recipe
@@ -93,7 +94,7 @@ def _velocity(network, variables):
 
 
 def _paths(tree):
-  return rules.flatten(tree["params"])
+  return traverse_util.flatten_dict(tree["params"], sep="/")
 
 
 def _assert_trees_close(actual, expected, tolerance):
@@ -368,7 +369,7 @@ def test_initial_moments_are_the_published_ones():
     variables["params"],
     {
       name: shape
-      for name, shape in dit.state_dict_shapes(network, side).items()
+      for name, shape in convert.state_dict_shapes(network, side).items()
       if not name.startswith("feat_rope")
     },
   )
@@ -405,8 +406,9 @@ def test_published_sizes(name, module, size, channels):
   shapes = recipe.manifest_shapes(name)
   sizes = sit.SIZES if module is sit.SiT else lightning_dit.SIZES
   network = module(channels=channels, **sizes[size])
-  assert dit.network(shapes) == network
-  dit.check(shapes, network)
+  assert convert.read_network(shapes) == network
+  grid = round(shapes["pos_embed"][1] ** 0.5)
+  assert shapes == convert.state_dict_shapes(network, grid)
 
   side = round(shapes["pos_embed"][1] ** 0.5) * network.patch
   params = jax.eval_shape(

@@ -1,8 +1,8 @@
 r"""Names of the autoencoders: two PyTorch layouts onto one Flax tree.
 
   LDM        encoder.down.0.block.1.conv2, decoder.up.4.attn.0.proj_out,
-             encoder.mid.block_1: VA-VAE, MAR-VAE and what else was trained
-             with the original code. up.N is numbered by resolution, 0 the
+             encoder.mid.block_1: VA-VAE, MAR-VAE and others trained with the
+             original code. up.N is numbered by resolution, 0 the
              image's.
   diffusers  encoder.down_blocks.0.resnets.1.conv2, decoder.up_blocks.0: SD-VAE.
              up_blocks.N is numbered in the order of computation, and the
@@ -15,13 +15,8 @@ encoder/down_0/block_1/conv_2, decoder/up_4/attn_0/out, encoder/mid/block_0.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from gmem_jax import rngs
-from gmem_jax.convert import rules
+from gmem_jax.convert import manifest, rules
 from gmem_jax.convert.rules import Rule
 from gmem_jax.models.encoders import vae
 
@@ -122,11 +117,8 @@ def diffusers(
   """The table of diffusers' AutoencoderKL.
 
   Args:
-    levels: number of resolutions, on which the numbers of up_blocks depend.
-    attention: names of the projections, ATTENTION or OLD_ATTENTION.
-
-  Returns:
-    The table.
+    levels: Number of resolutions, on which the numbers of up_blocks depend.
+    attention: Names of the projections, ATTENTION or OLD_ATTENTION.
   """
   ups = (
     _diffusers_level(
@@ -153,16 +145,10 @@ def diffusers(
 
 
 def table(names: Iterable[str]) -> tuple[Rule, ...]:
-  """Recognises the layout of a state dict.
-
-  Args:
-    names: its PyTorch names.
-
-  Returns:
-    The table that fits.
+  """The table that fits the PyTorch names of a state dict.
 
   Raises:
-    ValueError: if the names are of no known autoencoder.
+    ValueError: If they are of no known autoencoder.
   """
   names = list(names)
   if any(n.startswith("encoder.down.") for n in names):
@@ -173,47 +159,46 @@ def table(names: Iterable[str]) -> tuple[Rule, ...]:
     old = any(".attentions.0.query." in n for n in names)
     return diffusers(levels, OLD_ATTENTION if old else ATTENTION)
   raise ValueError(
-    "not an autoencoder: there is neither encoder.down.* (VA-VAE, MAR-VAE) nor "
-    f"encoder.down_blocks.* (diffusers) among its {len(names)} names"
+    "not an autoencoder: there is neither encoder.down.* (VA-VAE, MAR-VAE) nor"
+    f" encoder.down_blocks.* (diffusers) among its {len(names)} names"
   )
 
 
 def network(
-  params: Mapping[str, Any], num_groups: int = 32
+  shapes: Mapping[str, tuple[int, ...]], num_groups: int = 32
 ) -> vae.AutoencoderKL:
-  """The network that parameters are of, read off their paths and shapes.
+  """The network that a state dict is of, read off its names and shapes.
 
   Args:
-    params: nested dict of arrays or shapes (anything with `.shape`).
-    num_groups: groups of the group norms, which leave no trace in parameters.
-
-  Returns:
-    The network; `check` tells whether the parameters are complete.
+    shapes: PyTorch name -> shape, without names of the training.
+    num_groups: Groups of the group norms, which leave no trace in parameters.
 
   Raises:
-    NamesError: if a parameter that tells a width is missing or misshapen.
+    NamesError: A name that tells a width is missing or misshapen.
+    ValueError: The names are of no known autoencoder.
   """
-  shapes = {path: x.shape for path, x in rules.flatten(params).items()}
+  # Read in Flax paths, which both layouts share.
+  names = table(shapes)
+  paths = rules.plan(names, shapes)[0]
 
   def levels(pattern: str) -> tuple[int, ...]:
-    matches = (re.match(pattern, path) for path in shapes)
+    matches = (re.match(pattern, path) for path in paths)
     return tuple(sorted({int(m[1]) for m in matches if m}))
 
-  def width(path: str, unit: int = 1) -> int:
-    shape = shapes.get(path)
-    if shape is None:
-      raise rules.NamesError("autoencoder", [f"{path}: missing"])
-    if len(shape) != 1 or shape[0] < unit or shape[0] % unit:
-      problem = f"{path}: shape {shape}, expected [a multiple of {unit}]"
+  def width(layer: str, unit: int = 1) -> int:
+    name = rules.torch_name(names, f"{layer}/kernel")
+    ((size, *_),) = manifest.deciding("autoencoder", shapes, {name: 4})
+    if size % unit:
+      problem = f"{name}: {size} outputs, expected a multiple of {unit}"
       raise rules.NamesError("autoencoder", [problem])
-    return shape[0] // unit
+    return size // unit
 
-  ch = width("encoder/conv_in/bias")
+  ch = width("encoder/conv_in")
   return vae.AutoencoderKL(
-    latent_channels=width("post_quant_conv/bias"),
+    latent_channels=width("post_quant_conv"),
     ch=ch,
     ch_mult=tuple(
-      width(f"encoder/down_{i}/block_0/conv_1/bias", ch)
+      width(f"encoder/down_{i}/block_0/conv_1", ch)
       for i in range(1 + max(levels(r"encoder/down_(\d+)/"), default=0))
     ),
     num_res_blocks=len(levels(r"encoder/down_0/block_(\d+)/")),
@@ -221,30 +206,3 @@ def network(
     decoder_attention=levels(r"decoder/up_(\d+)/attn_"),
     num_groups=num_groups,
   )
-
-
-def check(params: Mapping[str, Any], model: vae.AutoencoderKL) -> None:
-  """Checks that parameters are those of a network, all of them and no others.
-
-  Args:
-    params: nested dict of arrays or shapes.
-    model: the network.
-
-  Raises:
-    NamesError: listing every path that is missing, unexpected or misshapen.
-  """
-  side = model.downsampling
-  images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-  variables = jax.eval_shape(model.init, rngs.key(0, "init"), images)
-  expected = rules.flatten(variables["params"])
-  given = rules.flatten(params)
-  problems = [f"{path}: missing" for path in expected if path not in given]
-  for path, value in given.items():
-    if path not in expected:
-      problems.append(f"{path}: unexpected")
-    elif value.shape != expected[path].shape:
-      problems.append(
-        f"{path}: shape {value.shape}, expected {expected[path].shape}"
-      )
-  if problems:
-    raise rules.NamesError("autoencoder", problems)
