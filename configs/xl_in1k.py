@@ -18,7 +18,7 @@ and from the published weights, without training:
 --mode=evaluate scores the samples instead, against the ADM suite's
 VIRTUAL_imagenet256_labeled.npz; also convert FID's network for it
 (`python -m gmem_jax.evaluate --help` says which) to weights/inception. Training
-scores its samples, too, at its end; without these two files give it
+also scores its samples at the end; without these two files, give it
 --config.eval.scores='()'.
 
 Data: TFDS's imagenet2012, prepared with file_format="array_record"; the
@@ -36,7 +36,7 @@ largest batch a device takes.
 
 Expected FID, published and not measured by us: 1.53 without guidance after 160
 epochs (abstract of arXiv 2412.08781 and the model table of the published code,
-whose introduction says 1.59), by 99 network calls per image.
+whose introduction says 1.59), with 99 network calls per image.
 
 Options, joined by commas (`configs/xl_in1k.py:train,folder,batch256`):
   train     bfloat16 as published for training, and --mode=sample samples the
@@ -105,7 +105,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     heads=16,
     patch=1,  # latent pixels
     conditioning="adaln",  # or "cross", "adaln+cross", "none"
-    cross_every=1,  # the first of so many blocks attends to neighbours
+    cross_every=1,  # every n-th block attends to the neighbours
     snippet_dropout=0.4,
     projector_depth=4,
     projector_width=2048,
@@ -116,7 +116,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     shift=True,
     learn_sigma=False,
     dtype="float32",  # as published for sampling; option "train": bfloat16
-    float8=False,  # True: 8-bit products; NVIDIA GPUs from Hopper on
+    float8=False,  # True: 8-bit matmuls; NVIDIA GPUs from Hopper on
     scan_layers=False,
     remat="none",
     attention="auto",
@@ -159,7 +159,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.checkpoint = dict(
     every=10_000,  # steps
     keep_latest=2,
-    keep_every=0,  # steps; 0: none is kept for ever
+    keep_every=0,  # steps; 0: keep none permanently
   )
   c.sampler = dict(
     path="linear",

@@ -5,6 +5,8 @@ from typing import Literal
 
 from gmem_jax.config import checks
 
+# Named here, below the bank that implements them, so that the config can be
+# checked without importing the bank.
 Storage = Literal["float32", "bfloat16", "int8"]
 Placement = Literal["auto", "replicated", "sharded"]
 
@@ -14,11 +16,11 @@ class BankConfig:
   """The memory bank on the devices.
 
   Attributes:
-    storage: Type of the rows: "float32", "bfloat16" (half the memory) or "int8"
+    storage: Type of the rows: "float32", "bfloat16" (half the memory), or "int8"
       (a quarter) with a scale for each row.
-    placement: "replicated": every device holds all rows; "sharded": the rows
-      are split over all devices; "auto": sharded where a bank would take more
-      than an eighth of a device's memory, else replicated.
+    placement: "replicated": every device holds all rows; "sharded": rows are
+      split over all devices; "auto": sharded if the bank would take more than
+      an eighth of a device's memory, else replicated.
   """
 
   storage: Storage
@@ -27,17 +29,16 @@ class BankConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-  """The frozen networks. Weights are what `python -m gmem_jax.convert` wrote.
+  """The frozen networks; weights come from `python -m gmem_jax.convert`.
 
   Attributes:
-    tokenizer: "identity": latents are pixels; or a published autoencoder.
-    tokenizer_weights: Its weights; unused by "identity".
-    latent_stats: Statistics that the latents of `sample.network` are normalised
-      with; "" for the tokenizer's own scale, if it has one. A run keeps those
-      of its data.
-    features: "random_conv": fixed random convolutions, 768 wide; "dinov2".
-    features_weights: Its weights; unused by "random_conv".
-    image_size: Side of the images that features are made of, in pixels.
+    tokenizer: "identity" (latents are pixels) or a published autoencoder.
+    tokenizer_weights: Unused by "identity".
+    latent_stats: Statistics that normalise the latents of `sample.network`; ""
+      for the tokenizer's own scale, if it has one. A run uses those of its data.
+    features: "random_conv" (fixed random convolutions, 768 wide) or "dinov2".
+    features_weights: Unused by "random_conv".
+    image_size: Side in pixels of the images that features are computed from.
   """
 
   tokenizer: Literal["identity", "va_vae", "mar_vae", "sd_vae"]
@@ -49,6 +50,7 @@ class EncoderConfig:
 
   def __post_init__(self):
     checks.positive("encoder", self, "image_size")
+    # GMem resizes every 256 pixels to 224: below 256, nothing is left.
     if self.features == "dinov2" and self.image_size < 256:
       raise ValueError(
         f"config.encoder.image_size={self.image_size}: must be at least 256"
@@ -58,37 +60,36 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The network; what the data decides (channels, snippet width) is not here.
+  """The network, except for what the data decides (channels, snippet width).
 
   Attributes:
     family: "sit" (first release) or "lightning_dit" (current release).
-    width: Width of the residual stream.
+    width: Of the residual stream.
     depth: Number of blocks.
     heads: Attention heads.
-    patch: Side of a patch, in latent pixels.
+    patch: Side of a patch in latent pixels.
     conditioning: "adaln": the memory snippet joins the timestep embedding;
       "cross": blocks attend to the snippet's neighbours in the bank; see
       `retrieval`; "adaln+cross": both; "none": the network has no memory.
-    cross_every: The first of so many blocks attends to the neighbours; it
-      divides `depth`.
-    snippet_dropout: Rate of the dropout on the condition while training.
-    projector_depth: Block after which the projection loss's projector sits.
-    projector_width: Its hidden width.
-    swiglu: lightning_dit: SwiGLU instead of GELU.
-    rope: lightning_dit: rotary embedding of queries and keys.
-    rms_norm: lightning_dit: RMSNorm instead of LayerNorm.
-    qk_norm: lightning_dit: norm of queries and keys.
-    shift: lightning_dit: whether the blocks' modulations also shift.
-    learn_sigma: Twice the output channels, the second half unused.
-    dtype: Of the matrix products; parameters stay float32.
-    float8: Train with operands of 8 bits in the products of self-attention
-      and perceptron with their weights: for NVIDIA GPUs from Hopper on, with
-      dtype bfloat16. Samples are made without, so that none depends on those
-      beside it.
-    scan_layers: One compiled block for all layers: compiles faster; unrolled
-      runs faster and needs less memory.
-    remat: What the backward pass computes again: "none", all but the matrix
-      products ("dots"), or everything ("full").
+    cross_every: Every n-th block attends to the neighbours, from the first on;
+      it divides `depth`.
+    snippet_dropout: Dropout rate of the condition in training.
+    projector_depth: Block whose output the projection loss's projector reads.
+    projector_width: Hidden width of the projector.
+    swiglu: SwiGLU instead of GELU (lightning_dit).
+    rope: Rotary embedding of queries and keys (lightning_dit).
+    rms_norm: RMSNorm instead of LayerNorm (lightning_dit).
+    qk_norm: Normalise queries and keys (lightning_dit).
+    shift: Whether the blocks' modulations also shift (lightning_dit).
+    learn_sigma: Twice the output channels; the second half is unused.
+    dtype: Of the matmuls; parameters stay float32.
+    float8: Train with 8-bit operands in the matmuls of self-attention and MLP
+      with their weights: for NVIDIA GPUs from Hopper on, with dtype bfloat16.
+      Sampling does not use it, so that no image depends on its batch.
+    scan_layers: One compiled block for all layers compiles faster; unrolled,
+      they run faster and need less memory.
+    remat: What the backward pass recomputes: "none", all but the matmuls
+      ("dots"), or everything ("full").
     attention: "xla", "cudnn" (needs an NVIDIA GPU), or "auto".
   """
 
@@ -115,6 +116,7 @@ class ModelConfig:
   attention: Literal["auto", "xla", "cudnn"]
 
   def __post_init__(self):
+    # The 8-bit kernels of NVIDIA GPUs give bfloat16 results.
     if self.float8 and self.dtype != "bfloat16":
       raise ValueError(
         f"config.model.dtype={self.dtype!r}: must be 'bfloat16' with"
@@ -124,13 +126,13 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalConfig:
-  """What the cross-attention attends to; unused without.
+  """What cross-attention attends to; unused without it.
 
   Attributes:
     neighbours: Snippets that it attends to.
-    exclude_own: Whether they are others only. Otherwise the first is the very
-      snippet that was looked up, also if it is not in the bank.
-    dropout: Rate at which a neighbour is left out in training.
+    exclude_own: Leave out the snippet that is looked up. Otherwise it is the
+      first neighbour, even if it is not in the bank.
+    dropout: Rate at which single neighbours are dropped in training.
   """
 
   neighbours: int

@@ -62,7 +62,7 @@ def _check(config: sections.Config) -> None:
     ("checkpoint.every", config.checkpoint.every),
     ("eval.every", config.eval.every),
   ):
-    # Only there is the state on the host's side of a dispatch.
+    # The loop saves and evaluates only when it also fetches the metrics.
     if value % config.train.log_every:
       raise ValueError(
         f"config.{key}={value} must be a multiple of"
@@ -135,6 +135,8 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str = "") -> Any:
 
 def _value(hint: Any, value: Any, key: str) -> Any:
   """Checks one value against its type hint."""
+  # JSON and the command line know lists, ints and strings; anything closer to
+  # the annotation is refused, so that a typo cannot pass for a value.
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if dataclasses.is_dataclass(hint):
     if not isinstance(value, Mapping):

@@ -22,35 +22,35 @@ Interpolation = Literal["linear", "spherical", "concat", "mask"]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """The images, and how `--mode=prepare` keeps what the networks make of them.
+  """The images, and how `--mode=prepare` stores what encoders make of them.
 
-  Bytes are those of ImageNet at 256 px, as a share of the published features'
-  1.645 MB an image, with latents="sample"; "posterior" adds .02.
+  Numbers in brackets are bytes for ImageNet at 256 px with latents="sample", as
+  a share of the published features' 1.645 MB an image; "posterior" adds .02.
 
   Attributes:
     source: "folder": image files in any nesting; "tfds": a TFDS data set;
       "digits": scikit-learn's handwritten digits; "upstream": the published
       code's .safetensors features, which need no preparation; "none": no
       images, the config can only sample.
-    path: The folder of "folder" and "upstream"; TFDS's data_dir, where "" is
-      its default. Unused by the others.
-    tfds: Name of the data set, e.g. "imagenet2012". "tfds" only.
-    split: Its split. "tfds" only.
+    path: Folder of "folder" and "upstream"; data_dir of "tfds" ("" for TFDS's
+      default).
+    tfds: Name of the TFDS data set, e.g. "imagenet2012".
+    split: Split of the TFDS data set.
     prepared: Directory that `--mode=prepare` writes and training reads. "" with
       "digits": encoded in memory when training starts.
-    holdout: Images kept out of training and of the bank. Digits in memory only.
-    mirror: Whether the mirror images are prepared and trained on, too.
-    latents: "posterior": mean and log-variance, so that every epoch draws other
-      latents; "sample": one draw each, as published.
-    tokens: The projection's targets. "bf16": as they are (.50); "int8": with a
-      scale for each token (.26), which turns Gaussian tokens by 1 - cos < 2e-4;
-      "pixels": not kept, the training step runs the feature encoder on uint8
-      pixels (.14), which costs about 6 % more arithmetic for an XL; "none": no
+    holdout: Images kept out of training and bank; digits in memory only.
+    mirror: Whether mirror images are also prepared and trained on.
+    latents: "posterior": mean and log-variance, so that every epoch draws new
+      latents; "sample": one draw, as published.
+    tokens: Targets of the projection loss. "bf16": as they are (.50); "int8":
+      with a scale for each token (.26), which rotates Gaussian tokens by
+      1 - cos < 2e-4; "pixels": the training step runs the feature encoder on
+      uint8 pixels (.14), about 6 % more arithmetic for an XL; "none": no
       projection loss.
-    shard_size: Images in a shard, which is what is written anew after a kill.
-    device_batch: Images that the frozen networks see at a time on each device.
-    independent_flips: Whether latent, tokens and feature of an example are
-      mirrored by a flip flag each, as in the published code, or share one.
+    shard_size: Images in a shard; a kill costs the shards being written.
+    device_batch: Images in one call of the frozen networks on each device.
+    independent_flips: As published, latent, tokens and feature of an example
+      have a flip flag each; otherwise they share one.
   """
 
   source: Literal["folder", "tfds", "digits", "upstream", "none"]
@@ -79,11 +79,13 @@ class DataConfig:
           f"config.data.{key} is empty: it is needed with config.data.source="
           f"{self.source!r}"
         )
+    # Prepared data has no held-out part; digits are split when they are loaded.
     if self.holdout and (self.source != "digits" or self.prepared):
       raise ValueError(
         f"config.data.holdout={self.holdout}: must be 0 unless"
         " config.data.source='digits' with config.data.prepared=''"
       )
+    # Without mirror images there is only one view to choose.
     if self.independent_flips and not self.mirror:
       raise ValueError(
         "config.data.independent_flips=True needs config.data.mirror=True"
@@ -96,31 +98,30 @@ class SampleConfig:
 
   Attributes:
     seed: Image i depends on (seed, i) alone.
-    count: Number of images; with `rows`, --image or --interpolate it follows
-      from them and `per_row`.
-    batch_size: Images that are made and written at a time, over all devices.
-    device_batch: Images in one call of the compiled sampler on each device; it
-      is filled up. The last bits of an image may depend on it, as compilers
-      choose kernels by shape, and on no other number here.
-    weights: Which parameters of the run: "ema" or "params".
+    count: Number of images; `rows`, --image and --interpolate decide it together
+      with `per_row`.
+    batch_size: Images generated and written at a time, over all devices.
+    device_batch: Images in one call of the compiled sampler on each device; the
+      last call is filled up. Compilers choose kernels by shape, so the last bits
+      of an image may depend on this number, and on no other one here.
+    weights: Parameters of the run to use: "ema" or "params".
     network: Converted weights of a network; "" for the run's newest checkpoint.
-    bank: A converted bank; "" for the run's, or the one that comes with
-      `network`.
-    draw: How a bank row is drawn for an image: "uniform", or "noise": from the
-      image's own noise, by the frequencies in the bank (first release).
+    bank: A converted bank; "" for the run's, or the one stored with `network`.
+    draw: How an image gets its bank row: "uniform", or "noise" (from its own
+      noise, by the frequencies in the bank; first release).
     rows: Bank rows to sample from, in order; () to draw them.
-    per_row: Samples of each row, or of each image or point of a manipulation.
-    format: "png": a folder of images; "npz": one file in the layout of the ADM
-      evaluation (arr_0, uint8 [n H W 3]); or "both".
+    per_row: Samples of each row, image or point between memories.
+    format: "png" (a folder of images), "npz" (one file in the layout of the ADM
+      evaluation: arr_0, uint8 [n H W 3]) or "both".
     grid: Images in the contact sheet grid.png; 0 for none.
     output: Directory of the images; "" for one in the run's directory.
     interpolation: Method of --interpolate.
-    points: Snippets of --interpolate, both ends included ("concat" has one).
+    points: Snippets of --interpolate, including both ends ("concat" has one).
     reading: How --image and --interpolate read image files: "bank" as the bank
-      was made; "published" as the published manipulation does, which shows the
+      was built; "published" as the published manipulation does, which shows the
       encoder a washed-out image.
-    decode_dtype: Of the tokenizer's products when it decodes, in the sampler's
-      compiled call; encoding is always float32.
+    decode_dtype: Of the tokenizer's matmuls and convolutions when it decodes;
+      encoding is always float32.
   """
 
   seed: int
@@ -149,12 +150,14 @@ class SampleConfig:
       raise ValueError(
         f"config.sample.rows={self.rows}: bank rows are numbered from 0"
       )
+    # The noise of image i decides its row: nothing is left to choose.
     if self.draw == "noise" and (self.rows or self.per_row > 1):
       raise ValueError(
         "config.sample.draw='noise' lets every image choose its row, so"
         f" config.sample.rows={self.rows} must be () and"
         f" config.sample.per_row={self.per_row} must be 1"
       )
+    # The other methods do not divide a path: "concat" has one snippet, "mask" any.
     if self.interpolation in ("linear", "spherical") and self.points < 2:
       raise ValueError(
         f"config.sample.points={self.points}: must be at least 2 with"
@@ -179,28 +182,28 @@ class EvalConfig:
 
   Attributes:
     every: Steps between evaluations; 0: only at the end.
-    count: Images sampled for one evaluation during training;
-      `--mode=evaluate` scores the images that `--mode=sample` would make.
-    grid: Images in the sample picture.
-    scores: What is measured; () for nothing during training. "fid", "sfid",
-      "inception_score" and "precision_recall" as the ADM suite defines them;
-      "frechet_dinov2": the Fréchet distance in the features of
+    count: Images sampled for one evaluation during training; `--mode=evaluate`
+      scores the images that `--mode=sample` would write.
+    grid: Images in the picture of samples.
+    scores: What to measure; () for nothing during training. "fid", "sfid",
+      "inception_score" and "precision_recall" as defined by the ADM suite;
+      "frechet_dinov2": Fréchet distance in the features of
       `encoder.features_weights`; "frechet": in those of a small classifier of
       the run's own images, for digits.
-    reference: What images are compared with: ADM's .npz, statistics that
-      `python -m gmem_jax.evaluate stats` made, a folder or an .npz of images,
-      prepared data that hold images; "" for the run's own training images,
-      where they are in memory.
+    reference: What to compare with: ADM's .npz, statistics written by
+      `python -m gmem_jax.evaluate stats`, a folder or an .npz of images, or
+      prepared data that holds images; "" for the run's own training images, if
+      they are in memory.
     inception_weights: Converted weights of FID's network.
-    preprocessing: How images are resized for it: "adm" as the ADM suite,
-      "pytorch_fid" as pytorch-fid, "published" as pytorch-fid while the
-      reference is ADM's, as in the published evaluation of GMem.
-    device_batch: Images on each device in one call of these networks.
+    preprocessing: How images are resized for it: "adm" as in the ADM suite,
+      "pytorch_fid" as in pytorch-fid, "published" as in pytorch-fid with ADM's
+      reference, like the published evaluation of GMem.
+    device_batch: Images in one call of these networks on each device.
     images: A folder or an .npz to score instead of samples; "" for samples.
     keep_images: Keep the samples as `--mode=sample` would write them.
-    save_every: Seconds between notes of what is done, from which a killed
-      evaluation continues.
-    audit: Images whose nearest training images `--mode=evaluate` looks up; 0
+    save_every: Seconds between saves of an evaluation's progress, from which it
+      continues after a kill.
+    audit: Samples whose nearest training images `--mode=evaluate` looks up; 0
       for none.
   """
 
@@ -224,10 +227,10 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-  """What is made when the run ends.
+  """The report at the end of a run.
 
   Attributes:
-    unconditional: Also train the same network without memory for as many
+    unconditional: Also train the same network without memory, for as many
       steps, and compare.
   """
 
@@ -240,9 +243,9 @@ class Config:
 
   Attributes:
     seed: Seed of parameters, data order, noise and encoders.
-    compile_cache: Directory of compiled programs, which a second start need not
-      compile again; a relative one lies in the run's directory. "" for none.
-      The environment's JAX_COMPILATION_CACHE_DIR wins.
+    compile_cache: Directory of compiled programs, which the next start loads; a
+      relative path is in the run's directory, "" keeps none. The environment's
+      JAX_COMPILATION_CACHE_DIR wins.
   """
 
   seed: int

@@ -12,17 +12,16 @@ class TrainConfig:
 
   Attributes:
     steps: Steps of the whole run.
-    batch_size: Global batch size.
-    accumulation: Parts of the batch that follow one another inside a step,
-      which then needs as much less memory for activations; the step is the
-      same.
-    steps_per_dispatch: Steps per call of the compiled function; a few help
-      where a step takes milliseconds.
+    batch_size: Examples in a step, over all devices.
+    accumulation: Parts that a step processes one after the other; saves memory
+      for activations, and the step is the same.
+    steps_per_dispatch: Steps in one call of the compiled function; a few help
+      if a step takes milliseconds.
     ema_decay: Decay of the parameters' moving average per step.
     log_every: Steps between log lines.
-    init_from: Where a new run's parameters come from: converted weights, or the
-      directory of a run (its moving average), also of another conditioning; ""
-      to draw them.
+    init_from: Source of a new run's parameters: converted weights, or the
+      directory of a run (its moving average), even of another conditioning; ""
+      to initialise them at random.
   """
 
   steps: int
@@ -41,6 +40,7 @@ class TrainConfig:
       "log_every",
     )
     checks.fraction("train", self, "ema_decay")
+    # The loop sees the state only between dispatches.
     k = self.steps_per_dispatch
     if self.log_every % k or self.steps % k:
       raise ValueError(
@@ -80,6 +80,7 @@ class OptimConfig:
       value = getattr(self, key)
       if not value > 0:
         raise ValueError(f"config.optim.{key}={value}: must be positive")
+    # A decay of 1 would never forget its start at zero.
     checks.fraction("optim", self, "b1", "b2")
     checks.not_negative("optim", self, "warmup_steps", "weight_decay")
     if self.schedule == "cosine" and self.decay_steps <= self.warmup_steps:
