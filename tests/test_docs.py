@@ -45,6 +45,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_modules_and_files_exist(page):
+  if page.name == "CHANGELOG.md":
+    return  # It names modules of the past, too.
   text = page.read_text()
   for module in re.findall(r"python -m (gmem_jax[\w.]*)", text):
     path = layout.ROOT / module.replace(".", "/")

@@ -16,8 +16,8 @@ class BankConfig:
   """The memory bank on the devices.
 
   Attributes:
-    storage: Type of the rows: "float32", "bfloat16" (half the memory), or "int8"
-      (a quarter) with a scale for each row.
+    storage: Type of the rows: "float32", "bfloat16" (half the memory) or
+      "int8" (a quarter) with a scale for each row.
     placement: "replicated": every device holds all rows; "sharded": rows are
       split over all devices; "auto": sharded if the bank would take more than
       an eighth of a device's memory, else replicated.
@@ -35,7 +35,7 @@ class EncoderConfig:
     tokenizer: "identity" (latents are pixels) or a published autoencoder.
     tokenizer_weights: Unused by "identity".
     latent_stats: Statistics that normalise the latents of `sample.network`; ""
-      for the tokenizer's own scale, if it has one. A run uses those of its data.
+      for the tokenizer's own scale, if it has one. A run uses its data's.
     features: "random_conv" (fixed random convolutions, 768 wide) or "dinov2".
     features_weights: Unused by "random_conv".
     image_size: Side in pixels of the images that features are computed from.

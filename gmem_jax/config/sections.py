@@ -98,12 +98,12 @@ class SampleConfig:
 
   Attributes:
     seed: Image i depends on (seed, i) alone.
-    count: Number of images; `rows`, --image and --interpolate decide it together
-      with `per_row`.
+    count: Number of images; `rows`, --image and --interpolate decide it
+      together with `per_row`.
     batch_size: Images generated and written at a time, over all devices.
     device_batch: Images in one call of the compiled sampler on each device; the
-      last call is filled up. Compilers choose kernels by shape, so the last bits
-      of an image may depend on this number, and on no other one here.
+      last call is filled up. Compilers choose kernels by shape, so the last
+      bits of an image may depend on this number, and on no other one here.
     weights: Parameters of the run to use: "ema" or "params".
     network: Converted weights of a network; "" for the run's newest checkpoint.
     bank: A converted bank; "" for the run's, or the one stored with `network`.
@@ -157,7 +157,7 @@ class SampleConfig:
         f" config.sample.rows={self.rows} must be () and"
         f" config.sample.per_row={self.per_row} must be 1"
       )
-    # The other methods do not divide a path: "concat" has one snippet, "mask" any.
+    # The others do not divide a path: "concat" has one snippet, "mask" any.
     if self.interpolation in ("linear", "spherical") and self.points < 2:
       raise ValueError(
         f"config.sample.points={self.points}: must be at least 2 with"
