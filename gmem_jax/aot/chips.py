@@ -1,4 +1,4 @@
-"""What a chip can do at most, and the step time that follows from it."""
+"""Published limits of chips, and the least step time that follows."""
 
 import dataclasses
 
@@ -10,8 +10,7 @@ class Chip:
   """Published limits of one chip.
 
   Attributes:
-    name: As users call it.
-    flops: bfloat16 matrix products, FLOP/s.
+    flops: bfloat16 matmuls, FLOP/s.
     memory: Bytes of HBM.
     bandwidth: Bytes/s between HBM and the chip.
     link: Bytes/s that the chip sends to other chips of its slice or node, all
@@ -28,6 +27,7 @@ class Chip:
 
 
 _DOCS = "https://cloud.google.com/tpu/docs/"
+_NVIDIA = "https://resources.nvidia.com/en-us-tensor-core (H100 data sheet)"
 CHIPS = {
   chip.name: chip
   for chip in (
@@ -37,24 +37,17 @@ CHIPS = {
     Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, _DOCS + "v5p"),
     Chip("v6e", 918e12, 32 * GIB, 1638e9, 400e9, _DOCS + "v6e"),
     # SXM5, dense; NVLink within one node.
-    Chip(
-      "h100",
-      989e12,
-      80 * GIB,
-      3350e9,
-      450e9,
-      "https://resources.nvidia.com/en-us-tensor-core (H100 data sheet)",
-    ),
+    Chip("h100", 989e12, 80 * GIB, 3350e9, 450e9, _NVIDIA),
   )
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds that a step takes at least, were each limit the only one.
+  """The least seconds of a step if each limit were the only one.
 
   Attributes:
-    compute: For the matrix products at the peak rate.
+    compute: For the matmuls at the peak rate.
     memory: To read the arguments and write the results once.
     network: To send what the collectives send, over all ports at once.
   """
@@ -65,25 +58,19 @@ class Roofline:
 
   @property
   def seconds(self) -> float:
-    """At least this; a real step never reaches it."""
+    """A lower bound that no real step reaches."""
+    # As if the three overlapped perfectly; their sum would be no bound.
     return max(self.compute, self.memory, self.network)
 
   @property
   def limit(self) -> str:
-    """Which limit that is."""
+    """Name of the limit that sets it."""
     parts = dataclasses.asdict(self)
     return max(parts, key=lambda name: parts[name])
 
 
 def roofline(chip: Chip, *, flops: float, memory: int, sent: float) -> Roofline:
-  """The least time of a step.
-
-  Args:
-    chip: The chip.
-    flops: FLOPs of one chip.
-    memory: Bytes that one chip must read and write.
-    sent: Bytes that one chip sends.
-  """
+  """The least time of a step, from FLOPs and bytes of one chip."""
   return Roofline(
     compute=flops / chip.flops,
     memory=memory / chip.bandwidth,

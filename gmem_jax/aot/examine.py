@@ -1,4 +1,4 @@
-"""Compiles a program for a machine and tells what it needs there."""
+"""Compiles a program for a machine and reports what it needs there."""
 
 import dataclasses
 import math
@@ -27,10 +27,10 @@ class Program:
   """A function to compile, with the shapes that it takes.
 
   Attributes:
-    name: What it is.
+    name: For the report.
     jitted: The jitted function.
-    arguments: Its arguments: trees of shapes with shardings.
-    parts: The same by what they are; "bank" is read in few places only.
+    arguments: Trees of shapes with shardings.
+    parts: The arguments by kind; few rows of the kind "bank" are read.
   """
 
   name: str
@@ -41,16 +41,15 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-  """What a program needs. What only a compiler knows is None without one.
+  """What a program needs; None where only a compiler knows and none is there.
 
   Attributes:
-    name: What the program is.
-    parts: Bytes of its arguments on a chip, by what they are.
-    flops: FLOPs over all chips.
+    name: For the report.
+    parts: Bytes of its arguments on a chip, by kind.
+    flops: Over all chips.
     seconds: Time to compile.
-    peak: Most bytes of memory on a chip at a time.
-    collectives: Its collectives on a chip.
-    roofline: Its least time.
+    peak: Most bytes of memory in use on a chip.
+    collectives: Those of one chip.
   """
 
   name: str
@@ -63,11 +62,7 @@ class Needs:
 
 
 def bytes_per_device(tree: Any) -> int:
-  """Bytes that a tree of shapes with shardings takes on one device.
-
-  Args:
-    tree: `jax.ShapeDtypeStruct`s with shardings.
-  """
+  """Bytes that a tree of shapes with shardings takes on one device."""
   return sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -75,15 +70,7 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def replicated(tree: Any, least: int) -> list[str]:
-  """Lists large arrays that every device holds whole.
-
-  Args:
-    tree: `jax.ShapeDtypeStruct`s with shardings.
-    least: Bytes from which an array is large.
-
-  Returns:
-    Their paths.
-  """
+  """Paths of arrays of at least `least` bytes that every device has whole."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return [
     jax.tree_util.keystr(path, simple=True, separator="/")
@@ -93,11 +80,7 @@ def replicated(tree: Any, least: int) -> list[str]:
 
 
 def examine(program: Program, machine: topology.Topology) -> Needs:
-  """Compiles a program.
-
-  Args:
-    program: The program.
-    machine: What it is compiled for.
+  """Compiles a program for a machine.
 
   Raises:
     TooBigError: If a chip has too little memory.
@@ -117,6 +100,7 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
     raise explained(program.name, str(error), sum(parts.values())) from None
   seconds = time.monotonic() - began
   memory = compiled.memory_analysis()
+  # The compiler gives two accounts; the larger is the safe one.
   peak = max(
     memory.peak_memory_in_bytes,
     memory.argument_size_in_bytes
@@ -126,6 +110,7 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
   )
   _check_memory(program.name, peak, machine)
   collectives = hlo.collectives(compiled.as_text(), machine.count)
+  # The bank is left out: a step reads few of its rows.
   moved = memory.output_size_in_bytes + sum(
     size for name, size in parts.items() if name != "bank"
   )
@@ -146,15 +131,9 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
 
 
 def explained(name: str, message: str, held: int) -> Exception:
-  """Turns what the compiler said into one line.
+  """Turns a compiler's message into one line: a `TooBigError` if about memory.
 
-  Args:
-    name: What the program is.
-    message: What the compiler said.
-    held: Bytes of the program's arguments on a chip.
-
-  Returns:
-    `TooBigError` if it is about memory, else ValueError.
+  `held` is the bytes of the program's arguments on a chip.
   """
   if "RESOURCE_EXHAUSTED" not in message:
     return ValueError(f"{name} does not compile: {message.splitlines()[0]}")
@@ -171,7 +150,7 @@ def explained(name: str, message: str, held: int) -> Exception:
 
 
 def _check_memory(name: str, need: int, machine: topology.Topology) -> None:
-  """For compilers that do not look at the memory there is."""
+  """Refuses what does not fit, for compilers that do not check it."""
   if need > machine.chip.memory:
     raise TooBigError(
       f"{name} does not fit: it needs {readable(need)} of the"
@@ -180,22 +159,13 @@ def _check_memory(name: str, need: int, machine: topology.Topology) -> None:
 
 
 def readable(size: float | int) -> str:
-  """Bytes in a unit that fits, e.g. "1.27 GiB".
-
-  Args:
-    size: Bytes.
-  """
+  """Bytes in a suitable unit, e.g. "1.27 GiB"."""
   unit, name = (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
   return f"{size / unit:.2f} {name}"
 
 
 def describe(needs: Needs, machine: topology.Topology) -> str:
-  """What a program needs, as text.
-
-  Args:
-    needs: What it needs.
-    machine: Where.
-  """
+  """Formats what a program needs on a machine, a line for each number."""
   chip = machine.chip
   lines = [needs.name]
 
@@ -212,7 +182,7 @@ def describe(needs: Needs, machine: topology.Topology) -> str:
       f"{readable(needs.peak):>10} a chip, which has {readable(chip.memory)}",
     )
   per_chip = needs.flops / machine.count
-  line("products", f"{per_chip / 1e12:10.3f} TFLOP a chip")
+  line("matmuls", f"{per_chip / 1e12:10.3f} TFLOP a chip")
   for c in needs.collectives or []:
     line(
       c.kind,

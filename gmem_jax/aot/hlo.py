@@ -28,7 +28,8 @@ _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r"= s(?:32|64)\[\]\S* constant\((\d+)\)")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-# Pieces of one collective that the compiler spread over other work.
+# The compiler may cut a collective into pieces, to overlap it with other work.
+# Pieces share these numbers; one is counted for all.
 _CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="(\d+)"')
 
 
@@ -37,11 +38,10 @@ class Collective:
   """All collectives of a kind in one run of the program, on one device.
 
   Attributes:
-    kind: One of `KINDS`.
     count: How many run.
-    size: Bytes of the largest single one.
+    size: Bytes of the largest one.
     payload: Bytes of their whole (unsplit) arrays, summed.
-    sent: Bytes that a device sends for them, if in rings: (g - 1) / g of the
+    sent: Bytes that a device sends for them if in rings: (g - 1) / g of the
       payload in a group of g, twice that for an all-reduce.
   """
 
@@ -53,33 +53,28 @@ class Collective:
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-  """Finds the collectives of a compiled program.
+  """Sums up the collectives of `compiled.as_text()` by kind.
 
-  Args:
-    text: `compiled.as_text()`.
-    devices: Devices that the program runs on.
-
-  Returns:
-    One entry a kind that occurs, loops taken as often as they run.
+  Loops count as often as they run.
   """
   computations, entry = _computations(text)
-  found: dict[str, list[tuple[int, float, float]]] = {}
+  runs: dict[str, list[tuple[int, float, float]]] = {}
   for kind, times, line, result in _walk(computations, entry, 1):
     group = _group_size(line, devices)
     payload = _payload(kind, result, line, group)
     share = 1.0 if kind == "collective-permute" else (group - 1) / group
     sent = payload * share * (2 if kind == "all-reduce" else 1)
-    found.setdefault(kind, []).append((times, payload, sent))
+    runs.setdefault(kind, []).append((times, payload, sent))
   return [
     Collective(
       kind,
-      count=sum(times for times, _, _ in found[kind]),
-      size=max(payload for _, payload, _ in found[kind]),
-      payload=sum(times * payload for times, payload, _ in found[kind]),
-      sent=sum(times * sent for times, _, sent in found[kind]),
+      count=sum(times for times, _, _ in runs[kind]),
+      size=max(payload for _, payload, _ in runs[kind]),
+      payload=sum(times * payload for times, payload, _ in runs[kind]),
+      sent=sum(times * sent for times, _, sent in runs[kind]),
     )
     for kind in KINDS
-    if kind in found
+    if kind in runs
   ]
 
 
@@ -127,9 +122,11 @@ def _walk(
 
 
 def _trips(computations: dict[str, list[str]], line: str) -> int:
-  """How often a loop runs; 1 if that is not written."""
+  """How often a loop runs; 1 if the text does not tell."""
   if known := _TRIPS.search(line):
     return int(known[1])
+  # Not every backend writes the count. A scan's condition compares its counter,
+  # which begins at 0, with a single constant.
   condition = _CONDITION.search(line)
   lines = computations.get(condition[1], []) if condition else []
   if not any("direction=LT" in x for x in lines):
@@ -139,7 +136,7 @@ def _trips(computations: dict[str, list[str]], line: str) -> int:
 
 
 def _group_size(line: str, devices: int) -> int:
-  """How many devices take part in one group of a collective."""
+  """Devices in one group of a collective; three notations are in use."""
   if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
     return int(match[2])
   if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
@@ -151,8 +148,8 @@ def _group_size(line: str, devices: int) -> int:
 
 
 def _payload(kind: str, result: str, line: str, group: int) -> float:
-  """Bytes of the whole array that a collective is about."""
-  sizes = [_bytes(*found) for found in _ARRAY.findall(result)]
+  """Bytes of the whole array that a collective works on."""
+  sizes = [_bytes(*array) for array in _ARRAY.findall(result)]
   if "-start(" in line and kind in ("all-gather", "collective-permute"):
     # (operands, results, …): the results of a gather are the larger half.
     return (
@@ -166,6 +163,6 @@ def _payload(kind: str, result: str, line: str, group: int) -> float:
 
 
 def _bytes(dtype: str, shape: str) -> float:
-  """Bytes of an array; tokens and the like have none."""
+  """Bytes of an array; a token has none."""
   bits = 8 if dtype.startswith("f8") else _BITS.get(dtype, 0)
   return bits / 8 * math.prod(int(n) for n in shape.split(",") if n)

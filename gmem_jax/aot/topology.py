@@ -1,8 +1,8 @@
-"""Machines that are not here: their devices, for a compiler to compile for.
+"""Machines that are elsewhere: devices to compile for.
 
 TPUs need libtpu (the extra `tpu-aot`), NVIDIA GPUs jax-cuda12-plugin and
 jax-cuda12-pjrt; neither needs a driver or a chip. Without the latter a program
-can still be lowered for GPUs, though not compiled.
+can still be lowered for GPUs, but not compiled.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _ENVIRONMENT = {
   "TPU_LOG_DIR": "disabled",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# The H100 SXM as XLA describes it to itself.
+# The H100 SXM as XLA describes it to itself; without a driver nothing else can.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
@@ -58,16 +58,14 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A machine that is not here.
+  """A machine to compile for.
 
   Attributes:
-    name: As given.
-    chip: Limits of its chips.
     count: Number of chips.
     platform: "tpu" or "cuda".
-    devices: Its devices; stand-ins if nothing here compiles for it.
-    compiler: What compiles for it, with its version; "" if nothing does.
-    options: What the compiler has to be told.
+    devices: Its devices; CPUs as stand-ins if there is no compiler for it.
+    compiler: The compiler and its version; "" if none is installed.
+    options: Options of the compiler.
   """
 
   name: str
@@ -86,12 +84,12 @@ def describe(name: str) -> Topology:
     name: See `HELP`.
 
   Raises:
-    ValueError: On a name that is none, or a shape that no such pod has.
+    ValueError: On an unknown name, or a shape that no such pod has.
     ModuleNotFoundError: If libtpu is needed and not installed.
   """
   match = _NAME.fullmatch(name)
   if not match:
-    raise ValueError(f"--topology={name!r}: it must be {HELP}")
+    raise ValueError(f"--topology={name!r}: must be {HELP}")
   jax.config.update("jax_platforms", "cpu")
   if match[1]:
     return _tpu(name, match[1], [int(n) for n in match[2].split("x")])
@@ -112,17 +110,16 @@ def _tpu(name: str, kind: str, shape: list[int]) -> Topology:
   # Chips of v4 have two cores, which programs see as one device.
   extra = {"chip_config_name": "megacore"} if kind == "v4" else {}
   try:
-    found = topologies.get_topology_desc(name, platform="tpu", **extra)
+    topology = topologies.get_topology_desc(name, platform="tpu", **extra)
   except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
     message = str(error).splitlines()[0]
     raise ValueError(f"--topology={name}: {message}") from None
-  devices = tuple(found.devices)
   return Topology(
     name=name,
     chip=chips.CHIPS[kind],
     count=math.prod(shape),
     platform="tpu",
-    devices=devices,
+    devices=tuple(topology.devices),
     compiler=f"libtpu {version}",
     options={},
   )
@@ -136,10 +133,10 @@ def _gpu(name: str, kind: str, hosts: int, each: int) -> Topology:
     devices, compiler = _stand_ins(name, hosts * each), ""
   else:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-    found = topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
       platform="cuda", target_config=_H100, topology=f"1x{hosts}x{each}"
     )
-    devices, compiler = tuple(found.devices), f"jax-cuda12-pjrt {version}"
+    devices, compiler = tuple(topology.devices), f"jax-cuda12-pjrt {version}"
   return Topology(
     name=name,
     chip=chips.CHIPS[kind],
@@ -147,7 +144,7 @@ def _gpu(name: str, kind: str, hosts: int, each: int) -> Topology:
     platform="cuda",
     devices=devices,
     compiler=compiler,
-    # Autotuning would have to run kernels, and untuned Triton products do not
+    # Autotuning would have to run kernels, and untuned Triton matmuls do not
     # compile for every shape: cuBLAS takes them.
     options={
       "xla_gpu_autotune_level": "0",
@@ -157,8 +154,8 @@ def _gpu(name: str, kind: str, hosts: int, each: int) -> Topology:
 
 
 def _stand_ins(name: str, count: int) -> tuple[Any, ...]:
-  """Devices to lower for: as many CPUs, of this process alone."""
-  with contextlib.suppress(RuntimeError):  # JAX runs, it has what it has.
+  """CPUs of this process, to lower for in place of GPUs."""
+  with contextlib.suppress(RuntimeError):  # JAX has started: too late to add.
     jax.config.update("jax_num_cpu_devices", count)
   devices = jax.devices("cpu")
   if len(devices) < count:

@@ -225,7 +225,7 @@ def test_advice_follows_the_config():
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:2", "h100", "h100:2x"])
 def test_unknown_machines(name):
-  with pytest.raises(ValueError, match=r"it must be v4:XxYxZ, v5e:XxY"):
+  with pytest.raises(ValueError, match=r"must be v4:XxYxZ, v5e:XxY"):
     topology.describe(name)
 
 
