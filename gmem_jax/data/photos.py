@@ -11,10 +11,9 @@ samples on a laptop without a download, useless for anything else.
 import argparse
 import importlib.resources
 import importlib.util
+import io
 import math
 import pathlib
-from collections.abc import Iterator
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from gmem_jax import rngs
+from gmem_jax.data import image_files
 from gmem_jax.files import weights
 from gmem_jax.models.encoders import dinov2, vae
 
@@ -50,29 +50,27 @@ DINOV2 = dinov2.DINOv2(width=64, depth=2, heads=2)
 
 
 def write_photos(directory: pathlib.Path) -> int:
-  """Writes the crops, one folder a photograph.
-
-  Args:
-    directory: Made if need be.
-
-  Returns:
-    How many.
+  """Writes the crops, one folder a photograph, and counts them.
 
   Raises:
     ModuleNotFoundError: If neither package is installed.
   """
   count = 0
-  for name, photo in _photos():
-    folder = directory / name
-    folder.mkdir(parents=True, exist_ok=True)
-    width, height = photo.size
-    side = int(SHARE * min(width, height))
-    for i, (left, top) in enumerate(
-      (x, y) for y in (0, height - side) for x in (0, width - side)
-    ):
-      crop = photo.crop((left, top, left + side, top + side))
-      crop.save(folder / f"{i}.jpg", quality=95)
-      count += 1
+  for package, files in PHOTOS.items():
+    if importlib.util.find_spec(package.split(".")[0]) is None:
+      continue
+    for file in files:
+      contents = (importlib.resources.files(package) / file).read_bytes()
+      photo, _ = image_files.read(io.BytesIO(contents))
+      folder = directory / pathlib.Path(file).stem
+      folder.mkdir(parents=True, exist_ok=True)
+      height, width = photo.shape[:2]
+      side = int(SHARE * min(width, height))
+      corners = [(y, x) for y in (0, height - side) for x in (0, width - side)]
+      for i, (y, x) in enumerate(corners):
+        crop = Image.fromarray(photo[y : y + side, x : x + side])
+        crop.save(folder / f"{i}.jpg", quality=95)
+      count += len(corners)
   if not count:
     raise ModuleNotFoundError(
       "the photographs are those of scikit-learn and scikit-image:"
@@ -82,19 +80,20 @@ def write_photos(directory: pathlib.Path) -> int:
 
 
 def write_networks(directory: pathlib.Path, seed: int) -> None:
-  """Writes the random networks, as the converter would.
-
-  Args:
-    directory: Gets `vae` and `dinov2`.
-    seed: Of the weights.
+  """Writes `vae` and `dinov2` with random weights, as the converter would.
 
   Raises:
-    FileExistsError: If they are there.
+    FileExistsError: If the directory has them already.
   """
   images, key = jnp.zeros((1, 256, 256, 3)), rngs.key(seed, "init")
   for name, network in (("vae", VAE), ("dinov2", DINOV2)):
     shapes = jax.eval_shape(network.init, key, images)["params"]
-    params = _draw_all(shapes, np.random.default_rng(seed))
+    # numpy's, so that the weights are the same on every device.
+    random = np.random.default_rng(seed)
+    params = jax.tree.map_with_path(
+      lambda path, leaf, random=random: _draw(random, path[-1].key, leaf.shape),
+      shapes,
+    )
     weights.save_converted(
       directory / name,
       {"params": params},
@@ -109,40 +108,24 @@ def write_networks(directory: pathlib.Path, seed: int) -> None:
     )
 
 
-def _draw_all(shapes: Any, random: np.random.Generator) -> Any:
-  return jax.tree.map_with_path(
-    lambda path, leaf: _draw(random, path[-1].key, leaf.shape), shapes
-  )
-
-
 def _draw(
   random: np.random.Generator, name: str, shape: tuple[int, ...]
 ) -> np.ndarray:
   """Values of a size that keeps activations in range."""
   if name in ("bias", "scale"):
     return np.full(shape, float(name == "scale"), np.float32)
+  # Embeddings and tokens (pos_embed, cls_token) are small; kernels keep the
+  # variance of their inputs.
   width = 0.02 if "_" in name else math.prod(shape[:-1]) ** -0.5
   return (width * random.standard_normal(shape)).astype(np.float32)
 
 
 def _settings(network: nn.Module) -> dict[str, object]:
   """The fields of a network that its weights decide."""
+  # `parent` and `name` are Flax's, `dtype` is the user's choice.
   skipped = ("parent", "name", "dtype")
-  return {
-    key: getattr(network, key)
-    for key in network.__dataclass_fields__
-    if key not in skipped
-  }
-
-
-def _photos() -> Iterator[tuple[str, Image.Image]]:
-  for package, files in PHOTOS.items():
-    if importlib.util.find_spec(package.split(".")[0]) is None:
-      continue
-    for file in files:
-      path = importlib.resources.files(package) / file
-      with path.open("rb") as opened, Image.open(opened) as photo:
-        yield pathlib.Path(file).stem, photo.convert("RGB")
+  keys = [key for key in network.__dataclass_fields__ if key not in skipped]
+  return {key: getattr(network, key) for key in keys}
 
 
 def main() -> None:

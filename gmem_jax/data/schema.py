@@ -15,7 +15,7 @@ A directory of prepared data, as `--mode=prepare` writes it:
 Images are numbered in the order of the shards. A view of an image is the image
 itself (0) or its mirror image (1). Where tokens are stored they fill a record,
 so every view has a record of its own and a reader takes only the one it needs;
-else the views share their image's record. `Schema.locate` knows.
+else the views share their image's record (`Schema.locate`).
 
 A record is the fields of `layout`, little-endian, at fixed offsets, so that it
 decodes to views of its bytes without a copy. Names, types and offsets are
@@ -37,11 +37,13 @@ import ml_dtypes
 import numpy as np
 
 from gmem_jax.config import sections
+from gmem_jax.files import atomic
 
 VERSION = 1
 FILE = "schema.json"
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# Every type that a field may have can be viewed at such offsets.
 ALIGNMENT = 8
 
 
@@ -74,11 +76,11 @@ _TOKEN_FIELDS = ("token_scales", "pixels", "mirrored")
 
 
 class Field(NamedTuple):
-  """Where a field lies in a record.
+  """Place of a field in a record.
 
   Attributes:
     dtype: Its type.
-    shape: Its shape.
+    shape: Its shape, with the axis of views where it is viewed.
     offset: Bytes before it.
     viewed: Whether its first axis runs over the record's views.
   """
@@ -96,12 +98,7 @@ class Field(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The bytes of a record.
-
-  Attributes:
-    fields: Its fields by name, in the order of their offsets.
-    size: Its bytes.
-  """
+  """The bytes of a record: fields in the order of their offsets, and size."""
 
   fields: Mapping[str, Field]
   size: int
@@ -114,8 +111,8 @@ class Schema:
   Attributes:
     version: `VERSION` of the code that wrote them.
     latents: "posterior": `mean` and `logvar` of the tokenizer's posterior, of
-      which the loader draws; "sample": one draw of it, or the only latent of a
-      tokenizer without a posterior.
+      which the training step draws; "sample": one draw of it, or the only
+      latent of a tokenizer without a posterior.
     tokens: How the projection's targets are kept; see `layout`.
     mirrored: Whether the mirror images are there, too.
     latent_shape: h, w, c.
@@ -167,11 +164,7 @@ class Schema:
     return -(-self.images // self.shard_size)
 
   def locate(self, image: int, view: int) -> tuple[int, int]:
-    """Where a view of an image lies.
-
-    Args:
-      image: Number of the image, its row of the bank.
-      view: 0, or 1 for the mirror image.
+    """Finds a view (0, or 1 for the mirror image) of an image, a bank row.
 
     Returns:
       (record, view within the record).
@@ -181,19 +174,12 @@ class Schema:
     return image, view
 
   def shard_name(self, shard: int) -> str:
-    """Name of a shard's files, without what follows the dot.
-
-    Args:
-      shard: Its number.
-    """
+    """Name of a shard's files, without what follows the dot."""
     return f"train-{shard:05d}-of-{self.shards:05d}"
 
 
 def layout(schema: Schema) -> Layout:
   """Lays out the records of a schema.
-
-  Args:
-    schema: The schema.
 
   Returns:
     The layout, with the fields
@@ -205,12 +191,12 @@ def layout(schema: Schema) -> Layout:
       feature       [v d] bfloat16: the raw feature of the very view
       label         [] int32: the class, -1 where there is none
   """
-  v, found, offset = schema.views_per_record, {}, 0
+  v, fields, offset = schema.views_per_record, {}, 0
 
   def add(name: str, dtype: Any, *shape: int, viewed: bool = True) -> None:
     nonlocal offset
     shape = (v, *shape) if viewed else shape
-    found[name] = field = Field(np.dtype(dtype), shape, offset, viewed)
+    fields[name] = field = Field(np.dtype(dtype), shape, offset, viewed)
     offset += -(-field.size // ALIGNMENT) * ALIGNMENT
 
   if schema.tokens in ("bf16", "int8"):
@@ -219,21 +205,18 @@ def layout(schema: Schema) -> Layout:
   if schema.tokens == "int8":
     add("token_scales", "<f4", schema.token_shape[0])
   if schema.tokens == "pixels":
+    # Once for both views: the training step mirrors them itself.
     add("pixels", np.uint8, *schema.image_shape, viewed=False)
   posterior = schema.latents == "posterior"
   for name in ("mean", "logvar") if posterior else ("latent",):
     add(name, BFLOAT16, *schema.latent_shape)
   add("feature", BFLOAT16, schema.feature_width)
   add("label", "<i4", viewed=False)
-  return Layout(found, offset)
+  return Layout(fields, offset)
 
 
 def encode(layout: Layout, values: Mapping[str, np.ndarray]) -> bytes:
-  """A record's bytes.
-
-  Args:
-    layout: Of the schema.
-    values: Every field, in its shape and type.
+  """Makes a record of all fields, each in its shape and type.
 
   Raises:
     ValueError: If a field is missing, unknown, or of another shape or type.
@@ -257,24 +240,21 @@ def encode(layout: Layout, values: Mapping[str, np.ndarray]) -> bytes:
 def decode(
   layout: Layout, record: bytes, view: int | None = None
 ) -> dict[str, np.ndarray]:
-  """The fields of a record, as views of its bytes.
+  """Decodes a record to read-only views of its bytes.
 
   Args:
     layout: Of the schema.
     record: The bytes.
-    view: The view within the record that is wanted, as `Schema.locate` gives
-      it; its axis is then left out. None for all of them.
-
-  Returns:
-    Read-only arrays by name.
+    view: The view within the record to take, as `Schema.locate` gives it; its
+      axis is then left out. None for all of them.
 
   Raises:
     ValueError: If the record has another length.
   """
   if len(record) != layout.size:
     raise ValueError(
-      f"a record of {len(record)} bytes, the schema says {layout.size}: these"
-      " shards are of another schema"
+      f"a record of {len(record)} bytes, expected {layout.size}: these shards"
+      " are of another schema"
     )
   values = {}
   for name, field in layout.fields.items():
@@ -286,57 +266,46 @@ def decode(
 
 
 def to_json(schema: Schema) -> dict[str, Any]:
-  """The schema as JSON values, with the layout that follows from it.
-
-  Args:
-    schema: The schema.
-  """
-  found = layout(schema)
+  """The schema as JSON values, with the layout that follows from it."""
+  # Redundant on purpose: the file tells how to read records without this code.
+  own = layout(schema)
   fields = {
     name: {"dtype": f.dtype.name, "shape": f.shape, "offset": f.offset}
-    for name, f in found.fields.items()
+    for name, f in own.fields.items()
   }
   tree = dataclasses.asdict(schema)
+  # Through JSON: tuples become lists, as in a file that was read.
   return json.loads(
-    json.dumps(tree | {"fields": fields, "record_bytes": found.size})
+    json.dumps(tree | {"fields": fields, "record_bytes": own.size})
   )
 
 
 def digest(schema: Schema) -> str:
-  """What ties a shard to its schema.
-
-  Args:
-    schema: The schema.
-  """
+  """What ties a shard to its schema."""
   text = json.dumps(to_json(schema), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read(directory: pathlib.Path) -> Schema:
-  """Reads `schema.json`.
-
-  Args:
-    directory: The directory of prepared data.
+  """Reads the `schema.json` of prepared data.
 
   Raises:
     ValueError: If there is none, or it is of another version or damaged.
   """
   path = directory / FILE
-  try:
-    tree = json.loads(path.read_text())
-    version = tree["version"]
-  except FileNotFoundError:
-    raise ValueError(f"{path} does not exist: no prepared data there") from None
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} is damaged: {error!r}") from None
-  if version != VERSION:
+  if not path.exists():
+    raise ValueError(f"{path} does not exist: no prepared data there")
+  tree = atomic.read_json(path)
+  # The version first: the fields of another one are not known.
+  if not isinstance(tree, dict) or "version" not in tree:
+    raise ValueError(f"{path} is damaged: it has no version")
+  if tree["version"] != VERSION:
     raise ValueError(
-      f"{path} is of schema version {version}, this code reads {VERSION}:"
-      " prepare the data again, or use the release that wrote it"
+      f"{path} is of schema version {tree['version']}, this code reads"
+      f" {VERSION}: prepare the data again, or use the release that wrote it"
     )
-  names = [f.name for f in dataclasses.fields(Schema)]
   try:
-    values = {name: tree[name] for name in names}
+    values = {f.name: tree[f.name] for f in dataclasses.fields(Schema)}
     for name, value in values.items():
       values[name] = tuple(value) if isinstance(value, list) else value
     schema = Schema(**values)

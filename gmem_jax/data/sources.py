@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from gmem_jax import rngs
 from gmem_jax.data import image_files
 
+# Of the files in a folder; others are counted and left alone.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -63,7 +64,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """A set of images in memory.
+  """A source in memory.
 
   Attributes:
     pixels: uint8 [n, H, W, channels].
@@ -85,21 +86,16 @@ class Images:
 
   @property
   def ignored(self) -> Mapping[str, int]:
-    """None."""
+    """Empty: there are no files."""
     return {}
 
   def read(self, index: int) -> Picture:
-    """One image.
-
-    Args:
-      index: Its position.
-    """
-    return Picture(
-      f"{self.name}/{index}", int(self.labels[index]), self.pixels[index]
-    )
+    """Reads an image."""
+    name, label = f"{self.name}/{index}", int(self.labels[index])
+    return Picture(name, label, self.pixels[index])
 
   def info(self) -> dict[str, Any]:
-    """What identifies the images and their order."""
+    """What identifies the images and their order: a digest of all bytes."""
     digest = hashlib.sha256(self.pixels.tobytes() + self.labels.tobytes())
     return {"name": self.name, "sha256": digest.hexdigest()}
 
@@ -123,7 +119,7 @@ def digits() -> Images:
     from sklearn import datasets
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
-      "data.source='digits' reads scikit-learn's digits:"
+      "config.data.source='digits' reads scikit-learn's digits:"
       " pip install 'gmem_jax[demo]'"
     ) from e
   flat, labels = datasets.load_digits(return_X_y=True)
@@ -132,22 +128,18 @@ def digits() -> Images:
 
 
 def split(images: Images, holdout: int, seed: int) -> tuple[Images, Images]:
-  """Holds images out of training and of the bank.
-
-  Args:
-    images: All images.
-    holdout: How many to hold out, drawn at random.
-    seed: The run's seed.
+  """Holds `holdout` random images out of training and of the bank.
 
   Returns:
-    (images to train on, held-out images).
+    (images to train on, held-out images), each in the order of the source.
 
   Raises:
     ValueError: If that leaves nothing to train on.
   """
   if not 0 <= holdout < len(images):
     raise ValueError(
-      f"data.holdout={holdout}: {images.name} has {len(images)} images"
+      f"config.data.holdout={holdout}: must be at least 0 and below the"
+      f" {len(images)} images of {images.name}"
     )
   order = np.asarray(
     jax.random.permutation(rngs.key(seed, "data/holdout"), len(images))
@@ -165,8 +157,7 @@ class Folder:
   ImageFolder, and the order is the same; files at the root have no class.
 
   Attributes:
-    root: The folder.
-    names: Paths of the images, relative to it.
+    names: Paths of the images, relative to the root.
     classes: Names of the classes, sorted; a label is a position in it.
     ignored: Extension, or "hidden" -> number of files that were left alone.
   """
@@ -174,11 +165,7 @@ class Folder:
   channels = 3
 
   def __init__(self, root: pathlib.Path, size: int):
-    """Lists the files.
-
-    Args:
-      root: The folder; links are followed.
-      size: Side of the squares that will be cut from the images.
+    """Lists the files, whose images will be cropped to squares of side `size`.
 
     Raises:
       ValueError: If it is no folder, cannot be listed, or holds no image.
@@ -195,11 +182,7 @@ class Folder:
     return len(self.names)
 
   def read(self, index: int) -> Picture:
-    """Reads an image.
-
-    Args:
-      index: Its position.
-    """
+    """Reads an image."""
     name = self.names[index]
     label = self._labels[_class(name)]
     try:
@@ -210,6 +193,7 @@ class Folder:
 
   def info(self) -> dict[str, Any]:
     """What identifies the images and their order: all of their paths."""
+    # Not their contents: reading ImageNet takes longer than any check is worth.
     digest = hashlib.sha256(b"\0".join(os.fsencode(n) for n in self.names))
     return {
       "name": f"folder {self.root.name}",
@@ -223,9 +207,6 @@ def list_images(
 ) -> tuple[list[str], collections.Counter[str]]:
   """Lists the image files below a folder; the only lister of folders.
 
-  Args:
-    root: The folder; links are followed, hidden files are left out.
-
   Returns:
     Paths relative to the folder, by class and then by name; and extension, or
     "hidden" -> number of files that were left out.
@@ -237,6 +218,7 @@ def list_images(
   names = []
   for path in _walk(root):
     extension = os.path.splitext(path)[1].lower() or "no extension"
+    # Some systems put a companion ._x.jpg, which is no image, beside an x.jpg.
     if os.path.basename(path).startswith("."):
       ignored["hidden"] += 1
     elif extension in EXTENSIONS:
@@ -249,25 +231,26 @@ def list_images(
       f" {', '.join(EXTENSIONS)}"
       + (f", found were {dict(ignored)}" if ignored else "")
     )
+  # By folder first: sorting whole paths would put "a b/x" before "a/x".
   return sorted(names, key=os.path.split), ignored
 
 
-def _walk(root: pathlib.Path) -> list[str]:
-  """All files below a folder, relative to it; a loop of links ends."""
+def _walk(root: pathlib.Path) -> Iterator[str]:
+  """All files below a folder, relative to it, through links."""
 
   def fail(error: OSError) -> None:
     raise ValueError(f"cannot list {error.filename}: {error.strerror}")
 
-  found, seen = [], set()
+  seen = set()
   for folder, below, files in os.walk(root, onerror=fail, followlinks=True):
+    # A link to a folder above would be followed without end.
     real = os.path.realpath(folder)
     if real in seen:
       below.clear()
       continue
     seen.add(real)
     below.sort()
-    found += [os.path.relpath(os.path.join(folder, f), root) for f in files]
-  return found
+    yield from (os.path.relpath(os.path.join(folder, f), root) for f in files)
 
 
 def _class(name: str) -> str:

@@ -1,6 +1,6 @@
-"""A directory of prepared data: its files, opened and checked.
+"""A directory of prepared data: opened, checked, and read.
 
-`gmem_jax.data.schema` says what lies where.
+`gmem_jax.data.schema` has the files and what is in them.
 """
 
 import bisect
@@ -21,12 +21,7 @@ STATISTICS = "statistics.json"
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """One file of records.
-
-  Attributes:
-    path: The file.
-    images: Images in it; `Schema.records_per_image` records each.
-  """
+  """A file of records: `Schema.records_per_image` for each of its images."""
 
   path: pathlib.Path
   images: int
@@ -37,8 +32,8 @@ class Store:
   """Prepared data.
 
   Attributes:
-    directory: Where it lies.
-    schema: Its schema.
+    directory: Its directory.
+    schema: What its records hold.
     shards: Its files, in order; those without an image are left out.
     mean: Mean of each latent channel, float32 [c].
     std: Standard deviation of each, float32 [c].
@@ -67,9 +62,6 @@ class Store:
 def open_store(directory: pathlib.Path) -> Store:
   """Opens prepared data and checks that all of it is there.
 
-  Args:
-    directory: Where it lies.
-
   Raises:
     ValueError: If it is of another version, not finished, or a file of it is
       missing, damaged or of other data.
@@ -80,42 +72,46 @@ def open_store(directory: pathlib.Path) -> Store:
       f"{directory} is not finished: give the same --mode=prepare command"
       " again, it continues"
     )
-  shards = []
-  for number in range(schema.shards):
-    name = schema.shard_name(number)
-    facts = atomic.read_json(directory / f"{name}.json")
-    path = directory / f"{name}.array_record"
-    if not path.exists():
-      raise ValueError(f"{path} is missing")
-    size = path.stat().st_size
-    if size != facts["bytes"]:
-      raise ValueError(
-        f"{path} has {size} bytes, {facts['bytes']} were written: it is"
-        " damaged or of other data"
-      )
-    if facts["schema"] != schema_lib.digest(schema):
-      raise ValueError(
-        f"{path} was made under another {schema_lib.FILE} than is beside it:"
-        " of other networks, images or settings"
-      )
-    if facts["images"]:
-      shards.append(Shard(path, facts["images"]))
+  numbers = range(schema.shards)
+  shards = [_open_shard(directory, schema, number) for number in numbers]
   statistics = atomic.read_json(directory / STATISTICS)
-  info = bank_lib.BankInfo(
-    **atomic.read_json(directory / bank_files.PREPARED / "info.json")
-  )
+  info = atomic.read_json(directory / bank_files.PREPARED / "info.json")
   return Store(
     directory,
     schema,
-    tuple(shards),
+    tuple(shard for shard in shards if shard.images),
     np.asarray(statistics["mean"], np.float32),
     np.asarray(statistics["std"], np.float32),
-    info,
+    bank_lib.BankInfo(**info),
   )
 
 
+def _open_shard(
+  directory: pathlib.Path, schema: schema_lib.Schema, number: int
+) -> Shard:
+  """Checks a shard by its size and schema; no record is read."""
+  name = schema.shard_name(number)
+  facts = atomic.read_json(directory / f"{name}.json")
+  path = directory / f"{name}.array_record"
+  if not path.exists():
+    raise ValueError(f"{path} is missing")
+  size = path.stat().st_size
+  # The digest in `facts` would take hours: a terabyte must be read for it.
+  if size != facts["bytes"]:
+    raise ValueError(
+      f"{path} has {size} bytes, {facts['bytes']} were written: it is"
+      " damaged or of other data"
+    )
+  if facts["schema"] != schema_lib.digest(schema):
+    raise ValueError(
+      f"{path} was made under another {schema_lib.FILE} than is beside it:"
+      " of other networks, images or settings"
+    )
+  return Shard(path, facts["images"])
+
+
 class PreparedRecords:
-  """What `--mode=prepare` wrote.
+  """The records of prepared data; see `pipeline.Records`.
 
   Attributes:
     store: The directory.
@@ -124,9 +120,6 @@ class PreparedRecords:
 
   def __init__(self, store: Store):
     """Opens the shards.
-
-    Args:
-      store: The directory, checked.
 
     Raises:
       ValueError: If there is no image, or its record is not of the schema.
@@ -137,16 +130,13 @@ class PreparedRecords:
     if not store.images:
       raise ValueError(f"{store.directory} holds no images")
     counts = [s.images * store.schema.records_per_image for s in store.shards]
+    # With the number of records in its name, a file is opened on first use.
     self._source = array_record_data_source.ArrayRecordDataSource(
-      [
-        f"{shard.path}[0:{count}]"  # Its way to say so: no file is opened yet.
-        for shard, count in zip(store.shards, counts, strict=True)
-      ]
+      [f"{s.path}[0:{n}]" for s, n in zip(store.shards, counts, strict=True)]
     )
     self._ends = list(itertools.accumulate(counts))
-    self.read(
-      0, schema_lib.Flips(False, False, False)
-    )  # Another schema shows at once.
+    # Records of another schema are refused now, not in the first epoch.
+    self.read(0, schema_lib.Flips(False, False, False))
 
   def __len__(self) -> int:
     return self.store.images
@@ -156,26 +146,23 @@ class PreparedRecords:
 
   def spec(self) -> dict[str, schema_lib.Spec]:
     """Shape and type of every field."""
-    found = {
+    fields = {
       name: schema_lib.Spec(field.shape[field.viewed :], field.dtype)
       for name, field in self._layout.fields.items()
     }
-    if "pixels" in found:
-      found["mirrored"] = schema_lib.Spec((), np.dtype(bool))
-    return found | {"row": schema_lib.Spec((), np.dtype(np.int32))}
+    if "pixels" in fields:
+      fields["mirrored"] = schema_lib.Spec((), np.dtype(bool))
+    return fields | {"row": schema_lib.Spec((), np.dtype(np.int32))}
 
   def read(self, index: int, flips: schema_lib.Flips) -> dict[str, np.ndarray]:
-    """The example of an image; see `Records`.
-
-    Args:
-      index: Number of the image.
-      flips: Which parts are mirrored.
+    """The example of an image.
 
     Raises:
       ValueError: If the record is damaged; names its file.
     """
     result = self._view(index, flips.latent)
-    if any(c != flips.latent for c in flips):
+    # Flags of their own, as published, may take a second record.
+    if any(flag != flips.latent for flag in flips):
       other = self._view(index, not flips.latent)
       for name in result:
         if flips.of(name) != flips.latent:

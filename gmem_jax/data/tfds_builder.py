@@ -1,4 +1,4 @@
-"""Prepared data for users of TFDS, who need to know nothing of this package.
+"""Prepared data as a TFDS data set, for code that does not know this package.
 
   import tensorflow_datasets as tfds
   import gmem_jax.data.tfds_builder  # registers the data set
@@ -10,8 +10,8 @@
   )
   source[0]["latent"]
 
-The records are read where they lie; nothing is copied or converted, and
-TensorFlow is not needed. A record is one view of an image, or all of them: see
+The records are read in place: nothing is copied or converted, and TensorFlow is
+not needed. A record is one view of an image, or all of them: see
 `gmem_jax.data.schema.layout` for the fields.
 """
 
@@ -32,11 +32,7 @@ class RecordFeatures(tfds.features.FeaturesDict):
   """The fields of a record, decoded by the schema instead of by TFDS."""
 
   def __init__(self, layout: schema_lib.Layout):
-    """Declares the fields.
-
-    Args:
-      layout: Of the schema.
-    """
+    """Declares the fields."""
     self._layout = layout
     super().__init__(
       {
@@ -48,12 +44,7 @@ class RecordFeatures(tfds.features.FeaturesDict):
   def deserialize_example_np(
     self, serialized_example: bytes, *, decoders: Any = None
   ) -> dict[str, np.ndarray]:
-    """Decodes a record.
-
-    Args:
-      serialized_example: Its bytes.
-      decoders: Must be None: there is nothing to choose.
-    """
+    """Decodes a record; decoders must be None, there is nothing to choose."""
     if decoders is not None:
       raise ValueError(f"{NAME} takes no decoders")
     return schema_lib.decode(self._layout, serialized_example)
@@ -66,11 +57,7 @@ class GmemLatents(tfds.core.DatasetBuilder):
   VERSION = tfds.core.Version(f"{schema_lib.VERSION}.0.0")
 
   def __init__(self, *, directory: str, **kwargs: Any):
-    """Opens the directory.
-
-    Args:
-      directory: What `--mode=prepare` wrote.
-      **kwargs: Of `tfds.core.DatasetBuilder`.
+    """Opens what `--mode=prepare` wrote; `kwargs` are those of the base class.
 
     Raises:
       ValueError: If it is not whole or of another version.
@@ -103,14 +90,12 @@ class GmemLatents(tfds.core.DatasetBuilder):
       split="train",
       filetype_suffix="array_record",
     )
-    by_path = {shard.path.name: shard.images for shard in store.shards}
-    names = [
-      f"{store.schema.shard_name(i)}.array_record"
-      for i in range(store.schema.shards)
-    ]
+    # TFDS takes the length of every file; the store leaves out empty ones.
+    images = {shard.path.stem: shard.images for shard in store.shards}
+    names = map(store.schema.shard_name, range(store.schema.shards))
     split = tfds.core.SplitInfo(
       name="train",
-      shard_lengths=[by_path.get(name, 0) * per_image for name in names],
+      shard_lengths=[images.get(name, 0) * per_image for name in names],
       num_bytes=sum(shard.path.stat().st_size for shard in store.shards),
       filename_template=template,
     )

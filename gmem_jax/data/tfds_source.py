@@ -23,18 +23,19 @@ class TfdsImages:
       name: e.g. "imagenet2012", "my_images:1.0.0".
       split: e.g. "train", "train[:1000]".
       data_dir: Where TFDS keeps its data; "" for its default.
-      size: Side of the squares that will be cut from the images.
+      size: Side of the squares that will be cropped from the images.
 
     Raises:
       ValueError: If it is not there, or has not exactly one image a record.
     """
     where = f"config.data.tfds={name!r}"
     try:
+      # Without the cloud: a data set is never downloaded in the midst of a run.
       builder: Any = tfds.builder(
         name, data_dir=data_dir or None, try_gcs=False
       )
       features = dict(builder.info.features or {})
-    # What is missing shows as many a type, most of them with a long story.
+    # TFDS raises many types where something is missing, with pages of text.
     except Exception as error:
       raise ValueError(f"{where}: {_first_line(error)}") from None
     kinds = tfds.features.Image, tfds.features.ClassLabel
@@ -48,10 +49,9 @@ class TfdsImages:
         f" {images or ''}"
       )
     try:
-      self._data = builder.as_data_source(
-        split,
-        decoders={images[0]: _undecoded()},
-      )
+      # Undecoded: TFDS decodes images by TensorFlow, and stops at damaged ones.
+      decoders = {images[0]: tfds.decode.SkipDecoding()}  # type: ignore
+      self._data = builder.as_data_source(split, decoders=decoders)
     except Exception as error:
       raise ValueError(
         f"{where}, config.data.split={split!r}: cannot be read from"
@@ -69,13 +69,14 @@ class TfdsImages:
   def read(self, index: int) -> sources.Picture:
     """Reads an image.
 
-    Args:
-      index: Its position.
+    Raises:
+      ValueError: If its record cannot be read.
     """
     name = f"{self._split}/{index}"
     try:
       record = self._data[index]
-    except Exception as error:  # A damaged file, not a damaged image.
+    # A damaged file, unlike a damaged image, may hide any number of images.
+    except Exception as error:
       raise ValueError(
         f"record {name} of {self._name} cannot be read: {_first_line(error)}"
       ) from None
@@ -84,8 +85,8 @@ class TfdsImages:
       name += f" {text.decode() if isinstance(text, bytes) else text}"
     label = -1 if self._label is None else int(record[self._label])
     try:
-      data = io.BytesIO(record[self._image])
-      pixels, note = image_files.read(data, self._size)
+      contents = io.BytesIO(record[self._image])
+      pixels, note = image_files.read(contents, self._size)
     except image_files.BadImageError as error:
       return sources.Picture(name, label, None, str(error))
     return sources.Picture(name, label, pixels, note)
@@ -93,11 +94,6 @@ class TfdsImages:
   def info(self) -> dict[str, Any]:
     """What identifies the images and their order."""
     return {"name": self._name, "split": self._split, "records": len(self)}
-
-
-def _undecoded() -> Any:
-  """TFDS hands out the bytes of images as they are."""
-  return tfds.decode.SkipDecoding()  # type: ignore
 
 
 def _first_line(error: Exception) -> str:

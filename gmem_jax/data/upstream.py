@@ -17,16 +17,18 @@ import safetensors
 from gmem_jax.data import schema
 from gmem_jax.files.torch_reader import torch_file
 
-# Their name -> our field, the coin that mirrors it and its number of axes.
+# Their name -> our field and its number of axes.
 _FIELDS = {
   "latents": ("latent", 4),
   "representations": ("tokens", 3),
   "cls_tokens": ("feature", 2),
 }
 _STATISTICS = "latents_stats.pt"
-# Images of which statistics are measured, where the file of them is missing.
+# Images of which statistics are measured where the file of them is missing: as
+# many as the published code takes.
 _SAMPLE = 10_000
-_CHUNK = 1024  # images
+# Images read at a time, so that the sample is never in memory as a whole.
+_CHUNK = 1024
 
 
 class UpstreamRecords:
@@ -41,9 +43,6 @@ class UpstreamRecords:
 
   def __init__(self, directory: str | os.PathLike):
     """Opens all shards and checks what they hold; reads no array.
-
-    Args:
-      directory: Of the shards.
 
     Raises:
       ValueError: If there is none, or one is cut, lacks a tensor, or holds one
@@ -67,22 +66,22 @@ class UpstreamRecords:
       file: Any = safetensors.safe_open(path, "numpy")
     except (safetensors.SafetensorError, OSError) as error:
       raise ValueError(f"{path} is damaged or cut: {error}") from None
-    expected = [n + end for n in _FIELDS for end in ("", "_flip")] + ["labels"]
-    missing = sorted(set(expected) - set(file.keys()))
-    if missing:
+    names = [n + end for n in _FIELDS for end in ("", "_flip")] + ["labels"]
+    if missing := sorted(set(names) - set(file.keys())):
       raise ValueError(f"{path} lacks {', '.join(missing)}")
-    shard = {name: file.get_slice(name) for name in expected}
+    shard = {name: file.get_slice(name) for name in names}
     count = shard["labels"].get_shape()[:1]
     for name, tensor in shard.items():
       dtype, shape = tensor.get_dtype(), tensor.get_shape()
       part = name.removesuffix("_flip")
-      wanted, rank = (
+      expected, rank = (
         ("I64", 1) if name == "labels" else ("F32", _FIELDS[part][1])
       )
-      if dtype != wanted or len(shape) != rank:
+      if dtype != expected or len(shape) != rank:
         raise ValueError(
-          f"{path}: {name} is {dtype} {shape}, not {wanted} of {rank} axes"
+          f"{path}: {name} is {dtype} {shape}, not {expected} of {rank} axes"
         )
+      # The first shard's shapes bind the others: a batch has one shape.
       known = self._shapes.setdefault(part, shape[1:])
       if shape[:1] != count or shape[1:] != known:
         raise ValueError(
@@ -99,21 +98,17 @@ class UpstreamRecords:
   def spec(self) -> dict[str, schema.Spec]:
     """Shape and type of every field."""
     c, h, w = self._shapes["latents"]
-    shapes = {
-      "latent": (h, w, c),
-      "tokens": tuple(self._shapes["representations"]),
-      "feature": tuple(self._shapes["cls_tokens"]),
+    float32, scalar = np.dtype(np.float32), schema.Spec((), np.dtype(np.int32))
+    return {
+      "latent": schema.Spec((h, w, c), float32),
+      "tokens": schema.Spec(tuple(self._shapes["representations"]), float32),
+      "feature": schema.Spec(tuple(self._shapes["cls_tokens"]), float32),
+      "row": scalar,
+      "label": scalar,
     }
-    found = {n: schema.Spec(s, np.dtype(np.float32)) for n, s in shapes.items()}
-    scalar = schema.Spec((), np.dtype(np.int32))
-    return found | {"row": scalar, "label": scalar}
 
   def read(self, index: int, flips: schema.Flips) -> dict[str, np.ndarray]:
-    """The example of an image; see `pipeline.Records`.
-
-    Args:
-      index: Number of the image.
-      flips: Which parts are mirrored.
+    """The example of an image.
 
     Raises:
       IndexError: If there is no such image.
@@ -122,6 +117,7 @@ class UpstreamRecords:
     result = {}
     for name, (field, _) in _FIELDS.items():
       result[field] = shard[name + "_flip" * flips.of(field)][inside]
+    # PyTorch's layout [c h w] to ours.
     result["latent"] = np.moveaxis(result["latent"], 0, -1)
     result["label"] = shard["labels"][inside].astype(np.int32)
     result["row"] = np.asarray(index, np.int32)
@@ -131,25 +127,20 @@ class UpstreamRecords:
     if not 0 <= index < len(self):
       raise IndexError(f"image {index} of {len(self)}")
     number = bisect.bisect_right(self._ends, index)
-    return self._shards[number], index - (
-      self._ends[number - 1] if number else 0
-    )
+    first = self._ends[number - 1] if number else 0
+    return self._shards[number], index - first
 
   def bank_rows(self) -> np.ndarray:
-    """The memory bank: the raw features of the images as they are.
-
-    Returns:
-      float32 [images, d]; row i is image i.
-    """
+    """The bank: raw features [images, d] of the images as they are."""
     return np.concatenate([shard["cls_tokens"][:] for shard in self._shards])
 
   def statistics(self) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every latent channel.
 
     Returns:
-      float32 ([c], [c]): those of latents_stats.pt where it lies beside the
-      shards, as the published code leaves it there; else measured (n - 1) over
-      up to 10,000 images, evenly spaced and not mirrored.
+      float32 ([c], [c]): those of latents_stats.pt, which the published code
+      leaves beside the shards; without it, measured (n - 1) over up to 10,000
+      images, evenly spaced and not mirrored.
 
     Raises:
       ValueError: If the file is damaged or of other latents.
