@@ -16,7 +16,7 @@ ORDER = "main bench studio | commands | sample evaluate | train | data convert |
 # The method itself: pure functions of arrays, without files, clocks or flags.
 PURE = {
   "rngs", "diffusion", "models", "bank", "train.step", "train.state",
-  "train.batch", "train.optimizer", "parallel.sharding",
+  "train.optimizer", "parallel.sharding",
 }  # fmt: skip
 # Entry points and files inside pure packages, at the edge by design.
 EDGES = {"bank.__main__", "bank.files"}

@@ -4,7 +4,14 @@ import importlib.util
 import pathlib
 from typing import Any
 
+import jax
+
 from gmem_jax.config import resolve, sections
+from gmem_jax.train import (
+  dataset as dataset_lib,
+  loop,
+  setup,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -43,6 +50,22 @@ def make_config(**changes: Any) -> sections.Config:
   changes = {k.replace("__", "."): v for k, v in changes.items()}
   tree.update_from_flattened_dict(CHANGES | changes)
   return resolve.resolve(tree)
+
+
+def make_run(
+  config: sections.Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  dataset: dataset_lib.Dataset,
+  memory: setup.RunMemory,
+  evaluate: loop.EvaluateFn | None = None,
+) -> loop.Run:
+  """A run with the network of its config."""
+  network = setup.network(config, memory)
+  retrieve = setup.make_retrieve(config, memory.unit)
+  return loop.Run(
+    config, workdir, mesh, dataset, memory, network, retrieve, evaluate
+  )
 
 
 def flags(**changes: Any) -> list[str]:

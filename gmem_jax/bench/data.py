@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _data_files as files
 from gmem_jax.config import training
@@ -207,10 +206,7 @@ def _make_step() -> tuple[Any, Any]:
       network, tx, loss, stats, seed=0, ema_decay=0.999
     )
   )
-  inputs = train_step.example_inputs((h, w, c), files.WIDTH)
-  init = train_state.make_init(
-    lambda: network.init(rngs.key(0, "init"), *inputs)["params"], tx
-  )
+  init = train_state.make_init(network, (h, w, c), tx, seed=0)
   return jax.jit(init)(), jax.jit(step_fn, donate_argnums=0)
 
 

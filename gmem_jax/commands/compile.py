@@ -107,6 +107,7 @@ def training(
     mesh,
     shardings,
     memory.bank,
+    setup.make_retrieve(config, memory.bank),
   )
   searched = transformer.uses_cross(config.model.conditioning)
   steps = "training step" if k == 1 else f"{k} training steps"
@@ -126,7 +127,7 @@ def training(
 
 
 def _batch(
-  config: sections.Config, memory: setup.Memory, mesh: jax.sharding.Mesh
+  config: sections.Config, memory: setup.RunMemory, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """The fields of a dispatch's batch."""
   where = sharding.batch_sharding(mesh, steps_axis=True)
@@ -191,7 +192,7 @@ def memory_shapes(
   bank_rows: int,
   mesh: jax.sharding.Mesh,
   device_memory: int | None = None,
-) -> setup.Memory:
+) -> setup.RunMemory:
   """A run's memory whose bank is shapes alone; see `training`."""
   side = config.encoder.image_size
   if config.encoder.tokenizer == "identity":
@@ -201,7 +202,7 @@ def memory_shapes(
     side //= network.downsampling
     shape = (side, side, network.latent_channels)
   bank = _bank_shapes(config, bank_rows, mesh, device_memory)
-  return setup.Memory(
+  return setup.RunMemory(
     bank=bank,
     info=bank_lib.BankInfo(bank_rows, FEATURE_WIDTH, "", "", "", ""),
     stats=protocols.LatentStats(jnp.zeros(shape[2]), jnp.ones(shape[2])),

@@ -104,7 +104,7 @@ def make_run(
   workdir: pathlib.Path,
   mesh: jax.sharding.Mesh,
   dataset: dataset_lib.Dataset,
-  memory: setup.Memory,
+  memory: setup.RunMemory,
   evaluator: scores.Evaluator | None,
 ) -> loop.Run:
   """Puts a run together; its evaluation scores fresh samples.
@@ -152,7 +152,16 @@ def make_run(
     scale = max(1, 32 // pixels.shape[1])
     return found, {"bank": images.make_grid(pixels, 16, scale=scale)}
 
-  return loop.Run(config, workdir, mesh, dataset, memory, evaluate_fn)
+  return loop.Run(
+    config,
+    workdir,
+    mesh,
+    dataset,
+    memory,
+    setup.network(config, memory),
+    setup.make_retrieve(config, memory.unit),
+    evaluate_fn,
+  )
 
 
 def make_evaluator(

@@ -4,7 +4,7 @@ The pipeline is a pure function of the step: batch s is the same whenever it is
 asked for, and on however many hosts. So a checkpoint needs no data state, and
 a run continues exactly, also on another number of hosts.
 
-Arrays reach the devices as they are stored; `gmem_jax.train.batch` makes
+Arrays reach the devices as they are stored; `gmem_jax.train.step` makes
 float32 of them inside the training step.
 """
 

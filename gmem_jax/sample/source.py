@@ -158,7 +158,7 @@ def load_params(
 
 def make_sampler(
   config: sections.Config,
-  memory: setup.Memory,
+  memory: setup.RunMemory,
   mesh: jax.sharding.Mesh,
   seed: int,
 ) -> sampler_lib.Sampler:
@@ -175,7 +175,7 @@ def make_sampler(
 
 
 def make_weights(
-  config: sections.Config, memory: setup.Memory, params: Any
+  config: sections.Config, memory: setup.RunMemory, params: Any
 ) -> sampler_lib.SampleWeights:
   """All that a run samples with; reads the decoder."""
   return sampler_lib.SampleWeights(

@@ -2,10 +2,10 @@
 
 The loop's contract, which tests depend on:
 1. A dispatch moves the state; its metrics stay on the device.
-2. At a log boundary the metrics of the interval before are fetched, so the
+2. At a log boundary the metrics of the previous interval are fetched, so the
    device never waits for the host.
-3. Evaluation and checkpoint describe the same state, and only after all of its
-   metrics were found finite.
+3. Evaluation and checkpoint describe the same state, and only once all of its
+   metrics are known to be finite.
 4. The data iterator advances after the save.
 """
 
@@ -23,13 +23,11 @@ from gmem_jax import progress as progress_lib, rngs
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import images, pipeline
-from gmem_jax.models import transformer
+from gmem_jax.models import retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
-  batch as batch_lib,
   checkpoint,
-  clock as clock_lib,
   dataset as dataset_lib,
   init_from,
   metrics,
@@ -56,11 +54,13 @@ class Run:
   """The fixed parts of a run.
 
   Attributes:
-    config: Its config.
-    workdir: Its directory.
-    mesh: Its devices.
-    dataset: Its images, encoded.
-    memory: What sampling needs.
+    config: All keys.
+    workdir: Where checkpoints, metrics and pictures go.
+    mesh: The devices.
+    dataset: The encoded images.
+    memory: What sampling needs, too.
+    network: Of `setup.network`.
+    retrieve: Of `setup.make_retrieve`; None without cross-attention.
     evaluate: Called at evaluations, or None.
   """
 
@@ -68,24 +68,28 @@ class Run:
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
   dataset: dataset_lib.Dataset
-  memory: setup.Memory
+  memory: setup.RunMemory
+  network: transformer.FlowTransformer
+  retrieve: retrieval.RetrieveFn | None
   evaluate: EvaluateFn | None
+
+  @property
+  def bank(self) -> bank_lib.MemoryBank:
+    """What the step is given: the rows to look up in, if it does; else all."""
+    unit = self.memory.unit
+    return self.memory.bank if unit is None else unit
 
 
 def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
-  """Jits the training step of a run; see `jit_step`.
-
-  Args:
-    run: The run.
-    shardings: Shardings of the state.
-  """
+  """Jits the training step of a run, its encoder included; see `jit_step`."""
   steps_fn = jit_step(
     run.config,
-    setup.network(run.config, run.memory),
+    run.network,
     run.memory.stats,
     run.mesh,
     shardings,
-    run.memory.step_bank,
+    run.bank,
+    run.retrieve,
   )
   encoder = sharding.place(run.dataset.encoder, sharding.replicated(run.mesh))
   return lambda state, batches, bank: steps_fn(state, batches, bank, encoder)
@@ -98,21 +102,23 @@ def jit_step(
   mesh: jax.sharding.Mesh,
   shardings: Any,
   bank: bank_lib.MemoryBank,
+  retrieve: retrieval.RetrieveFn | None,
 ) -> Any:
   """Jits the training step over the mesh.
 
   Args:
-    config: The run's config.
-    network: Its network.
-    stats: Normalise its latents.
-    mesh: Its devices.
+    config: Decides optimizer and loss.
+    network: The network.
+    stats: Normalise the latents.
+    mesh: The devices.
     shardings: Shardings of the state.
-    bank: The bank that it will be given, or its shapes with shardings; unit
-      rows for a network with cross-attention (`assemble.lookup_bank`).
+    bank: The bank that the step will be given, or its shapes with shardings;
+      unit rows for a network with cross-attention (`setup.lookup_bank`).
+    retrieve: Looks up rows of that bank; see `train_step.make_train_step`.
 
   Returns:
-    (state, batches, bank, encoder) -> (state, metrics [k]), jitted; the state
-    is donated. The encoder may be None; see `train_step.make_train_step`.
+    (state, batches, bank, encoder) -> (state, metrics [k]), jitted. The encoder
+    may be None; see `train_step.make_train_step`.
   """
   step_fn = train_step.make_train_step(
     network.clone(constrain=sharding.place_batch(mesh)),
@@ -122,15 +128,21 @@ def jit_step(
     seed=config.seed,
     ema_decay=config.train.ema_decay,
     accumulation=config.train.accumulation,
-    retrieve=setup.make_retrieve(config, bank),
+    retrieve=retrieve,
   )
-  where = bank_sharding.of(bank)
   everywhere = sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh, steps_axis=True)
   return jax.jit(
     train_step.repeat(step_fn),
+    # The new state takes the old one's memory, so there is only ever one.
     donate_argnums=0,
-    in_shardings=(shardings, batches, where, everywhere),
+    # The bank is an argument: a closed-over array would be compiled in.
+    in_shardings=(
+      shardings,
+      batches,
+      bank_sharding.of(bank),
+      everywhere,
+    ),
     out_shardings=(shardings, everywhere),
   )
 
@@ -138,23 +150,23 @@ def jit_step(
 def restore_or_init(
   run: Run, checkpoints: checkpoint.Checkpoints
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
-  """The newest readable checkpoint, or a fresh state, sharded either way.
-
-  Args:
-    run: The run.
-    checkpoints: Its checkpoints.
-
-  Returns:
-    (state, progress).
-  """
+  """The newest readable checkpoint, or a fresh state: (state, progress)."""
   # Jitted, so that it is traced once for both its shapes and its values.
-  init = jax.jit(setup.make_init(run.config, run.memory))
+  init = jax.jit(
+    train_state.make_init(
+      run.network,
+      run.memory.latent_shape,
+      optimizer_lib.make_optimizer(run.config.optim),
+      run.config.seed,
+    )
+  )
   shapes = jax.eval_shape(init)
   shardings = sharding.state_shardings(shapes, run.mesh)
   restored = checkpoints.restore(sharding.abstract(shapes, shardings))
   if restored is not None:
     _log.info("continuing from step %d", int(restored[0].step))
     return restored
+  # Each shard is created on its own device: the whole state may fit on none.
   state = jax.jit(init, out_shardings=shardings)()
   if run.config.train.init_from:
     state = init_from.start(run.config, state, run.mesh)
@@ -166,10 +178,7 @@ def restore_or_init(
 
 
 def train(run: Run) -> train_state.TrainState:
-  """Trains until the last step, from wherever an earlier call stopped.
-
-  Args:
-    run: The run.
+  """Trains to the last step, from wherever an earlier call stopped.
 
   Returns:
     The final state.
@@ -197,17 +206,19 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   config, k = run.config, run.config.train.steps_per_dispatch
   step_fn = compile_step(run, jax.tree.map(lambda x: x.sharding, state))
   to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
+  # Counted here too, as reading state.step would wait for the device.
   step = int(state.step)
   batches = pipeline.batches(_dataset(run), step // k, to_devices)
   trained = progress["train_seconds"]
-  clock = clock_lib.Clock(step, trained, config.train.batch_size)
+  clock = metrics.Clock(step, trained, config.train.batch_size)
   line = progress_lib.Progress("train", step, config.train.steps)
-  interval, late = metrics.Interval(), None
+  interval, pending = metrics.Interval(), None
 
   def report(closed):
     """Fetches an interval's metrics, checks and writes them."""
     means = closed.fetch()
-    rates = clock.lap(closed.step)  # now the device has taken these steps
+    # Timed after the fetch: only now has the device taken these steps.
+    rates = clock.lap(closed.step)
     writer.write_scalars(closed.step, means | rates)
     line.report(
       closed.step, rates["perf/steps_per_s"], {"loss": means["train/loss"]}
@@ -215,25 +226,30 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 
   while step < config.train.steps:
     batch = next(batches)
-    state, values = step_fn(state, batch, run.memory.step_bank)
-    writer.open()  # The first time, beside the device's first step.
+    state, values = step_fn(state, batch, run.bank)
+    # The first time it takes a while, in which the device does its first step.
+    writer.open()
     interval.add(step, values)
     step += k
     line.update(step)
 
     last = step >= config.train.steps
-    stopping = stop.reached()  # asked once: what is announced is what is saved
+    # Asked once per dispatch, as all processes count the asking to stop at the
+    # same one; and what stops here must be what is saved.
+    stopping = stop.reached()
     save = last or stopping or step % config.checkpoint.every == 0
     evaluate = run.evaluate is not None and (
       last or bool(config.eval.every and step % config.eval.every == 0)
     )
     if step % config.train.log_every == 0 or save or evaluate:
-      if late is not None:
-        report(late)
-      late = interval.close(step)
-    if late is not None and (save or evaluate):
-      report(late)
-      late = None
+      if pending is not None:
+        report(pending)
+      pending, interval = interval.close(step), metrics.Interval()
+    # A state is neither shown nor saved before its metrics are known finite:
+    # this is where the device waits.
+    if pending is not None and (save or evaluate):
+      report(pending)
+      pending = None
     if evaluate:
       with clock.paused():
         _evaluate(run, step, state, clock.seconds, writer)
@@ -256,7 +272,7 @@ def _dataset(run: Run):
     mirror_seed = rngs.int32(config.seed, "data/mirror")
   return pipeline.make_dataset(
     records,
-    fields=batch_lib.fields(
+    fields=train_step.fields(
       records.spec(),
       conditioned=config.model.conditioning != "none",
       project=config.loss.projection_weight > 0,
@@ -272,7 +288,8 @@ def _dataset(run: Run):
 
 
 def _evaluate(run, step, state, train_seconds, writer) -> None:
-  """Evaluates the moving average and writes what comes of it."""
+  """Evaluates the moving average and writes numbers and pictures."""
+  # On all processes, since sampling is collective; one of them writes.
   numbers, pictures = run.evaluate(step, state.ema)
   numbers = {f"eval/{name}": value for name, value in numbers.items()}
   writer.write_scalars(step, numbers | {"perf/train_seconds": train_seconds})

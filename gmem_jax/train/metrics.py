@@ -1,13 +1,15 @@
-"""Metrics: aggregated by clu, written by our writers, one progress line.
+"""Metrics of a run: averaged on the device, timed, written to files.
 
-clu's own writers need TensorFlow; ours keep its method names. Names are public
-interface: train/loss, eval/…, units in the name (perf/images_per_s).
+Names are public interface: train/loss, eval/…, units in the name
+(perf/images_per_s).
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +34,7 @@ def _fold(averages, bad_step, first_step, values):
     name: averages[name].merge(clu_metrics.Average.from_model_output(value))
     for name, value in values.items()
   }
+  # The average tells that a step broke, but not which one was the first.
   bad = ~jnp.isfinite(jnp.stack(list(values.values()))).all(axis=0)
   this_bad = jnp.where(bad.any(), first_step + jnp.argmax(bad) + 1, -1)
   return averages, jnp.where(bad_step >= 0, bad_step, this_bad)
@@ -50,20 +53,18 @@ class Closed:
   _bad_step: Any
 
   def fetch(self) -> dict[str, float]:
-    """Waits for the values and brings them to the host in one transfer.
-
-    Returns:
-      The means over the interval.
+    """Waits for the means over the interval, and brings them to the host.
 
     Raises:
       NonFiniteError: If a value was not finite; names the first such step.
     """
+    # Fetched together: each transfer has a latency, and these are scalars.
     averages, bad_step = jax.device_get((self._averages, self._bad_step))
     if bad_step >= 0:
       raise NonFiniteError(
         f"a metric of step {int(bad_step)} is NaN or infinite; the last good"
-        " checkpoint is kept. Lower optim.learning_rate or optim.clip_norm,"
-        " or look at the data of that step."
+        " checkpoint is kept. Lower config.optim.learning_rate or"
+        " config.optim.clip_norm, or look at the data of that step."
       )
     return {k: float(v.total / v.count) for k, v in averages.items()}
 
@@ -92,43 +93,56 @@ class Interval:
     )
 
   def close(self, step: int) -> Closed:
-    """Ends the interval without waiting for it, and starts the next.
-
-    Args:
-      step: Steps taken so far.
-    """
-    closed = Closed(step, self._averages or {}, self._bad_step)
-    self.__init__()
-    return closed
+    """Ends the interval after `step` steps, without waiting for its values."""
+    return Closed(step, self._averages or {}, self._bad_step)
 
 
-def open_tensorboard(
-  directory: pathlib.Path, purge_step: int | None = None
-) -> Any:
-  """A writer of TensorBoard's event files, tensorboardX's SummaryWriter.
+class Clock:
+  """Seconds of training, over all restarts, without evaluation."""
 
-  Imported only here: it imports PyTorch where that is installed, for which no
-  first step should wait.
+  def __init__(self, step: int, seconds: float, batch_size: int):
+    """Starts at `step` steps that took `seconds` in earlier starts."""
+    self._start = time.monotonic() - seconds
+    self._batch_size = batch_size
+    self._lap = step, seconds
 
-  Args:
-    directory: Made if need be.
-    purge_step: What is there of this step and later ones is void.
-  """
-  import tensorboardX
+  @property
+  def seconds(self) -> float:
+    """Seconds of training so far."""
+    return time.monotonic() - self._start
 
-  return tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
+  def lap(self, step: int) -> dict[str, float]:
+    """Rates since the last lap, and the seconds until `step`."""
+    (first, then), now = self._lap, self.seconds
+    self._lap = step, now
+    per_second = (step - first) / max(now - then, 1e-9)
+    return {
+      "perf/steps_per_s": per_second,
+      "perf/images_per_s": per_second * self._batch_size,
+      "perf/train_seconds": now,
+    }
+
+  @contextlib.contextmanager
+  def paused(self):
+    """Leaves out the time spent inside."""
+    began = time.monotonic()
+    yield
+    self._start += time.monotonic() - began
 
 
 class Writer:
-  """Writes to metrics.jsonl and to TensorBoard; silent but on process 0."""
+  """Writes to metrics.jsonl and TensorBoard, on process 0 only.
+
+  clu's own writers need TensorFlow; the methods have their names.
+  """
 
   def __init__(self, workdir: pathlib.Path, first_step: int):
     """Opens metrics.jsonl.
 
     Args:
       workdir: The run's directory.
-      first_step: Steps already taken: what an interrupted run wrote about
-        later ones is dropped, it will be written again.
+      first_step: Steps already taken. Records of later ones, which a killed run
+        wrote after its last checkpoint, are dropped: they come again.
     """
     self._jsonl = self._tensorboard = self._purge_step = None
     if jax.process_index() != 0:
@@ -141,10 +155,10 @@ class Writer:
     self._purge_step = first_step + 1 if first_step else None
 
   def open(self) -> None:
-    """Opens TensorBoard's file, if that was not done.
+    """Opens TensorBoard's file, unless it is open.
 
-    To be called while the device has its first step to do, as `write_…` would
-    do it otherwise, and somebody wait.
+    Best called while the device is busy with its first step; otherwise the
+    first `write_…` does it while the user waits.
     """
     if self._jsonl is not None and self._tensorboard is None:
       self._tensorboard = open_tensorboard(self._directory, self._purge_step)
@@ -155,40 +169,20 @@ class Writer:
     return self._tensorboard
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Writes numbers.
-
-    Args:
-      step: The step they describe.
-      scalars: Name -> number.
-    """
+    """Writes the numbers of a step by name."""
     if self._jsonl is None:
       return
+    # The file first, and flushed: a failing TensorBoard must not lose the row.
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
     self._jsonl.flush()
     for name, value in scalars.items():
       self._board().add_scalar(name, value, step)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Writes pictures to TensorBoard.
-
-    Args:
-      step: The step they describe.
-      images: Name -> uint8 [H, W, channels].
-    """
+    """Writes uint8 pictures [H, W, channels] by name, to TensorBoard only."""
     if self._jsonl is not None:
       for name, image in images.items():
         self._board().add_image(name, image, step, dataformats="HWC")
-
-  def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-    """Writes texts to TensorBoard.
-
-    Args:
-      step: The step they describe.
-      texts: Name -> Markdown.
-    """
-    if self._jsonl is not None:
-      for name, text in texts.items():
-        self._board().add_text(name, text, step)
 
   def flush(self) -> None:
     """Puts everything on disk."""
@@ -198,28 +192,38 @@ class Writer:
   def close(self) -> None:
     """Flushes and closes the files."""
     if self._purge_step is not None:
-      self.open()  # What is void is marked so, even if nothing follows.
+      self.open()  # Marks what is void, even if nothing follows.
     if self._jsonl is not None:
       self._jsonl.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
 
 
-def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads a metrics file; a line cut off by a kill is left out.
+def open_tensorboard(
+  directory: pathlib.Path, purge_step: int | None = None
+) -> Any:
+  """Creates tensorboardX's SummaryWriter.
 
   Args:
-    path: metrics.jsonl; it may not exist.
-
-  Returns:
-    One dict a line, in order.
+    directory: Created if need be.
+    purge_step: Events at or after this step are discarded.
   """
+  # Imported late: it imports PyTorch where that is installed, and no first
+  # step should wait for that.
+  import tensorboardX
+
+  return tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
+
+
+def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads a metrics file, which may be absent; one dict per line, in order."""
   if not path.exists():
     return []
   records = []
   for line in path.read_text().splitlines():
     try:
       records.append(json.loads(line))
+    # A kill can cut off the line that was being written.
     except json.JSONDecodeError:
       _log.warning("%s: a broken line was left out", path)
   return records

@@ -9,21 +9,15 @@ import optax
 
 from gmem_jax.config import training
 
-# Parameters that are kept in checkpoints but never trained.
+# Parameters that checkpoints hold but nothing trains: published files have the
+# sin-cos position table among the parameters.
 FROZEN = re.compile(r"(^|/)pos_embed$")
 # Added to the gradient's norm before the clip divides by it, as PyTorch does.
 CLIP_EPS = 1e-6
 
 
 def learning_rate(config: training.OptimConfig) -> optax.Schedule:
-  """The learning rate as a function of the step.
-
-  Args:
-    config: Settings of the optimizer.
-
-  Returns:
-    step -> learning rate.
-  """
+  """The learning rate as a function of the step."""
   if config.schedule == "cosine":
     return optax.warmup_cosine_decay_schedule(
       0.0, config.learning_rate, config.warmup_steps, config.decay_steps
@@ -36,14 +30,7 @@ def learning_rate(config: training.OptimConfig) -> optax.Schedule:
 
 
 def is_trained(params: Any) -> Any:
-  """Marks the trained parameters.
-
-  Args:
-    params: A pytree of parameters.
-
-  Returns:
-    The same tree of booleans: False where the parameter is frozen.
-  """
+  """Marks the trained parameters: a tree of booleans like `params`."""
 
   def one(path, _):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -76,14 +63,7 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
 def make_optimizer(
   config: training.OptimConfig,
 ) -> optax.GradientTransformation:
-  """Builds the optimizer.
-
-  Args:
-    config: Settings of the optimizer.
-
-  Returns:
-    Clip by global norm, then AdamW. A frozen parameter's gradient is zero, so
-    its update is too; only weight decay needs the mask.
+  """Chains the clip and AdamW.
 
   Source: the published training settings: AdamW 2e-4, betas 0.9 / 0.95,
     no decay, clip at 1.
@@ -96,6 +76,8 @@ def make_optimizer(
       b2=config.b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
+      # Only decay needs the mask: the network stops the gradient of what is
+      # frozen, so that Adam's update of it is zero.
       mask=is_trained,
     ),
   )

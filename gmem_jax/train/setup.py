@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from gmem_jax import rngs
 from gmem_jax.bank import (
   bank as bank_lib,
   edit,
@@ -24,12 +24,11 @@ from gmem_jax.train import (
   dataset as dataset_lib,
   optimizer as optimizer_lib,
   state as train_state,
-  step as train_step,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class RunMemory:
   """What sampling needs besides parameters; kept in the run's directory.
 
   Attributes:
@@ -38,7 +37,8 @@ class Memory:
     stats: Latent statistics.
     latent_shape: h, w, c.
     token_dim: Width of the projection's targets; 0 without a projection.
-    unit: What `lookup_bank` makes of the bank; not kept in the directory.
+    unit: What `lookup_bank` makes of the bank; not kept in the directory, as it
+      follows from it.
   """
 
   bank: bank_lib.MemoryBank
@@ -48,22 +48,11 @@ class Memory:
   token_dim: int
   unit: bank_lib.MemoryBank | None = None
 
-  @property
-  def step_bank(self) -> bank_lib.MemoryBank:
-    """The bank as the training step takes it."""
-    return self.bank if self.unit is None else self.unit
-
 
 def network(
-  config: sections.Config, memory: Memory
+  config: sections.Config, memory: RunMemory
 ) -> transformer.FlowTransformer:
-  """Builds the network for a memory.
-
-  Args:
-    config: The run.
-    memory: Decides the latent's channels, and the widths of snippet and
-      projection.
-  """
+  """Builds the network, whose outer widths the data decide."""
   return build.build(
     config.model,
     channels=memory.latent_shape[-1],
@@ -72,24 +61,15 @@ def network(
   )
 
 
-def make_init(config: sections.Config, memory: Memory) -> Any:
-  """The function that creates the run's state at step 0.
-
-  Args:
-    config: The run.
-    memory: Its memory.
-
-  Returns:
-    () -> TrainState, pure.
-  """
-  net = network(config, memory)
-  width = memory.bank.width if config.model.conditioning != "none" else None
-  inputs = train_step.example_inputs(
-    memory.latent_shape, width, config.model.conditioning
-  )
+def make_init(
+  config: sections.Config, memory: RunMemory
+) -> Callable[[], train_state.TrainState]:
+  """() -> the state at step 0; see `train_state.make_init`."""
   return train_state.make_init(
-    lambda: net.init(rngs.key(config.seed, "init"), *inputs)["params"],
+    network(config, memory),
+    memory.latent_shape,
     optimizer_lib.make_optimizer(config.optim),
+    config.seed,
   )
 
 
@@ -115,6 +95,7 @@ def lookup_bank(
   where = bank_sharding.of(bank)
   # The kernels want multiples of 8 rows, of every shard.
   multiple = 8 if where.is_fully_replicated else 8 * where.num_devices
+  # Once, not in every step: a step looks up in all rows, and reads few.
   unit = functools.partial(lookup.unit, multiple=multiple)
   return jax.jit(unit, out_shardings=where)(bank)
 
@@ -139,21 +120,15 @@ def make_retrieve(
 
 def make_memory(
   config: sections.Config, dataset: dataset_lib.Dataset, mesh: Mesh
-) -> Memory:
-  """Puts what sampling needs on the devices of a mesh.
-
-  Args:
-    config: The run; decides how the bank is stored and placed.
-    dataset: The encoded images.
-    mesh: The mesh.
-  """
+) -> RunMemory:
+  """Stores the bank as configured and puts it on the devices of a mesh."""
   everywhere = sharding.replicated(mesh)
   train, token_dim = dataset.train, 0
   bank, info = _stored(config, train.bank, train.info)
   if config.loss.projection_weight and train.token_shape is not None:
     token_dim = train.token_shape[1]
   bank = bank_sharding.place(bank, mesh, config.bank.placement)
-  return Memory(
+  return RunMemory(
     bank=bank,
     info=info,
     stats=sharding.place(train.stats, everywhere),
@@ -169,27 +144,24 @@ def _stored(
   """The bank with its rows of the configured type."""
   if config.bank.storage == bank.storage:
     return bank, info
-  found = edit.compress(bank_lib.on_host(bank), info, config.bank.storage)
-  return found.bank, found.info
+  compressed = edit.compress(bank_lib.on_host(bank), info, config.bank.storage)
+  return compressed.bank, compressed.info
 
 
-def save_memory(path: pathlib.Path, memory: Memory) -> None:
+def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
   """Keeps the memory in the run's directory, or checks that it is the same.
-
-  Args:
-    path: The directory.
-    memory: The memory.
 
   Raises:
     ValueError: If another bank is kept there: the data has changed.
   """
   if processes.agree(path.exists()):
-    metadata = weights.read_tree_metadata(path)
-    if metadata["info"]["digest"] != memory.info.digest:
+    stored = weights.read_tree_metadata(path)["info"]["digest"]
+    # A network knows its snippets by value: it cannot train on with others.
+    if stored != memory.info.digest:
       raise ValueError(
-        f"{path} keeps the bank of other images (digest"
-        f" {metadata['info']['digest'][:12]}, not {memory.info.digest[:12]}):"
-        " the data of this run has changed. Take another --workdir."
+        f"{path} keeps the bank of other images (digest {stored[:12]}, not"
+        f" {memory.info.digest[:12]}): the data of this run has changed. Take"
+        " another --workdir."
       )
     return
   weights.save_tree(
@@ -209,23 +181,20 @@ def save_memory(path: pathlib.Path, memory: Memory) -> None:
 
 def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
   """A bank's arrays by name, without padding."""
+  # The padding is the mesh's: a later start may have another mesh.
   bank = bank_sharding.to_save(bank)  # pyright: ignore
-  names = ("rows", "scales", "residuals")
-  found = {name: getattr(bank, name) for name in names}
-  return {name: x for name, x in found.items() if x is not None}
+  arrays = {
+    name: getattr(bank, name) for name in ("rows", "scales", "residuals")
+  }
+  return {name: x for name, x in arrays.items() if x is not None}
 
 
 def load_memory(
   path: pathlib.Path,
   mesh: Mesh,
   placement: networks.Placement = "auto",
-) -> Memory:
-  """Reads the memory of a run.
-
-  Args:
-    path: The directory.
-    mesh: The mesh to put it on.
-    placement: How to put the bank there.
+) -> RunMemory:
+  """Reads the memory of a run and puts it on a mesh.
 
   Raises:
     ValueError: If there is none.
@@ -233,7 +202,7 @@ def load_memory(
   tree, metadata = weights.load_tree(path, None)
   stats = {name: tree.pop(name) for name in ("mean", "std")}
   bank = bank_lib.MemoryBank(**tree)
-  return Memory(
+  return RunMemory(
     bank=bank_sharding.place(bank, mesh, placement),
     info=bank_lib.BankInfo(**metadata["info"]),
     stats=protocols.LatentStats(

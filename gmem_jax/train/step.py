@@ -1,28 +1,33 @@
 """One training step, as a pure function.
 
-(state, batch, bank) -> (state, metrics): draw t and noise, move the latent to
-x_t, let the network predict the velocity from x_t, t and the example's memory
-snippet, and step the optimizer and the moving average.
+(state, batch, bank) -> (state, metrics): read the batch, draw t and noise, move
+the latent to x_t, let the network predict the velocity from x_t, t and the
+example's memory snippet, step the optimizer and the moving average.
+
+Storage holds as few bytes as it can. They become float32 here, inside the
+compiled step: the host neither decodes nor sends more than is stored.
 
 Shapes: b batch, h w c latent, d snippet, n tokens of width z, k steps of a
-dispatch.
+dispatch, H W ch image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from gmem_jax import rngs
+from gmem_jax.bank import bank as bank_lib
 from gmem_jax.diffusion import losses
 from gmem_jax.models import conditioning, retrieval, transformer
 from gmem_jax.models.encoders import protocols
-from gmem_jax.train import batch as batch_lib, state as train_state
+from gmem_jax.train import state as train_state
 
+Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, "..."]]
 
 
@@ -35,8 +40,8 @@ class Draws:
     x0: Standard normal noise.
     t: Times in [0, 1].
     snippet: Unit memory snippets, or None for a network without memory.
-    tokens: The image encoder's tokens, for the projection loss, or None.
-    dropout_key: Keys of the snippets' dropout, one an example; None for no
+    tokens: The image encoder's tokens for the projection loss, or None.
+    dropout_key: Keys of the snippets' dropout, one per example; None for no
       dropout.
     neighbours: What the bank holds near the snippets, or None for a network
       without cross-attention.
@@ -54,8 +59,75 @@ class Draws:
 UpdateFn = Callable[
   [train_state.TrainState, Draws], tuple[train_state.TrainState, Metrics]
 ]
-# (state, batch, bank, and for batches of pixels the frozen encoder)
+# (state, batch, bank, and for batches of pixels the feature encoder)
 StepFn = Callable[..., tuple[train_state.TrainState, Metrics]]
+
+
+def make_train_step(
+  network: transformer.FlowTransformer,
+  tx: optax.GradientTransformation,
+  loss_config: losses.LossConfig,
+  stats: protocols.LatentStats,
+  *,
+  seed: int,
+  ema_decay: float,
+  accumulation: int = 1,
+  retrieve: retrieval.RetrieveFn | None = None,
+) -> StepFn:
+  """Makes the training step.
+
+  Args:
+    network: The network.
+    tx: The optimizer.
+    loss_config: The loss.
+    stats: Normalise the batch's latents.
+    seed: With the step it addresses every random draw.
+    ema_decay: Decay of the moving average.
+    accumulation: See `make_update`.
+    retrieve: Looks up what cross-attention attends to; the bank then has unit
+      rows.
+
+  Returns:
+    (state, batch, bank, encoder=None) -> (state, metrics). The batch holds what
+    `fields` names; `encoder` turns pixels into the projection's tokens. Metrics
+    are scalars under `train/`.
+
+  Source: paper §3; the published training loop.
+  """
+  adaln = transformer.uses_adaln(network.conditioning)
+  project = loss_config.projection_weight > 0
+  update = make_update(
+    network, tx, loss_config, ema_decay=ema_decay, accumulation=accumulation
+  )
+
+  def step_fn(state, batch, bank, encoder=None):
+    step = state.step
+    x1 = protocols.normalise_latents(
+      latents(batch, seed=seed, step=step), stats
+    )
+    snippet = neighbours = None
+    if network.conditioning != "none":
+      snippet = snippets(batch, bank)
+      if retrieve is not None:
+        neighbours = retrieve(bank, snippet, batch["row"], step)
+    draws = Draws(
+      x1=x1,
+      x0=jax.random.normal(rngs.key(seed, "train/noise", step), x1.shape),
+      t=losses.sample_time(
+        loss_config, rngs.key(seed, "train/time", step), x1.shape[0]
+      ),
+      # Pure cross-attention needs the snippet only to look up its neighbours.
+      snippet=snippet if adaln else None,
+      tokens=tokens(batch, encoder) if project else None,
+      # One key per example: parts of an accumulated batch take theirs along.
+      dropout_key=jax.random.split(
+        rngs.key(seed, "train/dropout", step), x1.shape[0]
+      ),
+      neighbours=neighbours,
+    )
+    return update(state, draws)
+
+  return step_fn
 
 
 def make_update(
@@ -68,13 +140,15 @@ def make_update(
 ) -> UpdateFn:
   """Makes the part of the step that draws nothing.
 
+  It is apart so that tests can give it the draws of the published step.
+
   Args:
     network: The network.
     tx: The optimizer.
     loss_config: The loss.
     ema_decay: Decay of the moving average.
-    accumulation: Parts of the batch whose gradients are averaged, one after the
-      other; it divides the batch.
+    accumulation: Parts of the batch whose gradients are averaged one after the
+      other; divides the batch.
 
   Returns:
     (state, Draws) -> (state, metrics): gradients of the loss, optimizer, moving
@@ -109,7 +183,7 @@ def make_update(
     params = optax.apply_updates(state.params, updates)
     metrics = {
       "train/loss": loss,
-      "train/grad_norm": optax.tree.norm(grads),
+      "train/grad_norm": optax.tree.norm(grads),  # before the clip
       **{f"train/{name}": value for name, value in metrics.items()},
     }
     state = train_state.TrainState(
@@ -126,12 +200,9 @@ def make_update(
 def accumulate(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
   """Lets a function see a batch in parts, and averages what it returns.
 
-  Part j has the rows j, j + parts, … of the batch: where the batch is split
-  over devices, each device keeps its own rows, and all work on every part.
-
   Args:
     fn: (params, batch) -> pytree of means over the batch.
-    parts: Number of parts; it divides the batch.
+    parts: Divides the batch.
 
   Returns:
     (params, batch) -> the same pytree, equal up to rounding.
@@ -139,6 +210,8 @@ def accumulate(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
   if parts == 1:
     return fn
 
+  # Part j has the rows j, j + parts, …: a batch split over devices in blocks of
+  # rows then needs no exchange, and every part keeps all devices busy.
   def split(x):
     return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
 
@@ -154,82 +227,17 @@ def accumulate(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
     leaves = [split(x) for x in leaves]
     shapes = jax.eval_shape(one, [x[0] for x in leaves])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # A scan, not a Python loop: one part's activations are alive at a time.
     total, _ = jax.lax.scan(add, zeros, leaves)
     return jax.tree.map(lambda x: x / parts, total)
 
   return accumulated
 
 
-def make_train_step(
-  network: transformer.FlowTransformer,
-  tx: optax.GradientTransformation,
-  loss_config: losses.LossConfig,
-  stats: protocols.LatentStats,
-  *,
-  seed: int,
-  ema_decay: float,
-  accumulation: int = 1,
-  retrieve: retrieval.RetrieveFn | None = None,
-) -> StepFn:
-  """Makes the training step.
-
-  Args:
-    network: The network.
-    tx: The optimizer.
-    loss_config: The loss.
-    stats: Normalise the batch's latents.
-    seed: Seed of the streams; with the step it addresses every random draw.
-    ema_decay: Decay of the moving average.
-    accumulation: See `make_update`.
-    retrieve: Looks up what cross-attention attends to; the bank then has unit
-      rows.
-
-  Returns:
-    (state, batch, bank, encoder=None) -> (state, metrics). The batch holds what
-    `gmem_jax.train.batch` reads; of pixels, `encoder` makes the projection's
-    tokens.
-    Metrics are scalars under `train/`.
-
-  Source: paper §3; the published training loop.
-  """
-  adaln = transformer.uses_adaln(network.conditioning)
-  project = loss_config.projection_weight > 0
-  update = make_update(
-    network, tx, loss_config, ema_decay=ema_decay, accumulation=accumulation
-  )
-
-  def step_fn(state, batch, bank, encoder=None):
-    step = state.step
-    latents = batch_lib.latents(batch, seed=seed, step=step)
-    x1 = protocols.normalise_latents(latents, stats)
-    snippet = neighbours = None
-    if network.conditioning != "none":
-      snippet = batch_lib.snippets(batch, bank)
-      if retrieve is not None:
-        neighbours = retrieve(bank, snippet, batch["row"], step)
-    draws = Draws(
-      x1=x1,
-      x0=jax.random.normal(rngs.key(seed, "train/noise", step), x1.shape),
-      t=losses.sample_time(
-        loss_config, rngs.key(seed, "train/time", step), x1.shape[0]
-      ),
-      snippet=snippet if adaln else None,
-      tokens=batch_lib.tokens(batch, encoder) if project else None,
-      dropout_key=jax.random.split(
-        rngs.key(seed, "train/dropout", step), x1.shape[0]
-      ),
-      neighbours=neighbours,
-    )
-    return update(state, draws)
-
-  return step_fn
-
-
 def repeat(step_fn: StepFn) -> StepFn:
   """Makes one call take several steps.
 
-  Args:
-    step_fn: The step.
+  This pays where a step takes only milliseconds: Python starts each call.
 
   Returns:
     The same function of batches with a leading axis [k, b, …]; its metrics
@@ -244,26 +252,86 @@ def repeat(step_fn: StepFn) -> StepFn:
   return steps_fn
 
 
-def example_inputs(
-  latent_shape: tuple[int, int, int],
-  snippet_dim: int | None,
-  kind: str = "adaln",
-) -> tuple[Any, ...]:
-  """Zeros of the shapes that a network is initialised with.
+def fields(
+  available: Collection[str], *, conditioned: bool, project: bool
+) -> tuple[str, ...]:
+  """The fields of records that the step reads; the others stay on the host.
 
   Args:
-    latent_shape: h, w, c.
-    snippet_dim: Width of the snippet, or None without conditioning.
-    kind: The network's conditioning.
-
-  Returns:
-    (x, t, snippet, neighbours) of one example.
+    available: The fields that the records have.
+    conditioned: Whether the network takes a snippet.
+    project: Whether the loss has a projection.
   """
-  snippet = neighbours = None
-  if snippet_dim is not None and transformer.uses_adaln(kind):
-    snippet = jnp.zeros((1, snippet_dim))
-  if snippet_dim is not None and transformer.uses_cross(kind):
-    neighbours = conditioning.Neighbours(
-      jnp.zeros((1, 1, snippet_dim)), jnp.zeros((1, 1))
-    )
-  return jnp.zeros((1, *latent_shape)), jnp.zeros((1,)), snippet, neighbours
+  read = ["latent", "mean", "logvar", "row"]
+  if conditioned:
+    read += ["feature"]
+  if project:
+    read += ["tokens", "token_scales", "pixels", "mirrored"]
+  return tuple(name for name in read if name in available)
+
+
+def latents(batch: Batch, *, seed: int, step: Array) -> Float[Array, "b h w c"]:
+  """Latents in float32, not normalised.
+
+  Args:
+    batch: Holds `latent`, or `mean` and `logvar` of the tokenizer's posterior,
+      each [b h w c].
+    seed: Seed of the streams.
+    step: With the seed it addresses the draw from the posterior.
+  """
+  if "latent" in batch:
+    return batch["latent"].astype(jnp.float32)
+  # A new draw at every step; the published data set stores a single one.
+  mean, logvar = (batch[n].astype(jnp.float32) for n in ("mean", "logvar"))
+  noise = jax.random.normal(rngs.key(seed, "train/posterior", step), mean.shape)
+  return mean + jnp.exp(logvar / 2) * noise
+
+
+def snippets(batch: Batch, bank: bank_lib.MemoryBank) -> Float[Array, "b d"]:
+  """The examples' memory snippets: unit vectors, float32.
+
+  Args:
+    batch: Holds `feature` [b d], the raw feature of the very view of the image
+      (mirrored or not); or only `row` [b], the image's row of the bank.
+    bank: The bank.
+
+  Source: the published data set, whose mirrored examples have features of
+  their own; the bank holds those of the images as they are.
+  """
+  if "feature" in batch:
+    return bank_lib.normalise(batch["feature"])
+  return jnp.asarray(bank_lib.snippets(bank, batch["row"]))
+
+
+def tokens(
+  batch: Batch, encoder: protocols.FeatureEncoder | None
+) -> Float[Array, "b n z"] | None:
+  """Targets of the projection loss, float32; None if the batch has none.
+
+  Args:
+    batch: Holds `tokens` [b n z], if of int8 with `token_scales` [b n]; or
+      `pixels` [b H W ch] and `mirrored` [b]; or neither.
+    encoder: Makes tokens of pixels.
+
+  Raises:
+    ValueError: If the batch has pixels and there is no encoder.
+  """
+  if "tokens" in batch:
+    targets = batch["tokens"].astype(jnp.float32)
+    if "token_scales" in batch:
+      targets = targets * batch["token_scales"][..., None]
+    return targets
+  if "pixels" not in batch:
+    return None
+  if encoder is None:
+    raise ValueError("the batch holds pixels: the step needs the encoder")
+  images = mirror(batch["pixels"], batch["mirrored"])
+  return jax.lax.stop_gradient(encoder(protocols.to_float(images))[1])
+
+
+def mirror(
+  images: UInt8[Array, "b H W ch"], mirrored: Bool[Array, " b"]
+) -> UInt8[Array, "b H W ch"]:
+  """Mirrors the marked images left to right."""
+  # Both views of stored pixels come from one copy, unlike stored tokens.
+  return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)

@@ -174,8 +174,10 @@ def _memory(rows, mesh, form, placement):
     "latent_shape": (2, 2, 4),
     "token_dim": 0,
   }
-  known = {field.name for field in dataclasses.fields(setup.Memory)}
-  return stored, setup.Memory(**{k: v for k, v in fields.items() if k in known})
+  known = {field.name for field in dataclasses.fields(setup.RunMemory)}
+  return stored, setup.RunMemory(
+    **{k: v for k, v in fields.items() if k in known}
+  )
 
 
 @pytest.mark.multidevice

@@ -109,7 +109,7 @@ def make_step(mesh, dataset, placement="replicated"):
   """The training step's function, its state and its bank on a mesh."""
   settings = tiny.make_config(**CROSS, bank__placement=placement)
   memory = setup.make_memory(settings, dataset, mesh)
-  bank = memory.step_bank
+  bank = memory.unit
   step_fn = train_step.make_train_step(
     setup.network(settings, memory),
     optimizer_lib.make_optimizer(settings.optim),

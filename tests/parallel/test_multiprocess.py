@@ -53,7 +53,7 @@ def train_here(dataset, workdir, steps):
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
   memory = setup.make_memory(config, dataset, mesh)
   workdir.mkdir(exist_ok=True)
-  run = loop.Run(config, workdir, mesh, dataset, memory, None)
+  run = tiny.make_run(config, workdir, mesh, dataset, memory, None)
   return jax.device_get(loop.train(run))
 
 

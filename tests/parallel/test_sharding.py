@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec as P
 
-from gmem_jax import rngs
 from gmem_jax.models import lightning_dit
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   optimizer as optimizer_lib,
   state as train_state,
-  step as train_step,
 )
 from tests import tiny
 
@@ -110,11 +108,8 @@ def xl():
   network = lightning_dit.LightningDiT(
     channels=32, **lightning_dit.SIZES["XL/1"], token_dim=768
   )
-  inputs = train_step.example_inputs((16, 16, 32), 768)
-  init = train_state.make_init(
-    lambda: network.init(rngs.key(0, "init"), *inputs)["params"],
-    optimizer_lib.make_optimizer(tiny.make_config().optim),
-  )
+  tx = optimizer_lib.make_optimizer(tiny.make_config().optim)
+  init = train_state.make_init(network, (16, 16, 32), tx, seed=0)
   with jax.numpy_dtype_promotion("standard"):
     return jax.eval_shape(init)
 

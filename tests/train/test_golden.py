@@ -68,7 +68,7 @@ def training(golden_dir):
       golden.network, tx, loss, ema_decay=hyper["ema_decay"]
     )
   )
-  state = train_state.make_init(lambda: golden.params, tx)()
+  state = train_state.at_start(golden.params, tx)
   metrics = []
   with jax.numpy_dtype_promotion("standard"):
     for step in range(hyper["steps"]):
@@ -157,7 +157,7 @@ def test_gradients_of_the_first_step(training):
   )
   loss = common.loss_config(projection_weight=hyper["proj_weight"])
   update = train_step.make_update(golden.network, keep, loss, ema_decay=0.0)
-  state = train_state.make_init(lambda: golden.params, keep)()
+  state = train_state.at_start(golden.params, keep)
   state, _ = jax.jit(update)(state, draws_of(data, 0))
   grads = to_torch(golden, state.opt_state)
   norms = dict(

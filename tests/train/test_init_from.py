@@ -88,7 +88,7 @@ def test_a_run_gains_cross_attention(parts, fresh, tmp_path):
   with checkpoint.opened(tmp_path / "checkpoints", old.checkpoint) as kept:
     kept.save(8, state, {"train_seconds": 1.0})
   config = tiny.make_config(**CROSS, train__init_from=str(tmp_path))
-  run = loop.Run(config, tmp_path / "new", mesh, dataset, memory, None)
+  run = tiny.make_run(config, tmp_path / "new", mesh, dataset, memory, None)
   with checkpoint.opened(tmp_path / "empty", config.checkpoint) as kept:
     started, _ = loop.restore_or_init(run, kept)
   assert int(started.step) == 0

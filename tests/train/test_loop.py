@@ -32,7 +32,7 @@ def make_run(dataset, workdir, evaluate=None, **changes):
   mesh = sharding.make_mesh(config.mesh, devices=jax.devices()[:1])
   memory = setup.make_memory(config, dataset, mesh)
   workdir.mkdir(exist_ok=True)
-  return loop.Run(config, workdir, mesh, dataset, memory, evaluate)
+  return tiny.make_run(config, workdir, mesh, dataset, memory, evaluate)
 
 
 def ema_at(run, step):

@@ -41,7 +41,7 @@ def make_run(shards, workdir, **changes):
   dataset = dataset_lib.load(config)
   memory = setup.make_memory(config, dataset, mesh)
   workdir.mkdir(exist_ok=True)
-  return loop.Run(config, workdir, mesh, dataset, memory, None)
+  return tiny.make_run(config, workdir, mesh, dataset, memory, None)
 
 
 def test_published_shards_train_and_continue_exactly(shards, tmp_path):
@@ -70,7 +70,9 @@ def test_flips_are_shared_or_as_published(shards, tmp_path):
       loss__projection_weight=0.5,
     )
     dataset = loop._dataset(
-      loop.Run(config, run.workdir, run.mesh, run.dataset, run.memory, None)
+      tiny.make_run(
+        config, run.workdir, run.mesh, run.dataset, run.memory, None
+      )
     )
     views = []
     for j in range(8):

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from gmem_jax.models import lightning_dit
 from gmem_jax.train import state as train_state
 
 
@@ -24,9 +25,26 @@ def test_ema_converges_geometrically():
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_init_is_pure_and_starts_the_average_at_the_parameters():
-  init = train_state.make_init(lambda: {"w": jnp.ones((3,))}, optax.adam(1e-3))
+  network = lightning_dit.LightningDiT(
+    channels=2,
+    snippet_dim=6,
+    token_dim=0,
+    width=16,
+    depth=1,
+    heads=2,
+    patch=1,
+  )
+  init = train_state.make_init(network, (4, 4, 2), optax.adam(1e-3), seed=0)
   shapes = jax.eval_shape(init)
-  assert shapes.params["w"].shape == (3,)
-  state = init()
+  state, again = init(), init()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_equal(a.shape, b.shape), state, shapes
+  )
+  jax.tree.map(np.testing.assert_array_equal, state, again)
   assert int(state.step) == 0
-  np.testing.assert_array_equal(state.ema["w"], state.params["w"])
+  jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
+  # A donated state must not hold one buffer twice.
+  for a, b in zip(
+    *map(jax.tree.leaves, (state.ema, state.params)), strict=True
+  ):
+    assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()

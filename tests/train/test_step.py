@@ -28,7 +28,7 @@ def dataset():
 def make_run(config, dataset, devices, tmp_path):
   mesh = sharding.make_mesh(config.mesh, devices=devices)
   memory = setup.make_memory(config, dataset, mesh)
-  return loop.Run(config, tmp_path, mesh, dataset, memory, None)
+  return tiny.make_run(config, tmp_path, mesh, dataset, memory, None)
 
 
 def fresh(run):
