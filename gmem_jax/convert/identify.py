@@ -184,7 +184,6 @@ def _dinov2(contents: Contents, settings: Mapping[str, int]) -> Identity:
 
 
 def _inception(contents: Contents, settings: Mapping[str, int]) -> Identity:
-  del settings
   table, title = inception_names.RULES, "FID's InceptionV3"
   network = inception.InceptionV3()
   parameters = manifest.expected(network, [(1, 299, 299, 3)], table, {})
@@ -198,13 +197,11 @@ def _inception(contents: Contents, settings: Mapping[str, int]) -> Identity:
 
 
 def _bank(contents: Contents, settings: Mapping[str, int]) -> Identity:
-  del settings
   rows, width = contents.tensors["rows"].shape
   return Identity(f"memory bank, {rows} rows of {width}", tables.BANK)
 
 
 def _low_rank_bank(contents: Contents, settings: Mapping[str, int]) -> Identity:
-  del settings
   title, shapes = "low-rank memory bank", manifest.shapes_of(contents.tensors)
   (rows, rank), (width, _) = manifest.deciding(title, shapes, {"C": 2, "M": 2})
   parameters = {
@@ -220,7 +217,6 @@ def _low_rank_bank(contents: Contents, settings: Mapping[str, int]) -> Identity:
 
 
 def _latent_stats(contents: Contents, settings: Mapping[str, int]) -> Identity:
-  del settings
   title, shapes = "latent statistics", manifest.shapes_of(contents.tensors)
   ((_, channels, *_),) = manifest.deciding(title, shapes, {"mean": 4})
   shape = (1, channels, 1, 1)
@@ -229,7 +225,6 @@ def _latent_stats(contents: Contents, settings: Mapping[str, int]) -> Identity:
 
 
 def _fid_stats(contents: Contents, settings: Mapping[str, int]) -> Identity:
-  del settings
   title, shapes = (
     "FID reference statistics",
     manifest.shapes_of(contents.tensors),

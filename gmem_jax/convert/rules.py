@@ -101,6 +101,24 @@ class Rule:
     return name
 
 
+def layer(
+  torch: str, flax: str, transform: str = "linear", stack: str | None = None
+) -> tuple[Rule, Rule]:
+  """The rules of a layer's weight and bias."""
+  return (
+    Rule(rf"{torch}\.weight", f"{flax}/kernel", transform, stack),
+    Rule(rf"{torch}\.bias", f"{flax}/bias", stack=stack),
+  )
+
+
+def norm(torch: str, flax: str, stack: str | None = None) -> tuple[Rule, Rule]:
+  """The rules of a norm's scale and bias."""
+  return (
+    Rule(rf"{torch}\.weight", f"{flax}/scale", stack=stack),
+    Rule(rf"{torch}\.bias", f"{flax}/bias", stack=stack),
+  )
+
+
 class NamesError(ValueError):
   """All names that do not fit, listed in one message."""
 

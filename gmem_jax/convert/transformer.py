@@ -134,9 +134,10 @@ def _heads(
 ) -> int:
   """The number of heads: from a shape, from the user, or as published."""
   given = settings.get("heads")
-  tables = "feat_rope.freqs_cos", "feat_rope.freqs_sin"
-  for name in (*tables, "blocks.0.attn.q_norm.weight"):
-    shape = shapes.get(name, ())
+  cos, sin = (shapes.get(f"feat_rope.freqs_{f}", ()) for f in ("cos", "sin"))
+  q, k = (shapes.get(f"blocks.0.attn.{n}_norm.weight", ()) for n in "qk")
+  # Norms that differ tell nothing; `compare` says which of them is wrong.
+  for shape in (cos, sin, q if q == k else ()):
     if shape and shape[-1] and width % shape[-1] == 0:
       heads = width // shape[-1]
       if given not in (None, heads):

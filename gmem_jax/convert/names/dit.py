@@ -4,63 +4,39 @@ They differ in the projector's name alone (`projectors.0` and `projector.0`). Of
 the other names, a network has those that its flags call for.
 """
 
-from gmem_jax.convert.rules import Rule
+from gmem_jax.convert.rules import layer, norm, Rule
 from gmem_jax.models import sit, transformer
 
-
-def _linear(torch: str, flax: str) -> list[Rule]:
-  """Weight and bias of a linear layer."""
-  return [
-    Rule(rf"{torch}\.weight", f"{flax}/kernel", "linear"),
-    Rule(rf"{torch}\.bias", f"{flax}/bias"),
-  ]
-
-
-def _norm(torch: str, flax: str) -> list[Rule]:
-  return [
-    Rule(rf"{torch}\.weight", f"{flax}/scale"),
-    Rule(rf"{torch}\.bias", f"{flax}/bias"),
-  ]
-
-
-def _stacked(layer: list[Rule]) -> list[Rule]:
-  """The rules of a layer, for that layer of every block."""
-  return [
-    Rule(
-      rf"blocks\.(?P<i>\d+)\.{rule.torch}",
-      f"blocks/{rule.flax}",
-      rule.transform,
-      stack="i",
-    )
-    for rule in layer
-  ]
-
+_BLOCK = r"blocks\.(?P<i>\d+)\."
 
 _COMMON = (
   # A parameter: an average of weights may have moved it off the sines.
   Rule("pos_embed", "pos_embed"),
-  Rule(r"x_embedder\.proj\.weight", "patch_embed/linear/kernel", "conv_linear"),
-  Rule(r"x_embedder\.proj\.bias", "patch_embed/linear/bias"),
-  *_linear(r"t_embedder\.mlp\.0", "time_embed/fc1"),
-  *_linear(r"t_embedder\.mlp\.2", "time_embed/fc2"),
-  *_linear(r"condition_projection\.linear", "snippet_embed"),
-  *_stacked(_linear(r"adaLN_modulation\.1", "modulation")),
-  *_stacked([Rule(r"norm(?P<k>[12])\.weight", "norm{k}/scale")]),
-  *_stacked(_linear(r"attn\.(?P<name>qkv|proj)", "attn/{name}")),
-  *_stacked(_norm(r"attn\.(?P<name>q_norm|k_norm)", "attn/{name}")),
-  *_stacked(_linear(r"mlp\.(?P<name>w12|w3|fc1|fc2)", "mlp/{name}")),
+  # A convolution of stride = kernel size, here a dense layer on patches.
+  *layer(r"x_embedder\.proj", "patch_embed/linear", "conv_linear"),
+  *layer(r"t_embedder\.mlp\.0", "time_embed/fc1"),
+  *layer(r"t_embedder\.mlp\.2", "time_embed/fc2"),
+  *layer(r"condition_projection\.linear", "snippet_embed"),
+  *layer(_BLOCK + r"adaLN_modulation\.1", "blocks/modulation", stack="i"),
+  # RMSNorm has no bias.
+  Rule(_BLOCK + r"norm(?P<k>[12])\.weight", "blocks/norm{k}/scale", stack="i"),
+  *layer(_BLOCK + r"attn\.(?P<name>qkv|proj)", "blocks/attn/{name}", stack="i"),
+  *norm(_BLOCK + r"attn\.(?P<name>q_norm|k_norm)", "blocks/attn/{name}", "i"),
+  # w12 and w3 of SwiGLU, fc1 and fc2 of the MLP with GELU.
+  *layer(
+    _BLOCK + r"mlp\.(?P<name>w12|w3|fc1|fc2)", "blocks/mlp/{name}", stack="i"
+  ),
   Rule(r"final_layer\.norm_final\.weight", "final/norm/scale"),
-  *_linear(r"final_layer\.adaLN_modulation\.1", "final/modulation"),
-  *_linear(r"final_layer\.linear", "final/linear"),
+  *layer(r"final_layer\.adaLN_modulation\.1", "final/modulation"),
+  *layer(r"final_layer\.linear", "final/linear"),
 )
 
 
 def _projector(torch: str) -> list[Rule]:
-  return [
-    rule
-    for index, name in ((0, "fc1"), (2, "fc2"), (4, "fc3"))
-    for rule in _linear(rf"{torch}\.{index}", f"projector/{name}")
-  ]
+  # The odd numbers are activations.
+  names = {0: "fc1", 2: "fc2", 4: "fc3"}
+  rules = (layer(rf"{torch}\.{k}", f"projector/{n}") for k, n in names.items())
+  return [rule for pair in rules for rule in pair]
 
 
 SIT: tuple[Rule, ...] = (*_COMMON, *_projector(r"projectors\.0"))

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from gmem_jax.convert import manifest, rules
-from gmem_jax.convert.rules import Rule
+from gmem_jax.convert.rules import layer, norm, Rule
 from gmem_jax.models.encoders import vae
 
 _PART = r"(?P<part>encoder|decoder)"
@@ -26,45 +26,30 @@ ATTENTION = ("to_q", "to_k", "to_v", r"to_out\.0")
 OLD_ATTENTION = ("query", "key", "value", "proj_attn")
 
 
-def _layer(torch: str, flax: str, transform: str) -> tuple[Rule, ...]:
-  """Weight and bias of a convolution or projection."""
-  return (
-    Rule(rf"{torch}\.weight", f"{flax}/kernel", transform),
-    Rule(rf"{torch}\.bias", f"{flax}/bias"),
-  )
-
-
-def _norm(torch: str, flax: str) -> tuple[Rule, ...]:
-  return (
-    Rule(rf"{torch}\.weight", f"{flax}/scale"),
-    Rule(rf"{torch}\.bias", f"{flax}/bias"),
-  )
-
-
 def _block(torch: str, flax: str, shortcut: str) -> tuple[Rule, ...]:
   return (
-    *_norm(rf"{torch}\.norm(?P<k>[12])", f"{flax}/norm_{{k}}"),
-    *_layer(rf"{torch}\.conv(?P<k>[12])", f"{flax}/conv_{{k}}", "conv"),
-    *_layer(rf"{torch}\.{shortcut}", f"{flax}/shortcut", "conv"),
+    *norm(rf"{torch}\.norm(?P<k>[12])", f"{flax}/norm_{{k}}"),
+    *layer(rf"{torch}\.conv(?P<k>[12])", f"{flax}/conv_{{k}}", "conv"),
+    *layer(rf"{torch}\.{shortcut}", f"{flax}/shortcut", "conv"),
   )
 
 
 def _attention(
-  torch: str, flax: str, norm: str, names: Iterable[str], transform: str
+  torch: str, flax: str, norm_name: str, names: Iterable[str], transform: str
 ) -> tuple[Rule, ...]:
   layers = (
-    _layer(rf"{torch}\.{name}", f"{flax}/{ours}", transform)
+    layer(rf"{torch}\.{name}", f"{flax}/{ours}", transform)
     for name, ours in zip(names, ("q", "k", "v", "out"), strict=True)
   )
-  return (*_norm(rf"{torch}\.{norm}", f"{flax}/norm"), *sum(layers, ()))
+  return (*norm(rf"{torch}\.{norm_name}", f"{flax}/norm"), *sum(layers, ()))
 
 
 def _ends(norm_out: str) -> tuple[Rule, ...]:
   """What surrounds the levels; both layouts name it almost alike."""
   return (
-    *_layer(rf"{_PART}\.conv_(?P<end>in|out)", "{part}/conv_{end}", "conv"),
-    *_norm(rf"{_PART}\.{norm_out}", "{part}/norm_out"),
-    *_layer(r"(?P<name>quant_conv|post_quant_conv)", "{name}", "conv"),
+    *layer(rf"{_PART}\.conv_(?P<end>in|out)", "{part}/conv_{end}", "conv"),
+    *norm(rf"{_PART}\.{norm_out}", "{part}/norm_out"),
+    *layer(r"(?P<name>quant_conv|post_quant_conv)", "{name}", "conv"),
   )
 
 
@@ -82,7 +67,7 @@ LDM: tuple[Rule, ...] = (
     rf"{_LDM_LEVEL}\.block\.(?P<j>\d+)", f"{_LEVEL}/block_{{j}}", "nin_shortcut"
   ),
   *_ldm_attention(rf"{_LDM_LEVEL}\.attn\.(?P<j>\d+)", f"{_LEVEL}/attn_{{j}}"),
-  *_layer(
+  *layer(
     rf"{_LDM_LEVEL}\.(?P<resample>downsample|upsample)\.conv",
     f"{_LEVEL}/{{resample}}",
     "conv",
@@ -103,7 +88,7 @@ def _diffusers_level(torch: str, flax: str) -> tuple[Rule, ...]:
     *_block(
       rf"{torch}\.resnets\.(?P<j>\d+)", f"{flax}/block_{{j}}", "conv_shortcut"
     ),
-    *_layer(
+    *layer(
       rf"{torch}\.(?P<way>down|up)samplers\.0\.conv",
       f"{flax}/{{way}}sample",
       "conv",
