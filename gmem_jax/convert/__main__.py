@@ -5,6 +5,7 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -99,6 +100,7 @@ def _settings(
 
 
 def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
+  # Else it would be refused as a directory, or as names of no network.
   if weights.is_converted(args.src):
     raise ValueError(f"{args.src} is converted already (--to-torch goes back)")
   if not args.dry_run:
@@ -113,16 +115,17 @@ def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
   if result is None:
     errors.say("complete; nothing written (--dry-run)")
     return
-  weights.save_converted(args.out, result.trees, result.metadata, args.format)
+  weights.save_converted(args.out, *result, args.format)
   errors.say(f"wrote {args.out} ({args.format})")
 
 
 def _convert(
   args: argparse.Namespace, source: read.OpenFile, settings: dict[str, int]
-) -> torch_import.Converted | None:
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
   """Recognises, reports, and unless it is a dry run checks and converts."""
   contents = detect.detect(source, args.weights)
   identity = identify.identify(contents, settings)
+  # Before the long part, so that a wrong file can be stopped.
   errors.say(_report(source, contents, identity))
   if args.dry_run:
     return None

@@ -85,10 +85,8 @@ class Contents:
 def detect(source: OpenFile, weights: str | None = None) -> Contents:
   """Recognises what an open file contains.
 
-  Args:
-    source: The file.
-    weights: "ema" or "model", which of a trainer's two sets; None for the
-      averaged ones where there are any.
+  Of a trainer's two sets of weights, it takes the one that `weights` names:
+  "ema" or "model", by default the averaged ones where there are any.
 
   Raises:
     WrongFile: Nothing that can be converted; says what it is instead.
@@ -104,7 +102,7 @@ def detect(source: OpenFile, weights: str | None = None) -> Contents:
     contents = _mapping(value, weights, source.path.stem)
   if weights and contents.weights is None:
     raise WrongFile(
-      f"holds one set of weights, not the two of a trainer's file: leave out"
+      "holds one set of weights, not the two of a trainer's file: leave out"
       f" --weights={weights}"
     )
   return contents
@@ -144,21 +142,17 @@ def _mapping(
   value: Mapping[Any, Any], weights: str | None, stem: str
 ) -> Contents:
   if {"C", "M", "S"} <= value.keys():
-    names = [n for n in ("C", "M", "S", "mean") if _is_tensor(value.get(n))]
-    numbers = {
-      n: v for n, v in value.items() if n not in ("C", "M", "S", "mean")
-    }
-    return Contents(
-      "low_rank_bank", {n: value[n] for n in names}, config=numbers
-    )
+    places = ("C", "M", "S", "mean")
+    names = [n for n in places if isinstance(value.get(n), np.ndarray)]
+    tensors = {n: value[n] for n in names}
+    rest = {n: v for n, v in value.items() if n not in (*names, "mean")}
+    return Contents("low_rank_bank", tensors, config=rest)
   if value.keys() == {"mean", "std"}:
     return Contents("latent_stats", _state_dict(value))
   if isinstance(value.get("network"), Mapping):
     bank = {k: v for k, v in value.items() if k != "network"}
     return _network(value["network"], "network", bank=bank)
-  if isinstance(value.get("ema"), Mapping) or isinstance(
-    value.get("model"), Mapping
-  ):
+  if any(isinstance(value.get(k), Mapping) for k in ("ema", "model")):
     return _trainer(value, weights, stem)
   if isinstance(value.get("state_dict"), Mapping):
     step = value.get("global_step")
@@ -181,7 +175,7 @@ def _trainer(
   if name not in sets:
     raise WrongFile(f"holds no {name!r} weights, only {' and '.join(sets)!r}")
   config = value.get("config")
-  # The trainer writes no step; its files are named by it.
+  # The trainer stores no step; it names its files by it.
   step = int(stem) if re.fullmatch(r"\d{7}", stem) else None
   return _network(
     value[name],
@@ -198,17 +192,13 @@ def _network(value: Any, container: str | None, **fields: Any) -> Contents:
   return Contents(_kind(tensors), tensors, container, **fields)
 
 
-def _is_tensor(value: Any) -> bool:
-  return isinstance(value, np.ndarray)
-
-
 def _state_dict(value: Any) -> StateDict:
   """Checks that a value maps names to tensors."""
   if not isinstance(value, Mapping) or not value:
     raise WrongFile("holds an empty state dict, or none")
   if {"state", "param_groups"} <= value.keys():
     raise WrongFile("is the state of an optimizer, not weights")
-  others = [k for k, v in value.items() if not _is_tensor(v)]
+  others = [k for k, v in value.items() if not isinstance(v, np.ndarray)]
   if others or not all(isinstance(k, str) for k in value):
     raise WrongFile(
       f"is no state dict: not every entry is a tensor under a name"
@@ -231,6 +221,7 @@ def _kind(tensors: StateDict) -> str:
       "is a shard of encoded training data, not weights; point the data"
       " section of a config at its directory"
     )
+  # First: most names of a wrong network may be those of a right one.
   for name, what in _WRONG.items():
     if any(n == name or n.endswith(f".{name}") for n in tensors):
       raise WrongFile(f"is {what}")
@@ -238,6 +229,7 @@ def _kind(tensors: StateDict) -> str:
     ((_taken(table, tensors), kind) for kind, table in _TABLES),
     key=lambda pair: pair[0],
   )
+  # Half is enough: `identify` then lists what is missing or too much.
   if 2 * taken < len(tensors):
     raise WrongFile(
       f"is a state dict of {len(tensors)} tensors ({_some(tensors)}) of no"

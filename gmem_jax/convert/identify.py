@@ -50,9 +50,7 @@ _VAE_TITLES = {
 def identify(contents: Contents, settings: Mapping[str, int]) -> Identity:
   """Finds the network of a file and checks all names and shapes against it.
 
-  Args:
-    contents: Of the file.
-    settings: What no file tells; the keys are values of SETTINGS.
+  `settings` is what no file tells; its keys are values of SETTINGS.
 
   Raises:
     NamesError: Names that are missing, unexpected or misshapen.
@@ -98,6 +96,7 @@ def _autoencoder(contents: Contents, settings: Mapping[str, int]) -> Identity:
     shapes,
   )
   title, notes = f"autoencoder (width {network.ch})", []
+  # The scale of the latents is in no file: it comes with the published name.
   for name, variant in vae.VARIANTS.items():
     scaled = dataclasses.replace(network, latent_scale=variant.latent_scale)
     if scaled == variant:
@@ -187,6 +186,7 @@ def _inception(contents: Contents, settings: Mapping[str, int]) -> Identity:
   table, title = inception_names.RULES, "FID's InceptionV3"
   network = inception.InceptionV3()
   parameters = manifest.expected(network, [(1, 299, 299, 3)], table, {})
+  # Counters of training steps, integers beside each running mean.
   counters: Shapes = {
     name.replace("running_mean", "num_batches_tracked"): ()
     for name in parameters
@@ -208,6 +208,7 @@ def _low_rank_bank(contents: Contents, settings: Mapping[str, int]) -> Identity:
     "C": (rows, rank), "M": (width, rank), "S": (rank,), "mean": (width,)
   }  # fmt: skip
   problems = manifest.compare(contents.tensors, parameters, {})
+  # The file repeats two of its sizes as numbers.
   for name, right in (("latent_dim", rank), ("feature_dim", width)):
     if name in contents.config and contents.config[name] != right:
       problems.append(f"{name}: {contents.config[name]!r}, expected {right}")
@@ -230,6 +231,7 @@ def _fid_stats(contents: Contents, settings: Mapping[str, int]) -> Identity:
     manifest.shapes_of(contents.tensors),
   )
   parameters: dict[str, tuple[int, ...]] = {}
+  # Of the pooled and of the spatial features; either may be alone.
   for suffix in ("", "_s"):
     mean, covariance = f"mu{suffix}", f"sigma{suffix}"
     if shapes.keys() & {mean, covariance}:

@@ -64,9 +64,6 @@ def deciding(
     shapes: Those of the file.
     ranks: Name -> number of axes.
 
-  Returns:
-    The shapes of these names.
-
   Raises:
     NamesError: Listing those that are missing, or have other or empty axes.
   """
@@ -84,12 +81,8 @@ def deciding(
 def depth(names: Iterable[str], limit: int) -> int:
   """One more than the largest index of a block.
 
-  Args:
-    names: PyTorch names.
-    limit: A depth that no file with so many names can have.
-
   Raises:
-    NamesError: If the limit is exceeded.
+    NamesError: If it exceeds a limit that no file with so many names can reach.
   """
   blocks = (re.match(r"blocks\.(\d+)\.", name) for name in names)
   last = max((int(m[1]) for m in blocks if m), default=0)
@@ -97,11 +90,6 @@ def depth(names: Iterable[str], limit: int) -> int:
   if last >= limit:
     raise rules.NamesError("network", [f"blocks.{last}: unexpected"])
   return last + 1
-
-
-def _hollow(shape: Sequence[int]) -> np.ndarray:
-  """An array of zeros of any shape that takes no memory."""
-  return np.broadcast_to(np.zeros((), np.float32), tuple(shape))
 
 
 def expected(
@@ -112,15 +100,16 @@ def expected(
 ) -> dict[str, tuple[int, ...]]:
   """PyTorch names and shapes of a network's parameters, without buffers.
 
-  Args:
-    network: The network.
-    inputs: Shapes of what it is called with.
-    table: Its table of names.
-    given: Shapes of the file, where a transform forgets the shape it had.
+  The network is called with `inputs`; `given` are shapes of the file, where a
+  transform forgets the shape it had.
   """
   arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
   variables = jax.eval_shape(network.init, rngs.key(0, "init"), *arguments)
-  params = jax.tree.map(lambda x: _hollow(x.shape), variables["params"])
+  # Broadcast zeros have the shapes of the parameters, but take no memory.
+  zero = np.zeros((), np.float32)
+  params = jax.tree.map(
+    lambda x: np.broadcast_to(zero, x.shape), variables["params"]
+  )
   # The tables of names know one direction for each: no second list of names.
   tensors = rules.to_torch(table, params, given)
   return {name: tensor.shape for name, tensor in tensors.items()}
@@ -140,13 +129,8 @@ def compare(
 ) -> list[str]:
   """Everything that is wrong with the names, shapes and dtypes of a file.
 
-  Args:
-    tensors: PyTorch name -> tensor.
-    parameters: What must be there, in floating point.
-    buffers: What must be there, in any dtype.
-
-  Returns:
-    One line for each missing, unexpected or misshapen name.
+  One line for each missing, unexpected or misshapen name. Parameters must be
+  floating point, buffers may have any dtype.
   """
   both = {**parameters, **buffers}
   problems = [f"{name}: missing" for name in both if name not in tensors]

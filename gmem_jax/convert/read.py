@@ -20,7 +20,7 @@ import safetensors
 
 from gmem_jax.files.torch_reader import torch_file
 
-# How other files begin that are found under the names of weights.
+# How files begin that users have under the names of weights.
 _OTHERS = (
   (b"version https://git-lfs", "a git-lfs pointer: run `git lfs pull` for it"),
   (b"<", "a web page or XML, such as the error page of a failed download"),
@@ -33,32 +33,19 @@ _OTHERS = (
   (b"GGUF", "a GGUF file"),
 )
 _SAFETENSORS_DTYPES = {
-  "F64": np.float64,
-  "F32": np.float32,
-  "F16": np.float16,
-  "BF16": ml_dtypes.bfloat16,
-  "F8_E4M3": ml_dtypes.float8_e4m3fn,
+  "F64": np.float64, "F32": np.float32, "F16": np.float16, "BOOL": np.bool_,
+  "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn,
   "F8_E5M2": ml_dtypes.float8_e5m2,
-  "I64": np.int64,
-  "I32": np.int32,
-  "I16": np.int16,
-  "I8": np.int8,
-  "U64": np.uint64,
-  "U32": np.uint32,
-  "U16": np.uint16,
-  "U8": np.uint8,
-  "BOOL": np.bool_,
-}
+  "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+  "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+}  # fmt: skip
 # An npz with a larger array is no file of statistics; the ADM suite's images
 # (arr_0) are left in the file.
 _NPZ_LIMIT = 1 << 30
 
 
 class WrongFile(ValueError):
-  """The file is not what the converter takes; the message says what it is.
-
-  It reads on after the file's path: "is JSON, not a file of weights".
-  """
+  """The file is not what the converter takes; the message says what it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +85,7 @@ def open_source(path: str | os.PathLike) -> OpenFile:
     head = file.read(64)
   if head[:4] == b"PK\x03\x04" and _is_npz(path):
     return OpenFile(path, "npz", _read_npz(path))
+  # The format has no magic: eight bytes of a length, then JSON.
   if len(head) > 8 and head[8:9] == b"{" and head[7] == 0:
     return _open_safetensors(path)
   for magic, what in _OTHERS:
@@ -119,6 +107,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray | None]:
   """The arrays of an npz; None for arrays of more than _NPZ_LIMIT bytes."""
   arrays: dict[str, np.ndarray | None] = {}
   try:
+    # An array of objects is a pickle, which numpy would run.
     with np.load(path, allow_pickle=False) as archive:
       for name, info in zip(archive.files, archive.zip.infolist(), strict=True):
         small = name != "arr_0" and info.file_size <= _NPZ_LIMIT

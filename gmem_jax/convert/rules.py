@@ -93,6 +93,7 @@ class Rule:
 
   def torch_name(self, groups: Mapping[str, Any]) -> str:
     """The PyTorch name for the values of the groups."""
+    # Groups become their values, escaped dots plain ones.
     literal = _GROUP.sub(lambda m: f"\0{m[1]}\0", self.torch)
     parts = literal.replace("\\", "").split("\0")
     name = "".join(str(groups[p]) if k % 2 else p for k, p in enumerate(parts))
@@ -209,6 +210,7 @@ def _gather(
     )
   first = forward(tensors[0])
   if rule.stack is None:
+    # A copy: the tensor is a view of a file that is closed later.
     out = np.array(first, order="C")
     on_tensor(out.nbytes)
     return out
@@ -233,15 +235,8 @@ def to_flax(
   """Converts a PyTorch state dict into a nested dict of Flax parameters.
 
   Tensors are read one at a time, so a mapping whose values are memory maps is
-  never whole in memory. The results own their memory and are C-contiguous.
-
-  Args:
-    rules: The table.
-    state_dict: PyTorch name -> array.
-    on_tensor: Called after each tensor with its size in bytes.
-
-  Returns:
-    Nested dict of numpy arrays with the dtypes of the source.
+  never whole in memory; `on_tensor` is called after each with its size in
+  bytes. The results own their memory, are C-contiguous, and keep their dtypes.
 
   Raises:
     NamesError: Names without a rule, with several, doubled, missing from a
@@ -273,13 +268,8 @@ def to_torch(
 ) -> dict[str, np.ndarray]:
   """Converts Flax parameters back into a PyTorch state dict.
 
-  Args:
-    rules: The table that made `params`, or would have.
-    params: Nested dict of arrays.
-    shapes: PyTorch name -> shape, where a transform ("conv_linear") needs it.
-
-  Returns:
-    PyTorch name -> array, a view where possible.
+  The arrays are views where possible. `shapes` has the PyTorch shapes of those
+  whose transform ("conv_linear") forgets them.
 
   Raises:
     NamesError: Paths without a rule, with several, or doubled names.
@@ -293,6 +283,7 @@ def to_torch(
       problems.append(f"{path}: " + (f"taken by {by}" if by else "unexpected"))
       continue
     rule, groups = takers[0]
+    # One layout on the host, wherever the parameters are.
     value = np.asarray(value)
     for index, layer in enumerate(value if rule.stack else [value]):
       name = rule.torch_name({**groups, str(rule.stack): index})

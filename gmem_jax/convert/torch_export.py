@@ -41,13 +41,8 @@ def published_value(
 ) -> Any:
   """What a PyTorch file of converted weights contains.
 
-  Args:
-    trees: Name -> converted tree.
-    metadata: What `torch_import.convert` wrote beside them.
-
-  Returns:
-    Containers and numpy arrays, in the layout of the published file. A
-    trainer's file comes back as the plain state dict that was converted.
+  The value is containers and numpy arrays, in the layout of the published file.
+  A trainer's file comes back as the plain state dict that was converted.
 
   Raises:
     ValueError: There is no PyTorch file of this kind.
@@ -89,6 +84,7 @@ def _in_order(
   table: Sequence[Rule],
 ) -> dict[str, np.ndarray]:
   """The tensors in the order of the source file, if they are the same."""
+  # What conversion dropped cannot come back, and nobody misses it.
   dropped = [r.torch_pattern for r in table if r.transform == "drop"]
   problems, out = [], {}
   for name, shape in shapes.items():
@@ -168,6 +164,7 @@ class _PickleWriter:
   def _emit(self, value: Any) -> bytes:
     if value is None:
       return pickle.NONE
+    # Before int, of which it is a kind.
     if isinstance(value, bool):
       return pickle.NEWTRUE if value else pickle.NEWFALSE
     if isinstance(value, int):

@@ -1,7 +1,6 @@
 """From a recognised PyTorch file to converted weights."""
 
 import concurrent.futures
-import dataclasses
 import hashlib
 import math
 import pathlib
@@ -27,36 +26,20 @@ _TREES = {
 _CONFIG_ENTRIES, _CONFIG_DEPTH = 10_000, 16
 
 
-@dataclasses.dataclass(frozen=True)
-class Converted:
-  """Weights as `gmem_jax.files.weights` keeps them.
-
-  Attributes:
-    trees: Name -> nested dicts of arrays.
-    metadata: What they are and where they come from, JSON.
-  """
-
-  trees: Mapping[str, Mapping[str, Any]]
-  metadata: Mapping[str, Any]
-
-
 def convert(
   source: OpenFile,
   contents: Contents,
   identity: Identity,
   on_tensor: Callable[[int], Any] = lambda nbytes: None,
-) -> Converted:
+) -> tuple[dict[str, Any], dict[str, Any]]:
   """Converts what was recognised and identified in an open file.
 
   The tensors are read one after the other into the arrays that are returned,
   and the pages of the file are given back as they are read: memory holds little
-  more than the result.
+  more than the result. `on_tensor` is called after each with its size in bytes.
 
-  Args:
-    source: The file.
-    contents: What it contains.
-    identity: The network it is of.
-    on_tensor: Called after each tensor with its size in bytes.
+  Returns:
+    (trees of arrays by name, metadata), for `files.weights` to save.
 
   Raises:
     ValueError: The bank does not fit, or the tensors are larger than the file.
@@ -64,6 +47,7 @@ def convert(
   _refuse_expansion(source, contents)
 
   def on_read(nbytes: int):
+    # Else the pages read stay resident beside the result.
     source.release()
     on_tensor(nbytes)
 
@@ -80,7 +64,7 @@ def convert(
     metadata = _metadata(source, contents, identity, digest.result())
   if contents.kind == "latent_stats" and not np.all(trees["stats"]["std"] > 0):
     raise WrongFile("has a standard deviation that is not positive")
-  return Converted(trees, metadata)
+  return trees, metadata
 
 
 def release_bank(
@@ -98,6 +82,7 @@ def release_bank(
   Raises:
     WrongFile: They are missing, do not fit, or there is something else.
   """
+  # Anything else could be a second bank of which nobody would notice the loss.
   extra = bank.keys() - {"memorybank", "memoryfreq"}
   rows, counts = bank.get("memorybank"), bank.get("memoryfreq")
   if extra or rows is None or counts is None:
@@ -108,6 +93,7 @@ def release_bank(
   width = model["snippet_dim"]
   if not isinstance(rows, np.ndarray) or rows.shape[1:] != (width,):
     raise WrongFile(f"memorybank is no tensor [rows, {width}]")
+  # As the file has them: rounding floats would change what is drawn.
   try:
     counts = np.array(counts)
   except (ValueError, OverflowError) as e:
@@ -150,6 +136,7 @@ def _metadata(
       "container": contents.container,
       "config": plain_json(contents.config),
     },
+    # The order and shapes of the file, to write the same one back.
     "tensors": [[n, list(t.shape)] for n, t in contents.tensors.items()],
   }
 
@@ -160,6 +147,7 @@ def plain_json(value: Any) -> Any:
   The result has dicts with string keys, lists, strings, finite numbers,
   booleans and None.
   """
+  # Of the whole walk: each level may name the next one ten times.
   budget = _CONFIG_ENTRIES
 
   def walk(value: Any, depth: int) -> Any:
@@ -171,6 +159,7 @@ def plain_json(value: Any) -> Any:
       return {str(k): walk(v, depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
       return [walk(v, depth + 1) for v in value]
+    # JSON has no infinity.
     if isinstance(value, float) and not math.isfinite(value):
       return str(value)
     if value is None or isinstance(value, (str, bool, int, float)):

@@ -31,9 +31,7 @@ _FLAGS = {
 def identify(contents: Contents, settings: Mapping[str, int]) -> Identity:
   """Finds the network of a transformer's file and checks all its names.
 
-  Args:
-    contents: Of the file.
-    settings: "heads" and "projector_depth", where the user gives them.
+  `settings` has "heads" and "projector_depth", where the user gives them.
 
   Raises:
     NamesError: Names that are missing, unexpected or misshapen.

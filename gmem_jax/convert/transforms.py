@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 
 
-def _needs(shape: tuple[int, ...] | None) -> tuple[int, ...]:
+def _conv_linear_inverse(x: np.ndarray, shape: Any) -> np.ndarray:
+  # [P*Q*C, O] tells only the product of the three.
   if shape is None:
     raise ValueError("its PyTorch shape must be given in `shapes`")
-  return shape
-
-
-def _conv_linear_inverse(x: np.ndarray, shape: Any) -> np.ndarray:
-  o, c, p, q = _needs(shape)
+  o, c, p, q = shape
   return x.reshape(p, q, c, o).transpose(3, 2, 0, 1)
 
 

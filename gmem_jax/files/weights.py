@@ -248,9 +248,7 @@ def load_tree(
 ) -> tuple[Any, dict[str, Any]]:
   """Reads what `save_tree` wrote.
 
-  Args:
-    path: The directory.
-    sharding: Of every array; None gives numpy arrays.
+  Every array gets the sharding; None gives numpy arrays.
 
   Returns:
     (nested dicts of arrays, metadata).

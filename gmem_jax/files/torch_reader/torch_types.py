@@ -91,6 +91,7 @@ def _tensor(
     raise PickleError(f"shape {shape} with strides {steps}")
   numel = storage.numel * storage.dtype.itemsize // dtype.itemsize
   last = offset + sum((n - 1) * s for n, s in zip(shape, steps, strict=True))
+  # Nothing of it is read, so any offset does.
   if math.prod(shape) == 0:
     return np.empty(shape, dtype)
   if last >= numel:
@@ -98,21 +99,17 @@ def _tensor(
       f"a tensor of shape {shape}, strides {steps}, offset {offset} is"
       f" outside its storage of {numel} elements"
     )
-  out = np.ndarray(
-    shape,
-    dtype,
-    buffer,
-    storage.start + offset * dtype.itemsize,
-    tuple(s * dtype.itemsize for s in steps),
-  )
-  out.flags.writeable = False
-  return out
+  start = storage.start + offset * dtype.itemsize
+  strides = tuple(s * dtype.itemsize for s in steps)
+  # Read-only, as the map is.
+  return np.ndarray(shape, dtype, buffer, start, strides)
 
 
 class _NumpyDtype(inert_pickle.Pending):
   """numpy.dtype(code), completed with its byte order."""
 
   def __init__(self, code: Any, *_):
+    # Numbers only: the bytes of an array of objects would be pointers.
     if not isinstance(code, str) or code[:1] not in tuple("biufc?"):
       raise PickleError(f"numpy arrays of {code!r}")
     self.dtype = np.dtype(code)
@@ -146,6 +143,7 @@ def _numpy_scalar(dtype: Any, data: Any) -> Any:
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+  # How Python 3 writes bytes in protocol 2.
   if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
     raise PickleError(f"bytes in the encoding {encoding!r}")
   return text.encode("latin-1")
