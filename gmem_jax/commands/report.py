@@ -1,4 +1,4 @@
-"""What a run has to show: three pictures and a table.
+"""The report of digits, with and without memory: three pictures and a table.
 
 Shapes: n images, H W pixels.
 """
@@ -76,15 +76,7 @@ class Material:
 
 
 def picture(material: Material) -> np.ndarray:
-  """samples.png: five rows of images.
-
-  Args:
-    material: What to show.
-
-  Returns:
-    uint8 [H', W', channels]: bank images, their samples, held-out images,
-    samples from their snippets, unconditional samples, each row labelled.
-  """
+  """samples.png: `ROWS` of images, as uint8 [H', W', channels]."""
   bank, held = material.from_bank, material.from_heldout
   rows = [
     material.train[bank.rows[:COLUMNS]],
@@ -98,23 +90,19 @@ def picture(material: Material) -> np.ndarray:
 
 
 def neighbours_picture(material: Material) -> np.ndarray:
-  """neighbours.png: held-out images, and the bank images nearest to each.
+  """neighbours.png, as uint8 [H', W', channels].
 
-  Args:
-    material: What to show.
-
-  Returns:
-    uint8 [H', W', channels]: a row for each held-out image, which stands in
-    front; its nearest memories follow after a gap, best first.
+  Each row is a held-out image, a gap, and its nearest memories, best first.
   """
-  found, rows = material.neighbours, []
-  for held, near in zip(material.heldout, found.rows, strict=False):
+  nearest, rows = material.neighbours, []
+  # Not strict: there are more held-out images than are shown.
+  for held, near in zip(material.heldout, nearest.rows, strict=False):
     rows += [held, np.full_like(held, 255), *material.train[near]]
-  columns = 2 + found.rows.shape[1]
+  columns = 2 + nearest.rows.shape[1]
   grid = images.make_grid(np.stack(rows), columns, scale=5, gap=4)
   labels = [
     f"held-out, then {best:.2f}-{worst:.2f}"
-    for best, worst in zip(found.scores[:, 0], found.scores[:, -1], strict=True)
+    for best, *_, worst in nearest.scores
   ]
   return images.label_rows(grid, labels)
 
@@ -122,15 +110,10 @@ def neighbours_picture(material: Material) -> np.ndarray:
 def numbers(
   material: Material, memory_run: pathlib.Path, other_run: pathlib.Path
 ) -> dict[str, float]:
-  """The numbers of the table.
+  """The numbers of the table, by name.
 
-  Args:
-    material: Images and samples.
-    memory_run: Directory of the run with memory.
-    other_run: Directory of the run without.
-
-  Returns:
-    Name -> number; times in seconds, NaN where a distance was not reached.
+  Times are in seconds; NaN if the run with memory (in the directory
+  `memory_run`) never reached the last distance of the other.
   """
   memory, other = _curve(memory_run), _curve(other_run)
   goal = other["distance"][-1]
@@ -157,12 +140,7 @@ def numbers(
 
 
 def table(values: dict[str, float], steps: int) -> str:
-  """The table as text.
-
-  Args:
-    values: Of `numbers`.
-    steps: Training steps of both runs.
-  """
+  """What `numbers` returned, as text for both runs of so many steps."""
   distance, seconds = (
     {k.split("/")[1]: x for k, x in values.items() if k.startswith(group)}
     for group in ("distance/", "seconds/")
@@ -197,18 +175,18 @@ def write(
   Args:
     material: Images and samples.
     memory_run: Directory of the run with memory; receives the files.
-    other_run: Directory of the run without.
+    other_run: Directory of the run without memory.
     steps: Training steps of both runs.
 
   Returns:
-    The table.
+    The table as text.
   """
   values = numbers(material, memory_run, other_run)
   text = table(values, steps)
   images.save_png(memory_run / "samples.png", picture(material))
   images.save_png(memory_run / "neighbours.png", neighbours_picture(material))
   _plot(memory_run / "curves.png", memory_run, other_run)
-  # JSON has no NaN.
+  # JSON has no NaN; json.dumps would write one that other readers refuse.
   stored = {k: None if np.isnan(v) else v for k, v in values.items()}
   atomic.write_json(memory_run / "report.json", stored)
   atomic.write_text(memory_run / "report.txt", text.lstrip())
@@ -216,6 +194,7 @@ def write(
 
 
 def _to_float(pixels: np.ndarray) -> np.ndarray:
+  """Bytes to [-1, 1]."""
   return pixels.astype(np.float64) / 127.5 - 1
 
 
@@ -236,6 +215,8 @@ def _plot(
   path: pathlib.Path, memory_run: pathlib.Path, other_run: pathlib.Path
 ) -> None:
   """curves.png: loss over steps, Fréchet distance over seconds."""
+  # Imported here, as nothing else needs it; and not through pyplot, which keeps
+  # figures in global state.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

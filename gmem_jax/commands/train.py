@@ -1,6 +1,7 @@
-"""Training, as `main` starts it."""
+"""`--mode=train`: trains a run, scores its samples, reports on digits."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from typing import Any
@@ -9,11 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.bank import (
-  bank as bank_lib,
-  lookup,
-  sharding as bank_sharding,
-)
+from gmem_jax.bank import bank as bank_lib, lookup, sharding as bank_sharding
 from gmem_jax.commands import report
 from gmem_jax.config import sections
 from gmem_jax.data import images, load_encoders, sources as data_sources
@@ -30,12 +27,8 @@ NEIGHBOURS = 8
 
 
 def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
-  """Trains, and compares with a network without memory if so configured.
-
-  Args:
-    config: The run.
-    workdir: Its directory.
-  """
+  """Trains, and compares with a network without memory if so configured."""
+  # First what needs no device and no data: a wrong config fails in a second.
   dataset_lib.require(config)
   mesh = make_mesh(config)
   run_directory.claim(config, workdir)
@@ -46,8 +39,15 @@ def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   )
   run = make_run(config, workdir, mesh, dataset, memory, evaluator)
   state = loop.train(run)
-  if not config.report.unconditional:
-    return
+  if config.report.unconditional:
+    _compare(run, state.ema, evaluator)
+
+
+def _compare(
+  run: loop.Run, params: Any, evaluator: scores.Evaluator | None
+) -> None:
+  """Trains the network without memory too, and writes the report."""
+  config, dataset, memory = run.config, run.dataset, run.memory
   # The config has been checked: the images are in memory.
   assert dataset.train_images is not None
   assert dataset.heldout is not None
@@ -55,48 +55,49 @@ def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   other = dataclasses.replace(
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
-  other_dir = workdir / "unconditional"
-  run_directory.claim(other, other_dir)
-  other_run = make_run(other, other_dir, mesh, dataset, memory, evaluator)
-  other_state = loop.train(other_run)
+  directory = run.workdir / "unconditional"
+  run_directory.claim(other, directory)
+  other_run = make_run(other, directory, run.mesh, dataset, memory, evaluator)
+  other_params = loop.train(other_run).ema
   _log.info("sampling for the report")
-  sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
-  weights = source_lib.make_weights(config, memory, state.ema)
-  other_weights = source_lib.make_weights(other, memory, other_state.ema)
-  other_sampler = source_lib.make_sampler(other, memory, mesh, config.seed)
-  bank, heldout = memory.bank, dataset.heldout.bank
+  # A sampler of each network, for both banks: it compiles at its first call.
+  draw, draw_other = (
+    functools.partial(
+      draw_samples,
+      one,
+      source_lib.make_sampler(one, memory, run.mesh, one.seed),
+      source_lib.make_weights(one, memory, weights),
+    )
+    for one, weights in ((config, params), (other, other_params))
+  )
   material = report.Material(
     train=dataset.train_images.pixels,
     heldout=dataset.heldout_images.pixels,
-    from_bank=draw_samples(config, sampler, weights, bank),
-    from_heldout=draw_samples(config, sampler, weights, heldout, outside=True),
-    unconditional=draw_samples(other, other_sampler, other_weights, bank),
-    neighbours=neighbours(heldout, dataset.train.bank),
+    from_bank=draw(memory.bank),
+    from_heldout=draw(dataset.heldout.bank, outside=True),
+    unconditional=draw_other(memory.bank),
+    neighbours=neighbours(dataset.heldout.bank, dataset.train.bank),
     distance=lambda pixels: build.score_pixels(evaluator, pixels)["frechet"],
   )
+  # All processes have sampled and scored together.
   if not processes.is_main():
     return
-  print(report.write(material, workdir, other_dir, config.train.steps))
+  print(report.write(material, run.workdir, directory, config.train.steps))
   pictures = ("samples.png", "neighbours.png", "curves.png")
-  print("Pictures: " + ", ".join(f"{workdir}/{name}" for name in pictures))
+  print("Pictures: " + ", ".join(f"{run.workdir}/{name}" for name in pictures))
 
 
 def neighbours(
   queries: bank_lib.MemoryBank, bank: bank_lib.MemoryBank
 ) -> report.NearestMemories:
-  """Looks up the nearest memories of the first rows of another bank.
-
-  Args:
-    queries: The other bank.
-    bank: The bank.
-  """
+  """Looks up the rows of a bank nearest to the first rows of another."""
   count = min(NEIGHBOURS, queries.size)
-  found = jax.jit(lookup.nearest, static_argnames="k")(
+  scores, rows = jax.jit(lookup.nearest, static_argnames="k")(
     bank_lib.snippets(queries, jnp.arange(count)),
     jax.jit(lookup.unit)(bank),
     k=min(NEIGHBOURS, bank.size),
   )
-  return report.NearestMemories(*map(np.asarray, found))
+  return report.NearestMemories(np.asarray(scores), np.asarray(rows))
 
 
 def make_run(
@@ -111,46 +112,43 @@ def make_run(
 
   Args:
     config: The run.
-    workdir: Its directory.
-    mesh: Its devices.
-    dataset: Its images.
-    memory: What sampling needs.
+    workdir: Receives the memory, so that sampling needs no data set.
+    mesh: The devices.
+    dataset: The images.
+    memory: The bank and what else sampling needs.
     evaluator: Scores images; None to make the pictures alone.
   """
   setup.save_memory(workdir / "memory", memory)
   sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
-  # The decoder is read once, not at every evaluation.
+  # The decoder is read here and not at every evaluation; on the host it waits
+  # without taking memory of the devices.
   fixed = source_lib.make_weights(config, memory, None)
   shape = protocols.image_shape(fixed.tokenizer, memory.latent_shape)
+  count, shown = config.eval.count, config.eval.grid
 
   def evaluate_fn(step: int, params: Any):
     weights = dataclasses.replace(fixed, params=params)
-    shown: list[np.ndarray] = []
+    first: list[np.ndarray] = []
 
     def read(numbers):
       rows, features = draw_snippets(config, memory.bank, numbers)
       pixels = sampler(weights, numbers, features, rows)
-      if numbers[0] < config.eval.grid:
-        shown.append(pixels)
+      # The picture shows images that are scored anyway.
+      if numbers[0] < shown:
+        first.append(pixels)
       return pixels
 
-    found = {}
+    values = {}
     if evaluator is None:
-      read(np.arange(config.eval.grid))
+      read(np.arange(shown))
     else:
-      found = evaluator(
-        sources.Arrays(
-          {"step": step},
-          config.eval.count,
-          shape,
-          read,
-          collective=True,
-        ),
-        config.eval.count,
+      samples = sources.Arrays(
+        {"step": step}, count, shape, read, collective=True
       )
-    pixels = np.concatenate(shown)[: config.eval.grid]
+      values = evaluator(samples, count)
+    pixels = np.concatenate(first)[:shown]
     scale = max(1, 32 // pixels.shape[1])
-    return found, {"bank": images.make_grid(pixels, 16, scale=scale)}
+    return values, {"bank": images.make_grid(pixels, 16, scale=scale)}
 
   return loop.Run(
     config,
@@ -170,17 +168,14 @@ def make_evaluator(
   latent_shape: tuple[int, int, int],
   own: data_sources.Images | None,
 ) -> scores.Evaluator | None:
-  """What scores the samples during training.
+  """What scores the samples during training, or None if no score is asked for.
 
   Args:
     config: The run.
     mesh: The devices.
     latent_shape: h, w, c.
-    own: The training images, where they are images; else
+    own: The training images, if they are in memory; else
       `config.eval.reference` must name what to compare with.
-
-  Returns:
-    It, or None if the config asks for no score.
 
   Raises:
     ValueError: Naming the key that does not fit.
@@ -208,9 +203,10 @@ def draw_samples(
   Args:
     config: The run.
     sampler: Makes the images.
-    weights: What it makes them with.
+    weights: The sampler's arrays.
     bank: Where the snippets come from.
-    outside: Whether that is another bank than the one neighbours come from.
+    outside: Whether neighbours come from another bank; then no row is left out
+      of the lookup as an image's own.
   """
   numbers = np.arange(config.eval.count)
   rows, features = draw_snippets(config, bank, numbers)
@@ -221,15 +217,10 @@ def draw_samples(
 def draw_snippets(
   config: sections.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the snippet of each image; depends on (config.seed, number) alone.
-
-  Args:
-    config: The run.
-    bank: Where the snippets come from.
-    numbers: [n] numbers of the images.
+  """Draws the snippets of images [n]; each depends on (seed, number) alone.
 
   Returns:
-    [n] rows of the bank, and their features [n d].
+    Rows of the bank [n], and their features [n d].
   """
   images = jnp.asarray(numbers.astype(np.int32))
   rows = np.asarray(bank_lib.draw_rows(config.seed, images, bank.size))
@@ -237,26 +228,23 @@ def draw_snippets(
 
 
 def make_mesh(config: sections.Config) -> jax.sharding.Mesh:
-  """The mesh of a run, once the batches are known to fit it.
-
-  Args:
-    config: The run.
+  """The mesh of a run.
 
   Raises:
-    ValueError: Naming the key that does not fit.
+    ValueError: If the batch or its parts do not divide over it.
   """
   mesh = sharding.make_mesh(config.mesh)
   ways = sharding.batch_ways(mesh)
   batch, parts = config.train.batch_size, config.train.accumulation
   if batch % ways:
     raise ValueError(
-      f"config.train.batch_size={batch} is not a multiple of the mesh's"
-      f" data x fsdp = {ways}"
+      f"config.train.batch_size={batch}: must be a multiple of the mesh's data"
+      f" x fsdp = {ways}"
     )
   if batch % (ways * parts):
     raise ValueError(
-      f"config.train.accumulation={parts} does not divide the {batch // ways}"
-      f" examples that each of data x fsdp = {ways} holds of"
+      f"config.train.accumulation={parts}: must divide the {batch // ways}"
+      f" examples that each of data x fsdp = {ways} has of"
       f" config.train.batch_size={batch}"
     )
   return mesh
