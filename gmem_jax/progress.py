@@ -16,6 +16,7 @@ class Progress:
   def __init__(self, name: str, first: int, total: int, unit: str = "step"):
     """Starts the line at `first` of `total` units; `name` says what is done."""
     self._name, self._unit = name, unit
+    # A log file has no line to redraw, and one process is enough to watch.
     self._terminal = sys.stderr.isatty() and jax.process_index() == 0
     self._bar = tqdm.tqdm(
       initial=first,
@@ -40,17 +41,13 @@ class Progress:
   def report(
     self, done: int, per_second: float, scalars: Mapping[str, float]
   ) -> None:
-    """Shows numbers beside the progress.
-
-    Args:
-      done: Steps that the numbers are of; the line may be further.
-      per_second: Steps per second of the last interval.
-      scalars: Name -> number.
-    """
+    """Shows numbers of unit `done`, which the line may have passed."""
+    # One line has room for the last part of a name only.
     shown = {k.split("/")[-1]: f"{v:.4g}" for k, v in scalars.items()}
     if self._terminal:
       self._bar.set_postfix(shown)
       return
+    # From the last interval alone: the first steps include the compilation.
     eta = (self._total - done) / max(per_second, 1e-9)
     _log.info(
       "%s %d/%d %ss  %.1f %ss/s  ETA %s  %s",

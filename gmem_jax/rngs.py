@@ -1,6 +1,6 @@
 """Named random streams: the only place where keys are made.
 
-A key is addressed by what it is for, never by when it was asked for: adding a
+A key is addressed by what it is for, never by when it was drawn: adding a
 stream, a host or a batch size shifts no other stream. Streams are public
 interface; renaming one changes every result that depends on it.
 """
@@ -10,7 +10,7 @@ import zlib
 import jax
 from jaxtyping import Array, Integer, Key
 
-# Name of each stream, and what its ids are.
+# Name of each stream, and its ids.
 STREAMS = {
   "init": "()",
   "data/shuffle": "()",
@@ -35,19 +35,15 @@ STREAMS = {
 def key(seed: int, name: str, *ids: int | Integer[Array, ""]) -> Key[Array, ""]:
   """Makes the key of one stream at one address.
 
-  Args:
-    seed: The run's seed.
-    name: One of `STREAMS`.
-    *ids: The stream's address, e.g. the training step; may be traced.
-
-  Returns:
-    A typed key that depends on (seed, name, ids) alone.
+  It depends on the run's seed, the stream's name and the ids alone; the ids,
+  e.g. the training step, may be traced.
 
   Raises:
-    ValueError: If the stream has no such name.
+    ValueError: If there is no such stream.
   """
   if name not in STREAMS:
     raise ValueError(f"no random stream {name!r}; streams: {sorted(STREAMS)}")
+  # crc32, as Python's own hash of a string differs from process to process.
   result = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
   for i in ids:
     result = jax.random.fold_in(result, i)
@@ -55,25 +51,11 @@ def key(seed: int, name: str, *ids: int | Integer[Array, ""]) -> Key[Array, ""]:
 
 
 def keys(seed: int, name: str, ids: Integer[Array, " b"]) -> Key[Array, " b"]:
-  """One key per id, so that image i's key never depends on its batch.
-
-  Args:
-    seed: The run's seed.
-    name: One of `STREAMS`.
-    ids: Global ids, e.g. image numbers.
-
-  Returns:
-    Keys, one per id.
-  """
+  """One key per global id, so that image i's key never depends on its batch."""
   return jax.vmap(lambda i: key(seed, name, i))(ids)
 
 
 def int32(seed: int, name: str) -> int:
-  """A non-negative 31-bit integer of a stream, for libraries that want one.
-
-  Args:
-    seed: The run's seed.
-    name: One of `STREAMS`.
-  """
+  """A non-negative 31-bit integer of a stream, for libraries that want one."""
   bits = jax.random.bits(key(seed, name), dtype="uint32")
   return int(bits) & 0x7FFFFFFF

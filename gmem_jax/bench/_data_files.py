@@ -30,12 +30,7 @@ _SHARD = 500  # images
 
 
 def schema(images: int, tokens: sections.Tokens) -> schema_lib.Schema:
-  """The schema of prepared data of the published shapes.
-
-  Args:
-    images: Number of images.
-    tokens: How the projection's targets are kept.
-  """
+  """The schema of prepared data of the published shapes."""
   return schema_lib.Schema(
     version=schema_lib.VERSION,
     latents="sample",
@@ -58,11 +53,6 @@ def write_prepared(
   directory: pathlib.Path, images: int, tokens: sections.Tokens
 ) -> int:
   """Writes prepared data with the product's own writer.
-
-  Args:
-    directory: Where to; made.
-    images: Number of images.
-    tokens: How the projection's targets are kept.
 
   Returns:
     Bytes of the directory.
@@ -97,10 +87,6 @@ def write_prepared(
 def write_published(directory: pathlib.Path, images: int) -> int:
   """Writes shards as the published script does.
 
-  Args:
-    directory: Where to; made.
-    images: Number of images.
-
   Returns:
     Bytes of the directory.
   """
@@ -125,11 +111,7 @@ def write_published(directory: pathlib.Path, images: int) -> int:
 
 
 def size(directory: pathlib.Path) -> int:
-  """Bytes of all files.
-
-  Args:
-    directory: Where they lie.
-  """
+  """Bytes of all files."""
   return sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
 
 
@@ -158,11 +140,7 @@ class PublishedReader:
     self._random = np.random.default_rng(0)
 
   def batch(self, indices: Sequence[int]) -> list[Any]:
-    """Items, stacked.
-
-    Args:
-      indices: Their numbers.
-    """
+    """Items, stacked."""
     items = [self._item(index) for index in indices]
     return [self._stack(parts) for parts in zip(*items, strict=True)]
 
@@ -187,12 +165,7 @@ class ManyTimes:
   """
 
   def __init__(self, records: pipeline.Records, times: int):
-    """Repeats records.
-
-    Args:
-      records: They.
-      times: How often.
-    """
+    """Repeats records."""
     self._records, self._times = records, times
     self.mirrored = records.mirrored
 
@@ -206,21 +179,12 @@ class ManyTimes:
   def read(
     self, index: int, flips: schema_lib.Flips
   ) -> Mapping[str, np.ndarray]:
-    """The example of an image.
-
-    Args:
-      index: Number of the image, in any of the repetitions.
-      flips: Which parts are mirrored.
-    """
+    """The example of an image."""
     return self._records.read(index % len(self._records), flips)
 
 
 def random_batch(size: int) -> dict[str, np.ndarray]:
-  """A batch as the loader of bfloat16 data gives it, one step of it.
-
-  Args:
-    size: Examples.
-  """
+  """A batch as the loader of bfloat16 data gives it, one step of it."""
   random, bf16 = np.random.default_rng(1), ml_dtypes.bfloat16
   shapes = {"latent": LATENT, "tokens": TOKENS, "feature": (WIDTH,)}
   found = {

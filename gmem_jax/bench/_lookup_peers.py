@@ -61,14 +61,7 @@ def present(names: Sequence[str]) -> list[str]:
 def make(
   rows: jax.Array, query: jax.Array, k: int, names: Sequence[str]
 ) -> dict[str, Peer]:
-  """Makes the peers' searches of some rows.
-
-  Args:
-    rows: Bank rows, float.
-    query: Queries like those to come.
-    k: Neighbours.
-    names: Which ones, of `NAMES`.
-  """
+  """Makes the peers' searches of some rows."""
   made = {}
   for name in present(names):
     if name.startswith("torch"):

@@ -20,11 +20,7 @@ _REPEATS = 5
 
 
 def collect(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> dict[Product, int]:
-  """The matrix products of a traced function, and how often each is done.
-
-  Args:
-    jaxpr: The function; products in loops count with their trips.
-  """
+  """The matrix products of a traced function, and how often each is done."""
   if isinstance(jaxpr, core.ClosedJaxpr):
     jaxpr = jaxpr.jaxpr
   found: collections.Counter[Product] = collections.Counter()
@@ -55,9 +51,6 @@ def _avals(eqn: core.JaxprEqn) -> list[Any]:
 
 def seconds(products: dict[Product, int]) -> float:
   """Time of all of them, one after the other.
-
-  Args:
-    products: See `collect`.
 
   Returns:
     The sum over the products of the best time of each, times its number.

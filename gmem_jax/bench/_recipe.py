@@ -94,10 +94,6 @@ def changes_of(
 ) -> dict[str, Any]:
   """What differs from the config file.
 
-  Args:
-    args: See `add_arguments`.
-    small: The changes for a CPU.
-
   Returns:
     Dotted keys -> values; those given by --change come last.
 
@@ -119,13 +115,7 @@ def changes_of(
 def train_command(
   config: str, workdir: pathlib.Path, changes: Mapping[str, Any]
 ) -> list[str]:
-  """The real command that trains.
-
-  Args:
-    config: The recipe.
-    workdir: The run's directory.
-    changes: Dotted keys -> values.
-  """
+  """The real command that trains."""
   flags = [f"--config.{key}={value}" for key, value in changes.items()]
   command = [sys.executable, "-m", "gmem_jax.main", f"--config={config}"]
   return [*command, f"--workdir={workdir}", *flags]
@@ -133,10 +123,6 @@ def train_command(
 
 def load(args: argparse.Namespace, small: Mapping[str, Any]) -> sections.Config:
   """Reads the config that the arguments name.
-
-  Args:
-    args: See `add_arguments`.
-    small: The changes for a CPU.
 
   Raises:
     ValueError: If the file or a key is unknown, or a value does not fit.

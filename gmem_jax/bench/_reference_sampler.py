@@ -25,9 +25,6 @@ Apply = Callable[[Any, Any, Any], Any]
 def check(config: schedule.SamplerConfig) -> None:
   """Refuses samplers whose published calls are not written here.
 
-  Args:
-    config: The sampler.
-
   Raises:
     ValueError: Naming the key.
   """
@@ -43,11 +40,7 @@ def check(config: schedule.SamplerConfig) -> None:
 
 
 def num_calls(config: schedule.SamplerConfig) -> int:
-  """Forward passes for an image; a guided call is two.
-
-  Args:
-    config: The sampler.
-  """
+  """Forward passes for an image; a guided call is two."""
   calls = schedule.num_calls(config)
   assert calls is not None, "an adaptive sampler"
   per_drift = 2 if config.is_sde else 1

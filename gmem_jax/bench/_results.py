@@ -18,11 +18,7 @@ _TOLD = ("XLA_FLAGS", "GLIBC_TUNABLES")
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
-  """Adds what makes a benchmark write its table.
-
-  Args:
-    parser: The benchmark's.
-  """
+  """Adds what makes a benchmark write its table."""
   parser.add_argument(
     "--results",
     type=pathlib.Path,
@@ -34,11 +30,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def machine(**versions: str) -> str:
-  """The machine, what runs on it and how it is set, in words.
-
-  Args:
-    **versions: Of other libraries.
-  """
+  """The machine, what runs on it and how it is set, in words."""
   device = jax.devices()[0].device_kind
   cores = len(os.sched_getaffinity(0))
   if jax.default_backend() == "cpu":
@@ -60,14 +52,7 @@ def _processor() -> str:
 
 
 def finish(args: argparse.Namespace, name: str, words: str, table: str) -> None:
-  """Prints a benchmark's result, and writes it where that was asked for.
-
-  Args:
-    args: See `add_argument`.
-    name: The benchmark.
-    words: What stands above the table: command, machine, versions.
-    table: In Markdown.
-  """
+  """Prints a benchmark's result, and writes it where that was asked for."""
   print(f"{words}\n\n{table}", flush=True)
   if args.results is None:
     return
@@ -76,14 +61,7 @@ def finish(args: argparse.Namespace, name: str, words: str, table: str) -> None:
 
 
 def replaced(text: str, name: str, words: str, table: str) -> str:
-  """Puts a section in the place of an older one, or at the end.
-
-  Args:
-    text: The whole file.
-    name: The benchmark.
-    words: What stands above the table.
-    table: In Markdown.
-  """
+  """Puts a section in the place of an older one, or at the end."""
   today = datetime.date.today().isoformat()
   wrapped = "\n\n".join(
     textwrap.fill(part, 80, break_long_words=False, break_on_hyphens=False)

@@ -48,10 +48,6 @@ def interleaved(
 
   Before each turn is a pause, as threads of OpenMP keep their cores for a while
   after their work is done, and would slow down whoever comes next.
-
-  Args:
-    searches: Functions of one input.
-    inputs: One for every round.
   """
   taken: dict[str, list[float]] = {name: [] for name in searches}
   for function in searches.values():

@@ -25,10 +25,6 @@ _TIME_FREQUENCIES = 128
 def convert(params: Mapping[str, Any], device: str) -> Params:
   """Our parameters as a flat dict of tensors, each block's its own.
 
-  Args:
-    params: The network's parameters.
-    device: Where the tensors go.
-
   Returns:
     Names as ours, joined by dots, with the number of the block; kernels
     [out, in], as torch's linear layers have them.
@@ -56,7 +52,7 @@ def convert(params: Mapping[str, Any], device: str) -> Params:
   return found
 
 
-class Network:
+class TorchNetwork:
   """A LightningDiT: velocity and projected tokens.
 
   Attributes:
@@ -65,11 +61,6 @@ class Network:
 
   def __init__(self, ours: transformer.FlowTransformer, grid: int, device: str):
     """Makes the tables.
-
-    Args:
-      ours: The network that it copies.
-      grid: Tokens along each side.
-      device: Where it runs.
 
     Raises:
       ValueError: If the network is no LightningDiT with RMSNorm, SwiGLU and
@@ -177,14 +168,7 @@ def _norm(p: Params, name: str, x: Any) -> Any:
 def flow_loss(
   config: losses.LossConfig, velocity: Any, projected: Any, draws: Any
 ) -> Any:
-  """`losses.flow_loss` on the linear path, for the velocity.
-
-  Args:
-    config: The loss.
-    velocity: What the network predicts.
-    projected: Its projected tokens, or None.
-    draws: `_torch_step.Draws`.
-  """
+  """`losses.flow_loss` on the linear path, for the velocity."""
   target = draws.x1 - draws.x0
   loss = (velocity - target).square().mean()
   if config.cosine:

@@ -20,7 +20,7 @@ torch = _torch_network.torch
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class TensorDraws:
   """One step's data and random draws, tensors; see `train_step.Draws`."""
 
   x1: Any
@@ -30,7 +30,7 @@ class Draws:
   tokens: Any
 
 
-class Step:
+class TorchStep:
   """A network in training.
 
   Attributes:
@@ -46,14 +46,7 @@ class Step:
     *,
     compiled: bool,
   ):
-    """Copies the parameters.
-
-    Args:
-      config: The run.
-      network: Our network.
-      params: Our parameters.
-      compiled: Whether to use torch.compile.
-    """
+    """Copies the parameters."""
     self.device = "cuda" if torch.cuda.is_available() else "cpu"
     if self.device == "cpu":
       # As many as XLA takes; torch's default leaves out hyper-threads.
@@ -62,7 +55,7 @@ class Step:
     grid = int(np.sqrt(params["pos_embed"].shape[1]))
     self.name = "torch.compile" if compiled else "torch, eager"
     self._config = config
-    self._network = _torch_network.Network(network, grid, self.device)
+    self._network = _torch_network.TorchNetwork(network, grid, self.device)
     self._params = _torch_network.convert(params, self.device)
     trained = [p for p in self._params.values() if p.requires_grad]
     self._trained = trained
@@ -94,12 +87,8 @@ class Step:
     """One of our arrays as a tensor."""
     return torch.tensor(np.asarray(x), device=self.device)
 
-  def loss_and_norm(self, draws: Draws) -> tuple[float, float]:
-    """The loss of given draws, and the norm of its gradient.
-
-    Args:
-      draws: Tensors.
-    """
+  def loss_and_norm(self, draws: TensorDraws) -> tuple[float, float]:
+    """The loss of given draws, and the norm of its gradient."""
     loss = self._loss(self._params, draws)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained])
@@ -118,7 +107,7 @@ class Step:
     """
     x1 = batch["latent"]
     snippet = torch.nn.functional.dropout(bank[batch["row"]], self._rate)
-    draws = Draws(
+    draws = TensorDraws(
       x1=x1,
       x0=torch.randn_like(x1),
       t=torch.sigmoid(torch.randn(len(x1), device=self.device)),
@@ -127,11 +116,8 @@ class Step:
     )
     return self.update(draws)
 
-  def update(self, draws: Draws) -> Any:
+  def update(self, draws: TensorDraws) -> Any:
     """One step on given draws; waits until it is done.
-
-    Args:
-      draws: Tensors.
 
     Returns:
       The loss.

@@ -67,11 +67,7 @@ class Work:
 
 
 def make(config: sections.Config) -> Work:
-  """Compiles the product's own step for the first device, with random data.
-
-  Args:
-    config: The run.
-  """
+  """Compiles the product's own step for the first device, with random data."""
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   program = compile_command.training(config, mesh, _BANK_ROWS)
   memory = compile_command.memory_shapes(config, _BANK_ROWS, mesh)
@@ -110,11 +106,7 @@ def _random(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def draws(work: Work) -> train_step.Draws:
-  """Draws of one step, without dropout.
-
-  Args:
-    work: The run.
-  """
+  """Draws of one step, without dropout."""
   first = {name: x[0] for name, x in work.batch.items()}
   x1 = first["latent"]
   noise = jax.random.normal(rngs.key(3, "init"), x1.shape)
@@ -127,10 +119,6 @@ def make_stages(
   work: Work, drawn: train_step.Draws
 ) -> dict[str, Callable[[], Any]]:
   """Parts of a step, each compiled alone, on the run's present state.
-
-  Args:
-    work: The run.
-    drawn: What they see.
 
   Returns:
     "forward": () -> loss; "gradient": () -> (loss, gradients); "update": () ->

@@ -39,11 +39,7 @@ Turn = Callable[[pathlib.Path], tuple[float | None, float, float | None]]
 
 
 def ours(work: _training.Work) -> Turn:
-  """A turn of the product's checkpoints.
-
-  Args:
-    work: The run.
-  """
+  """A turn of the product's checkpoints."""
   target = sharding.abstract(
     work.state, jax.tree.map(lambda x: x.sharding, work.state)
   )
@@ -78,11 +74,7 @@ def _check(state: Any, restored: Any) -> None:
 
 
 def orbax_default(work: _training.Work) -> Turn:
-  """A turn of orbax with its own defaults.
-
-  Args:
-    work: The run.
-  """
+  """A turn of orbax with its own defaults."""
 
   def turn(directory):
     path = str(directory / "1")
@@ -98,11 +90,7 @@ def orbax_default(work: _training.Work) -> Turn:
 
 
 def torch_save(work: _training.Work) -> Turn:
-  """A turn of torch.save, as the published code saves: training waits.
-
-  Args:
-    work: The run.
-  """
+  """A turn of torch.save, as the published code saves: training waits."""
   torch = importlib.import_module("torch")
 
   def turn(directory):
@@ -123,11 +111,7 @@ def torch_save(work: _training.Work) -> Turn:
 
 
 def size_of(directory: pathlib.Path) -> int:
-  """Bytes of all files in a directory.
-
-  Args:
-    directory: The directory.
-  """
+  """Bytes of all files in a directory."""
   return sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
 
 
@@ -160,9 +144,6 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the benchmark and prints its table.
-
-  Args:
-    argv: Arguments.
 
   Returns:
     0.

@@ -49,9 +49,6 @@ ROWS = (
 def measure(row: Row) -> tuple[examine.Needs, ...] | str:
   """Compiles for one machine.
 
-  Args:
-    row: The machine.
-
   Returns:
     What training step and sampler need, or why they do not fit.
   """
@@ -72,12 +69,7 @@ def measure(row: Row) -> tuple[examine.Needs, ...] | str:
 
 
 def cells(row: Row, needs: Sequence[examine.Needs]) -> list[str]:
-  """A row of the table.
-
-  Args:
-    row: The machine.
-    needs: Of training step and sampler.
-  """
+  """A row of the table."""
   step, sampler = needs
   held = sum(step.parts.values()) / chips.GIB
   found = [
@@ -112,9 +104,6 @@ HEADER = (
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Compiles for every machine and prints the table, in markdown.
-
-  Args:
-    argv: arguments.
 
   Returns:
     0, or 1 where something does not fit or compile.

@@ -86,13 +86,7 @@ class Result:
 def load_config(
   path: str, changes: dict[str, Any], steps: int
 ) -> sections.Config:
-  """A config file with changes.
-
-  Args:
-    path: The file.
-    changes: Dotted keys and values.
-    steps: Training steps; 0 for the file's.
-  """
+  """A config file with changes."""
   spec = importlib.util.spec_from_file_location("recipe", path)
   if spec is None or spec.loader is None:
     raise ValueError(f"--config={path}: not a Python file")
@@ -177,11 +171,7 @@ def _floats(pixels: np.ndarray) -> np.ndarray:
 
 
 def table(results: Sequence[Result]) -> str:
-  """The comparison as Markdown.
-
-  Args:
-    results: One a variant, at least one.
-  """
+  """The comparison as Markdown."""
   until = min(r.seconds for r in results)
   real = results[0].real_nearest
   lines = [
@@ -201,11 +191,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-  """Runs the comparison and prints its table.
-
-  Args:
-    arguments: The command line.
-  """
+  """Runs the comparison and prints its table."""
   parser = argparse.ArgumentParser(
     prog="python -m gmem_jax.bench conditioning",
     description=__doc__,

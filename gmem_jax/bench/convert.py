@@ -26,10 +26,6 @@ _MEMORY_LIMIT = 1.3
 def make_checkpoint(path: pathlib.Path, size: str) -> int:
   """Writes a plain state dict of random float32 weights.
 
-  Args:
-    path: the file.
-    size: a key of `lightning_dit.SIZES`.
-
   Returns:
     The bytes of its tensors.
   """
@@ -69,9 +65,6 @@ def _run(*arguments: str | pathlib.Path) -> tuple[float, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the benchmark and prints its table.
-
-  Args:
-    argv: arguments.
 
   Returns:
     0, or 1 where the limit on memory is exceeded.

@@ -52,13 +52,7 @@ Batches = Callable[[], Iterator[Any]]
 def make_loader(
   reader: pipeline.Records, batch: int, to: Any = None
 ) -> Iterator[dict[str, Any]]:
-  """The product's loader, as training uses it.
-
-  Args:
-    reader: The records.
-    batch: Examples of a batch.
-    to: Sharding of the batches, if they are to be on the devices.
-  """
+  """The product's loader, as training uses it."""
   spec = reader.spec()
   dataset = pipeline.make_dataset(
     reader,
@@ -76,12 +70,7 @@ def make_loader(
 def published_batches(
   reader: files.PublishedReader, batch: int
 ) -> Iterator[list[np.ndarray]]:
-  """Shuffled batches of the peer, without an end.
-
-  Args:
-    reader: The peer.
-    batch: Examples of a batch.
-  """
+  """Shuffled batches of the peer, without an end."""
   random = np.random.default_rng(0)
   while True:
     order = random.permutation(len(reader.items))
@@ -132,12 +121,6 @@ def step_ratio(
   reader: pipeline.Records, *, batch: int, steps: int, rounds: int
 ) -> tuple[float, float]:
   """A training step with the loader, and with a batch that is always there.
-
-  Args:
-    reader: The records.
-    batch: Examples of a batch.
-    steps: Steps of a turn.
-    rounds: Turns of each.
 
   Returns:
     (seconds of a step with the loader, seconds without), medians.
@@ -212,9 +195,6 @@ def _make_step() -> tuple[Any, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the benchmark and prints its tables.
-
-  Args:
-    argv: arguments.
 
   Returns:
     0, or 1 where a goal is missed.

@@ -88,13 +88,7 @@ def _run(name: str, count: int, width: int) -> tuple[float, float, int]:
 
 
 def measure(name: str, count: int, width: int) -> tuple[float, float]:
-  """Seconds and distance of one of the ways.
-
-  Args:
-    name: A key of `_WORK`.
-    count: Number of features.
-    width: Their width.
-  """
+  """Seconds and distance of one of the ways."""
   start = time.perf_counter()
   distance = _WORK[name](count, width)
   return time.perf_counter() - start, distance
@@ -102,9 +96,6 @@ def measure(name: str, count: int, width: int) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the benchmark.
-
-  Args:
-    argv: The command line's arguments.
 
   Returns:
     1 if a limit is exceeded or the ways disagree.

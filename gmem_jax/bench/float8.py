@@ -46,10 +46,6 @@ _QUARTERS = 4
 def loss_curve(config: str, changes: Mapping[str, Any]) -> list[float]:
   """Trains by the real command.
 
-  Args:
-    config: The recipe.
-    changes: Dotted keys -> values.
-
   Returns:
     The mean of train/loss in each quarter of the run.
 
@@ -75,9 +71,6 @@ def loss_curve(config: str, changes: Mapping[str, Any]) -> list[float]:
 def excess(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
   """How far 8-bit products end above 16-bit ones, in the mean over seeds.
 
-  Args:
-    pairs: Loss curves (16-bit, 8-bit) of every seed.
-
   Returns:
     The mean of (8-bit - 16-bit) / 16-bit in the last quarter; NaN if one is.
   """
@@ -86,9 +79,6 @@ def excess(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Trains twice for every seed and prints the table.
-
-  Args:
-    argv: Arguments.
 
   Returns:
     0, or 1 where 8-bit products end with a loss that is too high.

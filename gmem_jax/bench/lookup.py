@@ -184,9 +184,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the benchmark and prints its table, in Markdown.
 
-  Args:
-    argv: Arguments.
-
   Returns:
     0, or 1 where a row was wrong.
   """

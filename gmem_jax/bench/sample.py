@@ -59,9 +59,6 @@ Calls = dict[str, Callable[[], Any]]
 def make(config: sections.Config) -> tuple[Calls, int]:
   """Compiles both samplers, and the decoder alone, for the first device.
 
-  Args:
-    config: The run.
-
   Returns:
     Functions of nothing: OURS and REFERENCE to uint8 images, "decode" to
     pixels; and the number of images.
@@ -124,9 +121,6 @@ def _random(leaf: Any) -> jax.Array:
 def png_seconds(pixels: np.ndarray) -> dict[str, float]:
   """Seconds in which PNG files of images are written.
 
-  Args:
-    pixels: uint8 [n H W ch].
-
   Returns:
     "one": one after the other; "threads": as images are written.
   """
@@ -145,12 +139,7 @@ def png_seconds(pixels: np.ndarray) -> dict[str, float]:
 
 
 def different(ours: np.ndarray, theirs: np.ndarray) -> tuple[int, float]:
-  """The largest difference of bytes, and the share that differs at all.
-
-  Args:
-    ours: uint8 images.
-    theirs: Likewise.
-  """
+  """The largest difference of bytes, and the share that differs at all."""
   apart = np.abs(ours.astype(int) - theirs.astype(int))
   return int(apart.max()), float((apart > 0).mean())
 
@@ -181,9 +170,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the benchmark and prints its tables.
-
-  Args:
-    argv: Arguments.
 
   Returns:
     0, or 1 where the two samplers do not make the same images.

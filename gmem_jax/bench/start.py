@@ -65,11 +65,6 @@ def first_step(
 ) -> float:
   """Seconds from the command to the first step; the run ends there.
 
-  Args:
-    config: The recipe.
-    changes: Dotted keys -> values.
-    cache: Directory of compiled programs.
-
   Raises:
     RuntimeError: If the run ends before, with what it said.
   """
@@ -96,9 +91,6 @@ def first_step(
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Starts training, cold and again, and prints the table.
-
-  Args:
-    argv: Arguments.
 
   Returns:
     0, or 1 where the second start took more than its share.

@@ -60,12 +60,7 @@ class Measured:
 
 
 def make_peers(work: _training.Work, wanted: Sequence[str]) -> list[Any]:
-  """The torch steps that can run here; says why others cannot.
-
-  Args:
-    work: Our step; its parameters are copied.
-    wanted: Of `PEERS`.
-  """
+  """The torch steps that can run here; says why others cannot."""
   if "torch" not in wanted:
     return []
   if work.config.model.float8:
@@ -80,7 +75,9 @@ def make_peers(work: _training.Work, wanted: Sequence[str]) -> list[Any]:
   params = jax.device_get(work.state.params)
   found = []
   for compiled in (True, False):
-    peer = torch_step.Step(work.config, work.network, params, compiled=compiled)
+    peer = torch_step.TorchStep(
+      work.config, work.network, params, compiled=compiled
+    )
     try:
       peer.check = peer.loss_and_norm(_tensors(torch_step, peer, work))
     except Exception as error:  # What a missing compiler raises is torch's.
@@ -98,7 +95,7 @@ def _tensors(torch_step: Any, peer: Any, work: _training.Work) -> Any:
   drawn = _training.draws(work)
   fields = (drawn.x1, drawn.x0, drawn.t, drawn.snippet)
   tokens = None if drawn.tokens is None else peer.tensor(drawn.tokens)
-  return torch_step.Draws(*map(peer.tensor, fields), tokens)
+  return torch_step.TensorDraws(*map(peer.tensor, fields), tokens)
 
 
 def peer_call(work: _training.Work, peer: Any) -> Callable[[], Any]:
@@ -115,13 +112,7 @@ def peer_call(work: _training.Work, peer: Any) -> Callable[[], Any]:
 def measure(
   work: _training.Work, peers: Sequence[Any], repeats: int
 ) -> Measured:
-  """Compares, then times all in turns.
-
-  Args:
-    work: Our step.
-    peers: Of `make_peers`.
-    repeats: Turns of each.
-  """
+  """Compares, then times all in turns."""
   drawn = _training.draws(work)
   stages = _training.make_stages(work, drawn)
   loss, grads = stages["gradient"]()
@@ -156,12 +147,7 @@ def measure(
 
 
 def table(work: _training.Work, found: Measured) -> str:
-  """Both tables, in Markdown.
-
-  Args:
-    work: Our step.
-    found: What was measured.
-  """
+  """Both tables, in Markdown."""
   k, size = work.config.train.steps_per_dispatch, work.config.train.batch_size
   rows = []
   best = fastest_peer(found)
@@ -229,9 +215,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the benchmark and prints its tables.
-
-  Args:
-    argv: Arguments.
 
   Returns:
     0, or 1 where torch's numbers are not ours.

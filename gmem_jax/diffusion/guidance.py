@@ -109,16 +109,9 @@ def pair(
 ) -> tuple[Float[Array, "b ..."], Float[Array, "b ..."]]:
   """Evaluates a network with and without its condition, in one call.
 
-  Args:
-    network: Maps (x, t, condition) to its output, sample by sample.
-    x: Points, at times `t`.
-    t: One per sample.
-    condition: Arrays with leading axis b.
-    null: The condition of the unconditional branch, of the same structure and
-      shapes; zeros for the published networks.
-
-  Returns:
-    The conditional and the unconditional output.
+  The network maps (x, t, condition) to its output, sample by sample. `null` is
+  the condition of the unconditional branch, of the same structure and shapes;
+  zeros for the published networks.
   """
   # The two copies of a sample are neighbours: a batch that is sharded over
   # devices then stays where it is, which concatenated halves would not.
@@ -144,13 +137,6 @@ def select(
   pairs: NetworkPair | None,
 ) -> Network:
   """The network of one branch, a function of (x, t).
-
-  Args:
-    config: Gives the scale.
-    branch: Which outputs to compute.
-    network: The conditional network.
-    pairs: The network with and without its condition; None only where every
-      branch is conditional.
 
   Raises:
     ValueError: The branch is not conditional and `pairs` is None.

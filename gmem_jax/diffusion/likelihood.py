@@ -86,11 +86,7 @@ def integrate(
 ) -> tuple[Float[Array, "b ..."], Float[Array, " b"]]:
   """Integrates data to noise by fixed steps, and the divergence with it.
 
-  Args:
-    config: A sampler with a fixed-step ODE method.
-    network: See `log_likelihood`.
-    x1: Data.
-    probe: Maps the index of a network call to its random signs.
+  `probe` maps the index of a network call to its random signs.
 
   Returns:
     The noise, and minus the integral of the divergence from noise to data.

@@ -37,8 +37,6 @@ class LossConfig:
   """What the network is trained to predict, and how errors are weighed.
 
   Attributes:
-    path: How noise and data are joined.
-    prediction: What the network predicts.
     weighting: Weight in time of the squared error of noise and score networks:
       "none" is 1, "velocity" makes it the error of the velocity, "likelihood"
       the bound on the likelihood. Velocity networks take "none" alone.
@@ -153,15 +151,7 @@ def cosine_loss(
 def projection_loss(
   projected: Float[Array, "b n d"], tokens: Float[Array, "b n d"]
 ) -> Float[Array, ""]:
-  """Minus the mean cosine between projected and encoder tokens.
-
-  Args:
-    projected: The network's projected tokens.
-    tokens: The encoder's tokens of the same image, mirrored as it was.
-
-  Returns:
-    A scalar in [-1, 1]; -1 is perfect alignment.
-  """
+  """Minus the mean cosine of projected and encoder tokens; -1 is aligned."""
   norms = _norm(projected, PROJECTION_EPS) * _norm(tokens, PROJECTION_EPS)
   return -jnp.mean(jnp.sum(projected * tokens, axis=-1) / norms)
 
@@ -177,7 +167,7 @@ def flow_loss(
   """The training loss of one batch.
 
   Args:
-    config: Which terms, and their weights.
+    config: The terms and their weights.
     network: Maps (x_t, t) to its prediction and its projected tokens.
     x1: Data, normalised latents.
     x0: Standard normal noise.

@@ -178,15 +178,9 @@ def to_velocity(
   x: Float[Array, "b ..."],
   t: Float[Array, " b"],
 ) -> Float[Array, "b ..."]:
-  """Reads a network output as the velocity at (x, t).
+  """Reads a network's output at (x, t) as the velocity there.
 
-  Args:
-    path: The path that the network was trained on.
-    prediction: What it predicts.
-    output: Its output at x and t.
-    x: The point x_t.
-    t: Times inside the interval where the conversion is regular; see
-      `schedule.interval`.
+  Regular where `schedule.interval` says so.
   """
   if prediction == "velocity":
     return output

@@ -44,8 +44,8 @@ def sample(
 
   Args:
     config: How to integrate.
-    network: Maps (x, t) to the prediction; so do all networks here.
-    x0: Standard normal noise.
+    network: Maps (x, t) to the prediction.
+    x0: Standard normal.
     noise: The SDE's normal draw at each step, traceable; unused by ODEs.
     pair: Maps (x, t) to the conditional and the unconditional prediction (see
       `guidance.pair`); needed, and used, where guidance acts.
@@ -84,13 +84,7 @@ def invert(
   x1: Float[Array, "b ..."],
   pair: guidance.NetworkPair | None = None,
 ) -> Float[Array, "b ..."]:
-  """Integrates data back to its noise, along the probability-flow ODE.
-
-  Args:
-    config: A sampler with an ODE method; its steps are taken backwards.
-    network: See `sample`, and for `pair`.
-    x1: Data.
-    pair: Needed where guidance acts.
+  """Integrates data back to its noise, by the steps of `sample` backwards.
 
   Returns:
     The noise from which `sample` returns to x1, up to the solver's error.
@@ -184,7 +178,7 @@ def scan_plan(
   """Takes the steps of a plan, each run of like steps as one scan.
 
   Args:
-    steps: The plan.
+    steps: From `schedule.plan`.
     advance: Maps (tableau, branches, y, (index, stage times, length)) to the
       state after the step; the first two are static.
     y: The initial state, a pytree of arrays of one dtype.

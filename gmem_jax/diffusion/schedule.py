@@ -62,17 +62,11 @@ def interval(
 ) -> tuple[float, float]:
   """The times (t0, t1) on which a network is trained or integrated.
 
-  Some conversions divide by alpha (zero at t=0) or sigma (zero at t=1): the
-  interval stops short of an end where such a conversion is needed.
-
-  Args:
-    path: Of the network.
-    prediction: Of the network.
-    eps: Distance kept from a singular end. Unused by the ODE of a velocity
-      network on "linear" or "gvp", which is regular on [0, 1].
-    sde: Whether the interval serves an SDE, whose drift needs the score.
-    diffusion_form: The SDE's diffusion; "sbdm" is singular at t=0.
-    last_step_size: Length that the SDE leaves to its last step.
+  Some conversions divide by alpha (zero at t=0) or sigma (zero at t=1). Where
+  one is needed, the interval keeps the distance `eps` from that end, or leaves
+  `last_step_size` to an SDE's last step. The ODE of a velocity network on
+  "linear" or "gvp" needs none; an SDE needs the score, and with the diffusion
+  form "sbdm" is also singular at t=0.
 
   Returns:
     0 <= t0 < t1 <= 1.
@@ -96,8 +90,7 @@ class SamplerConfig:
   """How images are integrated from noise.
 
   Attributes:
-    path: The path that the network was trained on.
-    prediction: What the network predicts.
+    path, prediction: Those that the network was trained with.
     method: "sde_*" or "ode_*" and the solver. "ode_heun2_euler" is Heun with a
       last step of Euler; "ode_dopri5" is adaptive.
     steps: Points of the time grid, joined by steps - 1 steps.
@@ -114,9 +107,7 @@ class SamplerConfig:
       "gvp") or 1e-3 (the rest).
     step_control: "ode_dopri5" chooses its steps for each "image", so that an
       image does not depend on the others, or for the "batch", as published.
-    atol: Absolute tolerance of "ode_dopri5".
-    rtol: Relative tolerance of "ode_dopri5".
-    guidance: Classifier-free guidance.
+    atol, rtol: Tolerances of "ode_dopri5", absolute and relative.
   """
 
   path: paths.Path
@@ -234,11 +225,9 @@ def grid(config: SamplerConfig) -> np.ndarray:
 
 
 def plan(config: SamplerConfig, *, reverse: bool = False) -> list[Step]:
-  """The `steps - 1` steps of a fixed-step sampler, without its last step.
+  """The `steps - 1` steps of a fixed-step sampler, without the SDE's last step.
 
-  Args:
-    config: The sampler; any method except "ode_dopri5".
-    reverse: From data to noise.
+  `reverse`: from data to noise.
   """
   t = grid(config)[::-1] if reverse else grid(config)
   steps = []
@@ -262,13 +251,9 @@ def segments(
 ) -> list[tuple[guidance.Branch, np.ndarray]]:
   """Cuts an adaptive integration where guidance begins and ends.
 
-  Args:
-    config: Gives the interval of the guidance.
-    times: Monotone, at least two.
-
   Returns:
     The branch and the times of each part. A part begins where the one before
-    ended; the ends of the guidance are the only times added.
+    ended; to the (monotone) times only the ends of the guidance are added.
   """
   # Uncut, a solver that chooses its steps could leap over the whole guided
   # interval, as none of its stages need fall inside.

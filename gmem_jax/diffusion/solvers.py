@@ -112,17 +112,9 @@ def runge_kutta_step(
   times: Sequence[Float[Array, ""]] | Float[Array, " s"],
   h: Float[Array, ""],
 ) -> PyTree[Array]:
-  """Takes one step of an explicit method.
+  """The state after one step; each of the s stages has its field and time.
 
-  Args:
-    tableau: The method, of s stages.
-    fields: The vector field of each stage.
-    y: The state.
-    times: The time of each stage.
-    h: Length of the step; negative to integrate back in time.
-
-  Returns:
-    The state after the step.
+  A negative length `h` integrates back in time.
   """
   slopes = []
   for stage, field in enumerate(fields):
@@ -135,8 +127,7 @@ class _Attempt(NamedTuple):
   """What a step of the adaptive solver starts from.
 
   Attributes:
-    y: The solution at t.
-    slope: Its derivative there.
+    y, slope: The solution at t, and its derivative.
     t: Time since the start, of each sample.
     h: The step proposed next, of each sample.
     calls: Evaluations of the field so far.

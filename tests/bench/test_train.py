@@ -133,7 +133,7 @@ def test_torch_takes_the_same_step(work):
   pytest.importorskip("torch")
   torch_step = importlib.import_module("gmem_jax.bench._torch_step")
   params = jax.device_get(work.state.params)
-  peer = torch_step.Step(work.config, work.network, params, compiled=False)
+  peer = torch_step.TorchStep(work.config, work.network, params, compiled=False)
   drawn = _training.draws(work)
   tensors = train._tensors(torch_step, peer, work)
   # A fresh optimizer on both sides.
