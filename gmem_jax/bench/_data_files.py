@@ -71,7 +71,10 @@ def write_prepared(
     else:
       noise = random.standard_normal(shape, np.float32)
       pool[name] = noise.astype(field.dtype)
+  # The bank's row of an image is the feature of its first view.
   pool["row"] = pool["feature"][:, 0].astype(np.float32)
+  # The product's own writer, so the files are those of --mode=prepare; only the
+  # encoders are left out, which are not what is measured.
   for number in range(chosen.shards):
     with shards.writing(directory, chosen, number) as writer:
       first = number * _SHARD
@@ -129,6 +132,7 @@ class PublishedReader:
     library: Any = importlib.import_module(framework)
     self._stack = library.stack
     self.items: list[tuple[pathlib.Path, int]] = []
+    # Opened once for the length, and anew for each item, as published.
     for path in sorted(directory.glob("*.safetensors")):
       with safetensors.safe_open(path, framework) as file:
         count = file.get_slice("labels").get_shape()[0]
@@ -152,6 +156,7 @@ class PublishedReader:
         end = "_flip" if self._random.random() > 0.5 else ""
         found.append(file.get_slice(name + end)[inside : inside + 1])
       label = file.get_slice("labels")[inside : inside + 1]
+    # The published data set normalises on the host, in the worker.
     found[0] = (found[0] - self._mean) / self._std
     latent, tokens, feature = (array[0] for array in found)
     return latent, tokens, feature, label[0]

@@ -51,6 +51,8 @@ def present(names: Sequence[str]) -> list[str]:
     )
     if importlib.util.find_spec(module) is None
   }
+  # On an accelerator these would time the host: faiss-cpu, torch without CUDA,
+  # and the dispatch of single operations.
   if not host:
     missing |= {"faiss-cpu", "lax.top_k, typed"}
     if "torch" not in missing and not _import("torch").cuda.is_available():
@@ -81,6 +83,7 @@ def _jax(name: str, rows: jax.Array, query: jax.Array, k: int) -> Peer:
 
   if name.endswith("typed"):
     return Peer(lambda x: search(x, rows), "")
+  # Compiled ahead: its temporary memory is part of the table.
   compiled = jax.jit(search).lower(query, rows).compile()
   return Peer(lambda x: compiled(x, rows), _timing.scratch(compiled))
 
@@ -95,6 +98,7 @@ def _torch(rows: jax.Array, k: int, *, select: bool) -> Peer:
   bank = torch.from_dlpack(rows)
 
   def search(query):
+    # dlpack shares the array: a copy to torch would be timed as search.
     query = torch.from_dlpack(query).to(bank.dtype)
     found = []
     for start in range(0, query.shape[0], _CHUNK):

@@ -36,6 +36,7 @@ def collect(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> dict[Product, int]:
         )
       ] += 1
       continue
+    # A scan's body runs so often; all other equations call theirs once.
     times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
     for inner in eqn.params.values():
       if isinstance(inner, (core.Jaxpr, core.ClosedJaxpr)):
@@ -57,6 +58,8 @@ def seconds(products: dict[Product, int]) -> float:
   """
   random, total = np.random.default_rng(0), 0.0
   for (left, right, numbers, preferred), count in products.items():
+    # Random and not zero: a chip needs less power for zeros, and may then run
+    # at a higher clock than in training.
     sides = [
       jax.device_put(random.standard_normal(shape, np.float32).astype(dtype))
       for shape, dtype in (left, right)
@@ -69,6 +72,7 @@ def seconds(products: dict[Product, int]) -> float:
       )
     )
     jax.block_until_ready(multiply(*sides))
+    # The best, not the median: this is a bound to hold the step against.
     best = min(
       _timing.seconds(lambda f=multiply, s=sides: f(*s))
       for _ in range(_REPEATS)

@@ -73,6 +73,8 @@ def _is_small(args: argparse.Namespace) -> bool:
   """Whether the size for a CPU is wanted; looks at the device if unsaid."""
   if args.size is None:
     if args.apart:
+      # Asked in a process of its own: jax here would take the device that the
+      # benchmark's processes need.
       code = "import jax; print(jax.default_backend())"
       found = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, check=True

@@ -13,7 +13,7 @@ import jax
 from gmem_jax.files import atomic
 
 PATH = pathlib.Path(__file__).with_name("RESULTS.md")
-# What in the environment makes a difference.
+# What in the environment changes times: XLA's flags, and glibc's huge pages.
 _TOLD = ("XLA_FLAGS", "GLIBC_TUNABLES")
 
 
@@ -34,6 +34,7 @@ def machine(**versions: str) -> str:
   device = jax.devices()[0].device_kind
   cores = len(os.sched_getaffinity(0))
   if jax.default_backend() == "cpu":
+    # jax only says "cpu".
     device = _processor()
   named = {"Python": platform.python_version(), "jax": jax.__version__}
   named |= versions
@@ -56,6 +57,7 @@ def finish(args: argparse.Namespace, name: str, words: str, table: str) -> None:
   print(f"{words}\n\n{table}", flush=True)
   if args.results is None:
     return
+  # Other benchmarks keep their sections in the same file.
   old = args.results.read_text() if args.results.exists() else "# Measured\n"
   atomic.write_text(args.results, replaced(old, name, words, table))
 
@@ -72,6 +74,7 @@ def replaced(text: str, name: str, words: str, table: str) -> str:
     rf"^## {re.escape(name)}, .*?(?=^## |\Z)", re.MULTILINE | re.DOTALL
   )
   if pattern.search(text):
+    # A function: backslashes in the section are no references to groups.
     text = pattern.sub(lambda _: section + "\n", text, count=1)
   else:
     text = text.rstrip() + "\n\n" + section

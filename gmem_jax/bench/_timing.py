@@ -44,16 +44,16 @@ def seconds(function: Callable[[], Any]) -> float:
 def interleaved(
   searches: Mapping[str, Callable[[Any], Any]], inputs: Sequence[Any]
 ) -> dict[str, float]:
-  """Median seconds of each function, called in turns, after one warm-up.
-
-  Before each turn is a pause, as threads of OpenMP keep their cores for a while
-  after their work is done, and would slow down whoever comes next.
-  """
+  """Median seconds of each function, called in turns, after one warm-up."""
   taken: dict[str, list[float]] = {name: [] for name in searches}
+  # Compiles, and fills caches; not counted.
   for function in searches.values():
     jax.block_until_ready(function(inputs[0]))
+  # In turns, so that a change of the machine's speed meets all of them alike.
   for x in inputs:
     for name, function in searches.items():
+      # Threads of OpenMP keep their cores for a while after their work is done,
+      # and would slow down the function that comes next.
       time.sleep(_PAUSE)
       taken[name].append(seconds(lambda f=function, x=x: f(x)))
   return {name: float(np.median(times)) for name, times in taken.items()}
@@ -62,6 +62,7 @@ def interleaved(
 def measure_speeds(dtype: str) -> Speeds:
   """Measures copying, and products of matrices of a type."""
   host = jax.default_backend() == "cpu"
+  # Far larger than any cache, or the copy would measure that.
   size = 2**26 if host else 2**29
   side = 2048 if host else 8192
   array = jnp.ones((size,), jnp.float32)
@@ -73,7 +74,9 @@ def measure_speeds(dtype: str) -> Speeds:
   best = {}
   for name, function, x in (("copy", copy, array), ("mul", product, matrix)):
     jax.block_until_ready(function(x))
+    # The best of a few: this is a limit, so a slow turn says nothing.
     best[name] = min(seconds(lambda f=function, x=x: f(x)) for _ in range(7))
+  # A copy reads and writes each byte; a product multiplies and adds.
   return Speeds(2 * array.nbytes / best["copy"], 2 * side**3 / best["mul"])
 
 

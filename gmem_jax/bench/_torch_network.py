@@ -46,6 +46,7 @@ def convert(params: Mapping[str, Any], device: str) -> Params:
       flat[name.replace("blocks.", f"blocks.{i}.", 1)] = layer
   found = {}
   for name, value in flat.items():
+    # Flax keeps [in, out].
     value = value.T if name.endswith("kernel") else value
     tensor = torch.tensor(np.ascontiguousarray(value), device=device)
     found[name] = tensor.requires_grad_(name != "pos_embed")
@@ -125,6 +126,7 @@ class TorchNetwork:
     return y.reshape(b, h, w, c).float(), projected
 
   def _condition(self, p, t, snippet):
+    # In float32, as in ours: in bfloat16 near times would look alike.
     with torch.autocast(self.device, enabled=False):
       angles = t[:, None] * self.frequencies
       y = torch.cat([angles.cos(), angles.sin()], -1)
@@ -145,6 +147,7 @@ class TorchNetwork:
     b, n, d = x.shape
     qkv = _linear(p, f"{at}qkv", x)
     q, k, v = qkv.reshape(b, n, 3, self.ours.heads, -1).permute(2, 0, 3, 1, 4)
+    # Rotated in float32; fused attention wants all three in one dtype.
     q, k = (self._rotate(y).to(v.dtype) for y in (q, k))
     y = F.scaled_dot_product_attention(q, k, v)
     return _linear(p, f"{at}proj", y.transpose(1, 2).reshape(b, n, d))
@@ -160,6 +163,7 @@ def _linear(p: Params, name: str, x: Any) -> Any:
 
 
 def _norm(p: Params, name: str, x: Any) -> Any:
+  # Norms are float32 in ours, too.
   x = x.float()
   y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
   return y * p[f"{name}.scale"]

@@ -51,6 +51,7 @@ class TorchStep:
     if self.device == "cpu":
       # As many as XLA takes; torch's default leaves out hyper-threads.
       torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # torch draws its own noise; only for a repeatable run.
     torch.manual_seed(config.seed)
     grid = int(np.sqrt(params["pos_embed"].shape[1]))
     self.name = "torch.compile" if compiled else "torch, eager"
@@ -59,6 +60,7 @@ class TorchStep:
     self._params = _torch_network.convert(params, self.device)
     trained = [p for p in self._params.values() if p.requires_grad]
     self._trained = trained
+    # The moving average is part of the product's step, so of this one.
     self._ema = [p.detach().clone() for p in trained]
     optim = config.optim
     self._optimizer = torch.optim.AdamW(
@@ -91,6 +93,7 @@ class TorchStep:
     """The loss of given draws, and the norm of its gradient."""
     loss = self._loss(self._params, draws)
     loss.backward()
+    # Before clipping, as the product reports it.
     norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained])
     self._optimizer.zero_grad(set_to_none=True)
     return float(loss.detach()), float(norm)
@@ -124,6 +127,8 @@ class TorchStep:
     """
     loss = self._loss(self._params, draws)
     loss.backward()
+    # foreach: a few kernels for all tensors, not some for each; AdamW is fused
+    # for the same reason.
     torch.nn.utils.clip_grad_norm_(
       self._trained, self._config.optim.clip_norm, foreach=True
     )
@@ -134,6 +139,7 @@ class TorchStep:
         self._ema, self._trained, 1 - self._config.train.ema_decay
       )
     if self.device == "cuda":
+      # Kernels are started asynchronously; the caller's clock needs their end.
       torch.cuda.synchronize()
     return loss.detach()
 

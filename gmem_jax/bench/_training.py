@@ -26,6 +26,8 @@ from gmem_jax.train import (
   step as train_step,
 )
 
+# Rows of the bank. A step reads as many as its batch has, so a small bank costs
+# the same time and saves memory.
 _BANK_ROWS = 10_000
 
 
@@ -69,6 +71,7 @@ class Work:
 def make(config: sections.Config) -> Work:
   """Compiles the product's own step for the first device, with random data."""
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
+  # The very program of --mode=compile and of training, not a copy of it.
   program = compile_command.training(config, mesh, _BANK_ROWS)
   memory = compile_command.memory_shapes(config, _BANK_ROWS, mesh)
   network = setup.network(config, memory)
@@ -77,7 +80,8 @@ def make(config: sections.Config) -> Work:
   bank = bank_lib.MemoryBank(bank_lib.normalise(rows))
   init = setup.make_init(config, memory)
   shardings = sharding.state_shardings(jax.eval_shape(init), mesh)
-  # What is recomputed is no work of the model's.
+  # Traced without remat: what is computed twice counts once, as in every model
+  # FLOPs utilisation that is published.
   plain = dataclasses.replace(config.model, remat="none")
   once = compile_command.training(
     dataclasses.replace(config, model=plain), mesh, _BANK_ROWS
@@ -148,6 +152,7 @@ def make_stages(
   forward = jax.jit(loss_fn)
   gradient = jax.jit(jax.value_and_grad(loss_fn))
   updated = jax.jit(update)
+  # The update's time does not depend on the gradients' values.
   grads = jax.tree.map(jnp.zeros_like, work.state.params)
   return {
     "forward": lambda: forward(work.state.params, drawn),

@@ -49,6 +49,7 @@ def ours(work: _training.Work) -> Turn:
       start = time.perf_counter()
       kept.save(1, work.state, {"train_seconds": 0.0})
       blocking = time.perf_counter() - start
+      # The save is asynchronous: training goes on from here.
       kept.wait()
       total = time.perf_counter() - start
       restored: Any = None
@@ -97,12 +98,14 @@ def torch_save(work: _training.Work) -> Turn:
     path = directory / "1.pt"
     directory.mkdir(parents=True)
     start = time.perf_counter()
+    # The copy to the host is part of the save, as with a torch module on a GPU.
     leaves = [torch.tensor(np.asarray(x)) for x in jax.tree.leaves(work.state)]
     torch.save(leaves, path)
     total = time.perf_counter() - start
 
     def restore():
       found = torch.load(path, weights_only=True)
+      # Back onto the device, as the others restore to it.
       return [jax.device_put(x.numpy()) for x in found]
 
     return total, total, _timing.seconds(restore)
@@ -129,8 +132,10 @@ def measure(
     Name -> blocking, total, restoring, bytes on disk.
   """
   found: dict[str, list[Any]] = {name: [] for name in turns}
+  # The first turn makes threads and compiles, and does not count.
   for turn in range(repeats + 1):
     for name, save in turns.items():
+      # A new directory each time: an overwritten file may cost less or more.
       with tempfile.TemporaryDirectory(
         prefix="gmem_jax_checkpoint_", dir=parent
       ) as name_of:

@@ -59,6 +59,7 @@ def measure(row: Row) -> tuple[examine.Needs, ...] | str:
   spec.loader.exec_module(module)
   tree = module.get_config("tpu")
   tree.update_from_flattened_dict(dict(row.changes))
+  # The command prints as it goes, which is not for a table.
   try:
     with contextlib.redirect_stdout(io.StringIO()):
       return compile_command.compile_mode(

@@ -131,6 +131,7 @@ def measure(
   sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
   weights = source_lib.make_weights(config, memory, state.ema)
   placed = bank_sharding.place(heldout.bank, mesh, config.bank.placement)
+  # The network attends to the swapped bank's rows as it did to its own.
   other = dataclasses.replace(weights, bank=setup.lookup_bank(config, placed))
 
   def draw(weights, bank, outside=False):
@@ -172,6 +173,7 @@ def _floats(pixels: np.ndarray) -> np.ndarray:
 
 def table(results: Sequence[Result]) -> str:
   """The comparison as Markdown."""
+  # Steps cost more with attention: the fair comparison is at equal time.
   until = min(r.seconds for r in results)
   real = results[0].real_nearest
   lines = [

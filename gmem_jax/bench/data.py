@@ -53,6 +53,7 @@ def make_loader(
   reader: pipeline.Records, batch: int, to: Any = None
 ) -> Iterator[dict[str, Any]]:
   """The product's loader, as training uses it."""
+  # Labels are not for training, which the product leaves out, too.
   spec = reader.spec()
   dataset = pipeline.make_dataset(
     reader,
@@ -81,6 +82,8 @@ def published_batches(
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
   """Keeps this process and the threads that it starts on one core."""
+  # The goals are per core, so that a machine's number of cores does not decide
+  # which reader is faster.
   cores = os.sched_getaffinity(0)
   os.sched_setaffinity(0, {max(cores)})
   try:
@@ -109,10 +112,12 @@ def examples_per_second(
       for name, make in makers.items():
         batches = make()
         next(batches)  # Threads are running, files are open.
+        # All threads of the process, the kernel's part included.
         start = time.process_time()
         for _ in range(count):
           next(batches)
         rates[name].append(count * batch / (time.process_time() - start))
+        # Its threads would go on reading ahead during the next reader's turn.
         del batches
   return {name: statistics.median(found) for name, found in rates.items()}
 
@@ -137,6 +142,8 @@ def step_ratio(
       ("held", lambda: held),
       ("loader", lambda: next(loader)),
     ):
+      # The first batch starts the loader's threads and fills its buffer; a long
+      # run has done that.
       take()
       start = time.perf_counter()
       for _ in range(steps):
@@ -150,6 +157,8 @@ def step_ratio(
 def _make_step() -> tuple[Any, Any]:
   """A small network on the published shapes, and its step."""
   h, w, c = files.LATENT
+  # Small, so that the step is short and the loader's part in it large: larger
+  # networks hide more of the loader.
   network = lightning_dit.LightningDiT(
     channels=c,
     snippet_dim=files.WIDTH,
@@ -231,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     makers: dict[str, Batches] = {
       _PEER: lambda: published_batches(peer, args.batch)
     }
+    # As many examples as ImageNet has, for the cost of the shuffle.
     times = -(-_IMAGENET // args.images)
     for key, reader in readers.items():
       many = files.ManyTimes(reader, times)

@@ -26,6 +26,8 @@ def _batches(seed: int, count: int, width: int):
   """Features like a rectified network's; each batch drawn when asked for."""
   scale = np.random.default_rng(0).uniform(0.1, 1, width).astype(np.float32)
   for start in range(0, count, _BATCH):
+    # Each batch has its own stream: both ways see the same features, and the
+    # features are not stored, which would be memory of ours.
     rng = np.random.default_rng((seed, start))
     n = min(_BATCH, count - start)
     noise = rng.standard_normal((n, width), np.float32)
@@ -50,6 +52,8 @@ def _peer(count: int, width: int) -> float:
     features = features.astype(np.float64)
     means.append(features.mean(axis=0))
     covs.append(np.cov(features, rowvar=False))
+  # Not symmetric, so its root may be complex by rounding: the usual tools take
+  # the real part.
   root = scipy.linalg.sqrtm(covs[0] @ covs[1])
   squared = ((means[0] - means[1]) ** 2).sum()
   return float(squared + np.trace(covs[0] + covs[1] - 2 * np.real(root)))

@@ -31,6 +31,7 @@ from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.bank.kernels import arg_specs, topk_gpu, topk_reference
 from gmem_jax.bench import _lookup_peers, _timing
 
+# Queries whose rows are judged: a float64 search of a large bank is slow.
 _JUDGED = 8
 
 
@@ -46,6 +47,7 @@ def make_banks(
       scales = jnp.max(jnp.abs(rows), axis=1) / 127
       rows = jnp.round(rows / scales[:, None])
     bank = bank_lib.MemoryBank(rows.astype(dtype), scales)
+    # Padded to the GPU kernel's blocks, so that every backend can serve.
     return lookup.unit(bank, multiple=topk_gpu.ALIGN)
 
   return {dtype: jax.jit(make, static_argnums=0)(dtype) for dtype in dtypes}
@@ -58,6 +60,7 @@ def wrong_rows(
   query, k = query[:_JUDGED], found.rows.shape[1]
   wide = np.asarray(query.astype(jnp.float32), np.float64)
   scores, norm = [], 0.0
+  # By blocks: the whole bank in float64 would need 7.9 GB.
   for start in range(0, bank.size, 65536):
     part = slice(start, min(start + 65536, bank.size))
     rows = np.asarray(bank.rows[part].astype(jnp.float32), np.float64)
@@ -87,6 +90,7 @@ def measure(
   Returns:
     Rows of the table: of the lookup on each bank, then of the peers.
   """
+  # New queries in every round, so that nobody can answer from a cache.
   noise = jax.random.normal(
     rngs.key(1, "init"), (args.repeats + 1, q, args.width)
   )
@@ -109,6 +113,7 @@ def measure(
       f"{int(found.fallbacks) / q:.1%}",
       _timing.nbytes(bank),
     )
+  # The peers search one bank: none of them reads int8 with scales.
   peers = _lookup_peers.make(banks[peer_dtype].rows, queries[0], k, args.peers)
   searches = ours | {name: peer.search for name, peer in peers.items()}
   times = _timing.interleaved(searches, queries[1:])
@@ -119,6 +124,7 @@ def measure(
     else:
       scratch, wrong, fallbacks = peers[name].scratch, "", ""
       size = _timing.nbytes(banks[peer_dtype])
+    # Against the bytes and the multiplications that no exact search can avoid.
     least = speeds.least(size, 2 * q * args.rows * args.width)
     ratios = [f"{times[peer] / seconds:.2f}" for peer in peers]
     cells = [str(q), str(k), name, f"{seconds * 1e3:.2f}", *ratios]

@@ -67,7 +67,9 @@ def make(config: sections.Config) -> tuple[Calls, int]:
   program = compile_command.sampling(config, mesh, 1)
   memory = compile_command.memory_shapes(config, 1, mesh)
   network = setup.network(config, memory)
+  # The projector is for training; 8-bit scales would depend on the batch.
   network = network.clone(token_dim=0, float8=False)  # As samples are made.
+  # Random weights, as time does not depend on their values.
   weights = jax.tree.map(_random, program.arguments[0])
   count, width = program.arguments[2].shape
   numbers = jnp.arange(count, dtype=jnp.int32)
@@ -100,6 +102,8 @@ def make(config: sections.Config) -> tuple[Calls, int]:
   ours = program.jitted.lower(weights, numbers, features, rows).compile()
   decode = jax.jit(lambda w, latents: w.tokenizer.decode(latents))
   latents = jax.random.normal(rngs.key(6, "init"), (count, *shape))
+  # 0.0 is an argument, not a constant: XLA must not find out that two calls of
+  # the network have one input.
   return {
     OURS: lambda: ours(weights, numbers, features, rows),
     REFERENCE: lambda: reference(weights, numbers, features, 0.0),
@@ -111,6 +115,8 @@ def _random(leaf: Any) -> jax.Array:
   """Weights that keep the variance: the images are neither grey nor flat."""
   if isinstance(leaf, jax.Array):
     return leaf
+  # Unit variance at every layer; zeros, as networks begin with, would let both
+  # samplers agree on noise whatever they compute.
   random = np.random.default_rng(leaf.size)
   x = random.standard_normal(leaf.shape, np.float32)
   convolution = len(leaf.shape) == 4

@@ -42,6 +42,7 @@ _PATIENCE = 1800  # seconds
 
 def environment() -> dict[str, str]:
   """That of this process, without a cache of its own."""
+  # A cache that the user set would make the first start a warm one.
   return {
     name: value
     for name, value in os.environ.items()

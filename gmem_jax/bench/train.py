@@ -79,6 +79,8 @@ def make_peers(work: _training.Work, wanted: Sequence[str]) -> list[Any]:
       work.config, work.network, params, compiled=compiled
     )
     try:
+      # Before anything is timed: networks that differ are no comparison. And
+      # torch.compile fails here, at its first call.
       peer.check = peer.loss_and_norm(_tensors(torch_step, peer, work))
     except Exception as error:  # What a missing compiler raises is torch's.
       if not compiled:
@@ -105,7 +107,9 @@ def peer_call(work: _training.Work, peer: Any) -> Callable[[], Any]:
     {name: peer.tensor(x[i]) for name, x in work.batch.items()}
     for i in range(k)
   ]
+  # On the device before the clock starts, as ours are.
   bank = peer.tensor(work.bank.rows)
+  # float waits for the step, as the reader of a loss would.
   return lambda: [float(peer.step(batch, bank)) for batch in batches]
 
 
@@ -117,6 +121,7 @@ def measure(
   stages = _training.make_stages(work, drawn)
   loss, grads = stages["gradient"]()
   ours = float(loss), float(optax.tree.norm(grads))
+  # As large as the parameters: not to be held while peers are timed.
   del grads
   apart = {
     name: max(abs(p.check[i] - ours[i]) / abs(ours[i]) for p in peers)
