@@ -1,8 +1,10 @@
 """New banks from old ones; no bank ever changes.
 
-Every edit returns a new bank that names its parent by digest, and which row of
-the parent each of its rows was, so that what is kept beside the rows (image
-names, frequencies) can follow.
+Every edit returns a new bank that names its parent by digest, and the parent's
+row of each of its rows, so that what is kept beside the rows (image names,
+frequencies) can follow.
+
+Every function takes a bank on the host with its description.
 
 Shapes: m bank rows, d feature width, n new rows.
 """
@@ -15,17 +17,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gmem_jax.bank import (
   bank as bank_lib,
-  interpolate as paths,
+  interpolate as interpolate_lib,
   lookup,
   storage,
 )
 from gmem_jax.config import networks, sections
 
-# Rows whose neighbours are looked up at a time.
+# Rows that `deduplicate` compares at a time.
 BATCH = 1024
 
 
@@ -36,7 +38,7 @@ class Edited:
   Attributes:
     bank: The bank, on the host.
     info: Its description; `parent` is the old bank's digest.
-    origin: [m] the row of the parent that each row was, -1 for a new one.
+    origin: [m] the parent's row that each row was, -1 for a new one.
   """
 
   bank: bank_lib.Bank
@@ -50,16 +52,13 @@ def append(
   features: Float[np.ndarray, "n d"],
   source: str = "",
 ) -> Edited:
-  """Adds memories at the end; the others keep their rows.
+  """Adds memories at the end, stored as the others are.
 
   Args:
-    bank: The bank, on the host.
+    bank: The bank; its rows keep their numbers.
     info: Its description.
     features: Raw features by the bank's encoder.
-    source: Where they come from.
-
-  Returns:
-    The new bank, stored as the old one is.
+    source: Where the features come from.
 
   Raises:
     ValueError: If there are none, their width differs, or one is zero or not
@@ -72,15 +71,16 @@ def append(
       f" {bank.width}"
     )
   added: Any = storage.like(features, bank)
-  origin = np.r_[np.arange(bank.size), np.full(len(features), -1)]
-  edit = f"append {len(features)} rows" + (source and f" of {source}")
   if isinstance(bank, bank_lib.LowRankBank):
+    # Only the coefficients are by row; the directions stay the parent's.
     coefficients = np.concatenate([bank.coefficients, added.coefficients])
     new = dataclasses.replace(bank, coefficients=coefficients)
   else:
     new = jax.tree.map(
       lambda a, b: np.concatenate([a, b]), bank_lib.on_host(bank), added
     )
+  origin = np.r_[np.arange(bank.size), np.full(len(features), -1)]
+  edit = f"append {len(features)} rows" + (source and f" of {source}")
   return _edited(new, info, origin, edit)
 
 
@@ -94,76 +94,43 @@ def interpolate(
   method: sections.Interpolation = "linear",
   key: Key[Array, ""] | None = None,
 ) -> Edited:
-  """Adds memories between two rows.
+  """Adds memories between two rows at the end.
 
   Args:
-    bank: The bank, on the host.
+    bank: The bank.
     info: Its description.
     first: A row.
-    second: Another.
-    weights: Of the first row, in [0, 1]; 1 is the first row itself. As many
-      rows are added. "concat" and "mask" count them and use no weight.
-    method: How to mix. "spherical" follows the arc, and mixes the norms.
+    second: Another row.
+    weights: Weights of the first row in [0, 1], one for each new memory.
+    method: See `interpolate.mix`. "spherical" also interpolates the norms.
     key: A random key, for "mask".
-
-  Returns:
-    The new bank.
 
   Raises:
     ValueError: On a row outside of the bank, a weight outside of [0, 1], or a
       mask without key.
-
-  Source: the published banks' interpolation, where the weight is the first
-  row's (in the published manipulation it is the second's).
   """
   bank_lib.check_rows(np.array([first, second]), bank.size, "interpolate")
   if not len(weights) or not ((weights >= 0) & (weights <= 1)).all():
     raise ValueError(
       f"interpolate: weights {weights.tolist()} must be in [0, 1], at least one"
     )
-  both = bank_lib.features(bank, np.array([first, second]))
-  made = _mix(method, jnp.asarray(both[0]), jnp.asarray(both[1]), weights, key)
-  edit = f"interpolate rows {first} and {second}, {method}, {len(weights)} rows"
-  found = append(bank, info, np.asarray(made))
-  return dataclasses.replace(
-    found, info=dataclasses.replace(found.info, edit=edit)
-  )
-
-
-def _mix(
-  method: sections.Interpolation,
-  a: Float[Array, " d"],
-  b: Float[Array, " d"],
-  weights: Float[np.ndarray, " n"],
-  key: Key[Array, ""] | None,
-) -> Float[Array, "n d"]:
-  """Vectors between two, with these weights of the first."""
-  n = len(weights)
-  if method == "concat":
-    return jnp.tile(paths.concat(a, b)[None], (n, 1))
-  if method == "mask":
-    if key is None:
-      raise ValueError("interpolate: method='mask' needs a key")
-    uniform = jax.random.uniform(key, (n, a.size), a.dtype)
-    return jax.vmap(paths.mask, in_axes=(None, None, 0))(a, b, uniform)
-  function = paths.linear if method == "linear" else paths.spherical
-  # Their alpha is the second vector's.
+  a, b = map(jnp.asarray, bank_lib.features(bank, np.array([first, second])))
+  # The weight is the first row's, as in the published banks. Positions are
+  # counted from it, as in the published manipulation of snippets.
   alphas = jnp.asarray(1 - weights, a.dtype)
-  return jax.vmap(function, in_axes=(None, None, 0))(a, b, alphas)
+  new = append(
+    bank, info, np.asarray(interpolate_lib.mix(method, a, b, alphas, key))
+  )
+  edit = f"interpolate rows {first} and {second}, {method}, {len(weights)} rows"
+  return dataclasses.replace(new, info=dataclasses.replace(new.info, edit=edit))
 
 
 def remove(
   bank: bank_lib.Bank, info: bank_lib.BankInfo, rows: Int[np.ndarray, " n"]
 ) -> Edited:
-  """Takes memories out; those after them move up.
+  """Takes rows out; those after them move up.
 
-  Args:
-    bank: The bank, on the host.
-    info: Its description.
-    rows: Rows to take out; one may be named twice.
-
-  Returns:
-    The new bank.
+  A row may be named twice.
 
   Raises:
     ValueError: On a row outside of the bank, or if none would remain.
@@ -182,19 +149,16 @@ def deduplicate(
   threshold: float | None = None,
   on_rows: Callable[[int], Any] = lambda n: None,
 ) -> Edited:
-  """Takes out memories that repeat one that stays.
+  """Takes out rows that repeat one that stays.
 
-  Row by row: a row goes if its cosine with a row before it, which stays, is at
+  Row by row: a row goes if its cosine with an earlier row that stays is at
   least the threshold.
 
   Args:
-    bank: The bank, on the host.
+    bank: The bank.
     info: Its description.
-    threshold: The cosine, in (0, 1]; None: only rows equal bit for bit.
+    threshold: A cosine in (0, 1]; None compares stored rows bit for bit.
     on_rows: Called with the number of rows done since the last call.
-
-  Returns:
-    The new bank.
 
   Raises:
     ValueError: If the threshold is out of range.
@@ -210,59 +174,57 @@ def deduplicate(
   return _keep(bank, info, keep, f"{edit}, {int((~keep).sum())} rows removed")
 
 
-def _first_of_equals(bank: bank_lib.Bank) -> np.ndarray:
-  """[m] whether a row is the first of its kind, as stored."""
+def _first_of_equals(bank: bank_lib.Bank) -> Bool[np.ndarray, " m"]:
+  """Whether each row, as stored, is the first of its kind."""
   if isinstance(bank, bank_lib.LowRankBank):
     arrays = [np.asarray(bank.coefficients)]
   else:
     arrays = jax.tree.leaves(bank_lib.on_host(bank))
+  # Digests instead of rows: a set of 1.28 million rows would be a second bank.
   seen, keep = set(), np.zeros(bank.size, bool)
   for i in range(bank.size):
-    found = hashlib.blake2b(digest_size=16)
+    row = hashlib.blake2b(digest_size=16)
     for array in arrays:
-      found.update(array[i].tobytes())
-    digest = found.digest()
-    keep[i] = digest not in seen
-    seen.add(digest)
+      row.update(array[i].tobytes())
+    keep[i] = row.digest() not in seen
+    seen.add(row.digest())
   return keep
 
 
 def _apart(
-  rows: Float[np.ndarray, "m d"], threshold: float, on_rows: Callable
-) -> np.ndarray:
-  """[m] whether a row is no repetition of one before it that stays."""
-  size = len(rows)
-  units = bank_lib.normalise(jnp.asarray(rows))
-  bank = bank_lib.MemoryBank(units)
-  search = jax.jit(lookup.nearest, static_argnames="k")
-  keep = np.ones(size, bool)
-  for start in range(0, size, BATCH):
-    part = np.arange(start, min(start + BATCH, size))
-    # Filled up: one shape, one compilation.
-    batch = np.resize(part, min(BATCH, size))
-    k, open_ = min(8, size), part
-    near: dict[int, np.ndarray] = {}
-    while len(open_):
-      scores, found = jax.device_get(search(units[batch], bank, k=k))
-      for row, score, other in zip(batch, scores, found, strict=True):
-        near[int(row)] = other[score >= threshold]
-      if k == size:
-        break
-      # Where all k are so close there may be more, which matters unless one
-      # that stays is among them.
-      open_ = part[[_undecided(near[int(r)], k, keep[:start]) for r in part]]
-      if len(open_):
-        k, batch = min(4 * k, size), np.resize(open_, len(batch))
-    for row in part:
-      others = near[int(row)]
-      keep[row] = not keep[others[others < row]].any()
+  rows: Float[np.ndarray, "m d"],
+  threshold: float,
+  on_rows: Callable[[int], Any],
+) -> Bool[np.ndarray, " m"]:
+  """Whether each row repeats no earlier row that stays."""
+  size, batch = len(rows), min(BATCH, len(rows))
+  units = np.asarray(bank_lib.normalise(rows))
+  keep = np.zeros(size, bool)
+  # The rows that stay, in their places among zeros: a zero row's cosine is
+  # below every threshold. So the table keeps its shape, and is compiled once.
+  stay = jnp.zeros((-(-size // batch) * batch, rows.shape[1]))
+
+  @jax.jit
+  def nearest(block, stay):
+    return lookup.nearest(block, bank_lib.MemoryBank(stay), 1)[0][:, 0]
+
+  put = jax.jit(
+    lambda stay, block, at: jax.lax.dynamic_update_slice(stay, block, (at, 0)),
+    donate_argnums=0,
+  )
+  for start in range(0, size, batch):
+    part = units[start : start + batch]
+    block = np.pad(part, ((0, batch - len(part)), (0, 0)))
+    apart = np.asarray(nearest(block, stay)) < threshold
+    close = block @ block.T >= threshold
+    # In order, as only a row that stays removes others.
+    for i in range(len(part)):
+      if apart[i]:
+        apart[i + 1 :] &= ~close[i, i + 1 :]
+    keep[start : start + len(part)] = apart[: len(part)]
+    stay = put(stay, np.where(apart[:, None], block, 0), start)
     on_rows(len(part))
   return keep
-
-
-def _undecided(others: np.ndarray, k: int, keep: np.ndarray) -> bool:
-  """Whether a row's k neighbours leave open if it repeats one that stays."""
-  return len(others) == k and not keep[others[others < len(keep)]].any()
 
 
 def compress(
@@ -272,16 +234,13 @@ def compress(
   *,
   rank: int | None = None,
 ) -> Edited:
-  """Stores the rows in less memory.
+  """Stores the rows in less memory; `storage.error` measures what is lost.
 
   Args:
-    bank: The bank, on the host.
+    bank: The bank.
     info: Its description.
     target: How to store full rows; or
-    rank: how many directions to keep.
-
-  Returns:
-    The new bank; `storage.error` tells what was lost.
+    rank: How many directions to keep.
 
   Raises:
     ValueError: If not exactly one is given, or the rank is out of range.
@@ -309,6 +268,7 @@ def _keep(bank, info, keep, edit) -> Edited:
 
 def _edited(bank, info, origin, edit) -> Edited:
   """A new bank with its description."""
+  # Also what an edit computes can be no memory: opposite rows mix to zero.
   bank_lib.check_bank(bank)
   new = dataclasses.replace(
     info,

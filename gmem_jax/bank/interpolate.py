@@ -1,20 +1,18 @@
 """Snippets between two snippets: linear, spherical, concatenated, masked.
 
-Each method is a function of two vectors; `between` makes the sequence from one
-to the other that images are generated from, at unit length.
+Each method is a function of two vectors; `mix` applies one at several
+positions, and `between` gives the unit vectors that images are generated from.
 
-Shapes: `d` snippet width, `s` points; `*n` any axes before it.
+Shapes: d snippet width, s points; *n any axes before it.
 
 Source: GMem (arXiv 2412.08781), section 4.4 and appendix on interpolation.
 """
-
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-Method = Literal["linear", "spherical", "concat", "mask"]
+from gmem_jax.config import sections
 
 # Norms below this count as zero.
 EPS = 1e-12
@@ -45,21 +43,15 @@ def spherical(
 
   For unit vectors at an angle theta this is the usual
   (sin((1-alpha) theta) a + sin(alpha theta) b) / sin(theta), written in the
-  orthonormal frame (a, direction from a to b), which keeps its digits at every
-  angle. Norms other than 1 are interpolated linearly. Opposite vectors leave
-  the circle open; a fixed one is taken. (The published code returns zero for
-  equal vectors and divides by nearly zero for opposite ones.)
-
-  Args:
-    a: start.
-    b: end.
-    alpha: position in [0, 1].
-
-  Returns:
-    The point on the arc.
+  orthonormal frame (a, direction from a to b). Norms other than 1 are
+  interpolated linearly. Opposite vectors leave the circle open; a fixed one is
+  taken.
   """
+  # The usual formula divides by nearly zero for equal and for opposite vectors:
+  # the published code returns zero for the first and noise for the second.
   norm_a, norm_b = _norm(a), _norm(b)
   a, b = a / norm_a, b / norm_b
+  # The arc cosine of a·b would lose half of the digits at both ends.
   apart = jnp.linalg.norm(a - b, axis=-1, keepdims=True)
   along = jnp.linalg.norm(a + b, axis=-1, keepdims=True)
   theta = 2 * jnp.atan2(apart, along)
@@ -79,10 +71,8 @@ def spherical(
 def concat(
   a: Float[Array, "*n d"], b: Float[Array, "*n d"]
 ) -> Float[Array, "*n d"]:
-  """The first half of a's features and the second half of b's.
-
-  (The published code splits the batch when given one.)
-  """
+  """The first half of a's features and the second half of b's."""
+  # The last axis, always: given a batch, the published code splits the batch.
   half = a.shape[-1] // 2
   return jnp.concatenate([a[..., :half], b[..., half:]], axis=-1)
 
@@ -92,53 +82,70 @@ def mask(
   b: Float[Array, "*n d"],
   uniform: Float[Array, "*n d"],
 ) -> Float[Array, "*n d"]:
-  """Each feature from a where `uniform` exceeds 1/2, else from b."""
+  """Takes each feature from a where `uniform` exceeds 1/2, else from b."""
   return jnp.where(uniform > 0.5, a, b)
 
 
+def mix(
+  method: sections.Interpolation,
+  a: Float[Array, "*n d"],
+  b: Float[Array, "*n d"],
+  alphas: Float[Array, " s"],
+  key: Key[Array, ""] | None = None,
+) -> Float[Array, "s *n d"]:
+  """Vectors at some positions between two.
+
+  Args:
+    method: "mask" draws a new mask for every position, "concat" repeats one
+      vector; neither uses the positions themselves.
+    a: The vector at position 0.
+    b: The vector at position 1.
+    alphas: Positions in [0, 1].
+    key: A random key, for "mask".
+
+  Raises:
+    ValueError: For "mask" without a key.
+  """
+  if method == "concat":
+    one = concat(a, b)[None]
+    return jnp.tile(one, (len(alphas), *(1,) * a.ndim))
+  if method == "mask":
+    if key is None:
+      raise ValueError("interpolation by 'mask' needs a key")
+    uniform = jax.random.uniform(key, (len(alphas), *a.shape), a.dtype)
+    return jax.vmap(mask, in_axes=(None, None, 0))(a, b, uniform)
+  function = linear if method == "linear" else spherical
+  return jax.vmap(function, in_axes=(None, None, 0))(a, b, alphas)
+
+
 def between(
-  method: Method,
+  method: sections.Interpolation,
   a: Float[Array, "*n d"],
   b: Float[Array, "*n d"],
   points: int,
   key: Key[Array, ""] | None = None,
 ) -> Float[Array, "s *n d"]:
-  """Unit vectors from one snippet to another.
+  """Unit vectors at evenly spaced positions from a to b, both included.
 
   Args:
-    method: "linear" and "spherical" go from a to b at evenly spaced positions,
-      both ends included; "mask" draws a new mask for every point; "concat" has
-      one point only.
-    a: snippet, or several.
-    b: as many snippets.
-    points: how many vectors to return; "concat" ignores it.
-    key: a random key, for "mask".
+    method: See `mix`; "concat" has one point, whatever `points` is.
+    a: One snippet, or several.
+    b: As many snippets.
+    points: At least 2; at least 1 for "mask".
+    key: A random key, for "mask".
 
   Returns:
-    The vectors, each of unit length. A linear path between opposite vectors
-    passes through zero, which stays zero: the null condition.
+    The vectors. A linear path between opposite vectors passes through zero,
+    which stays zero: the null condition.
 
   Raises:
-    ValueError: fewer than two points where both ends are included, fewer than
-      one for "mask", or a mask without a key.
+    ValueError: If there are too few points, or for "mask" without a key.
   """
-  if method == "concat":
-    vectors = concat(a, b)[None]
-  elif method == "mask":
-    if key is None or points < 1:
-      raise ValueError(
-        f"Interpolation by 'mask' with {points} points and "
-        f"{'no' if key is None else 'a'} key; it needs a key and points >= 1."
-      )
-    uniform = jax.random.uniform(key, (points, *a.shape), a.dtype)
-    vectors = jax.vmap(mask, in_axes=(None, None, 0))(a, b, uniform)
-  else:
-    if points < 2:
-      raise ValueError(
-        f"Interpolation by {method!r} with {points} points; both ends are "
-        "included, so points >= 2."
-      )
-    function = linear if method == "linear" else spherical
-    alphas = jnp.linspace(0, 1, points, dtype=a.dtype)
-    vectors = jax.vmap(function, in_axes=(None, None, 0))(a, b, alphas)
+  least = {"concat": points, "mask": 1}.get(method, 2)
+  if points < least:
+    raise ValueError(
+      f"interpolation by {method!r} with {points} points: at least {least}"
+    )
+  points = 1 if method == "concat" else points
+  vectors = mix(method, a, b, jnp.linspace(0, 1, points, dtype=a.dtype), key)
   return vectors / _norm(vectors)

@@ -20,6 +20,8 @@ from gmem_jax.bank import bank as bank_lib, sharded_lookup
 from gmem_jax.bank.kernels import topk_gpu, topk_reference, topk_tpu, topk_xla
 
 IMPLEMENTATIONS = ("gpu", "reference", "tpu", "xla")
+# Queries that `nearest_by_cosine` looks up at a time.
+BATCH = 256
 
 
 def nearest(
@@ -30,34 +32,34 @@ def nearest(
   implementation: str | None = None,
   placement: sharded_lookup.Placement | None = None,
 ) -> tuple[Float32[Array, "q k"], Int32[Array, "q k"]]:
-  """The k bank rows with the largest inner products with each query.
+  """Finds the k bank rows with the largest inner products with each query.
 
   Exact: a float64 search of the stored rows finds the same, up to rows whose
   scores differ by less than `topk_reference.rounding_bound`. Works inside of
   jit. No gradient passes: which rows are nearest has none.
 
   Args:
-    query: Queries; finite, not zero.
-    bank: The bank.
-    k: How many rows, in [1, m].
+    query: Finite and not zero.
+    bank: The bank to search; padding is never found.
+    k: In [1, m].
     implementation: "gpu" and "tpu": the Pallas kernels; "xla": two stages, on
       any platform; "reference": all scores, and a top-k of them. None takes
-      the best one that applies to the platform that the call is lowered for.
-    placement: Inside of a computation over several devices: where queries and
-      rows live. None: one device.
+      the best for the platform that the call is lowered for.
+    placement: Where queries and rows live in a computation over several
+      devices; None: on one device.
 
   Returns:
     Scores, descending, and row numbers; ties go to the lower row.
 
   Raises:
-    ValueError: If the widths differ, k is out of range, the bank is empty, or
-      there is no such implementation.
+    ValueError: If the arguments do not fit, see `check_shapes`, or there is no
+      such implementation.
     NotImplementedError: If the named implementation cannot serve.
   """
-  found = nearest_counted(
+  best = nearest_counted(
     query, bank, k, implementation=implementation, placement=placement
   )
-  return found.scores, found.rows
+  return best.scores, best.rows
 
 
 def nearest_counted(
@@ -68,29 +70,21 @@ def nearest_counted(
   implementation: str | None = None,
   placement: sharded_lookup.Placement | None = None,
 ) -> topk_reference.TopK:
-  """`nearest`, also telling how many queries needed the plain path.
-
-  Args:
-    query: Queries.
-    bank: The bank.
-    k: How many rows.
-    implementation: See `nearest`.
-    placement: See `nearest`.
-
-  Returns:
-    Scores, rows, and the count `fallbacks`.
-  """
+  """Does what `nearest` does, and counts the queries that fell back."""
   check_shapes(query, bank, k)
   if implementation not in (None, *IMPLEMENTATIONS):
     raise ValueError(
       f"implementation={implementation!r} is none of {IMPLEMENTATIONS}"
     )
+  # The gradient through the scores would scatter into a table as large as the
+  # bank, which is data and not trained.
   query, bank = jax.lax.stop_gradient((query, bank))
 
   def one(query, rows, scales, k, count):
     return _search(implementation, query, rows, scales, k, count)
 
   if placement is None:
+    # Without padding there is no mask to compile.
     count = jnp.int32(bank.size) if bank.padding else None
     return one(query, bank.rows, bank.scales, k, count)
   return sharded_lookup.search(one, query, bank, k, placement)
@@ -137,28 +131,50 @@ def _search(
   )
 
 
+def nearest_by_cosine(
+  queries: Float[np.ndarray, "q d"], bank: bank_lib.Bank, k: int
+) -> tuple[Float32[np.ndarray, "q k"], Int32[np.ndarray, "q k"]]:
+  """Looks queries up by cosine, with all arrays on the host.
+
+  Returns:
+    Cosines, descending, and row numbers.
+  """
+  if isinstance(bank, bank_lib.LowRankBank):
+    bank = bank_lib.MemoryBank(bank_lib.decode(bank))
+  units = unit(jax.device_put(bank))
+  queries = np.asarray(bank_lib.normalise(queries))
+  find = jax.jit(nearest, static_argnames="k")
+  batch, parts = min(BATCH, len(queries)), []
+  for start in range(0, len(queries), batch):
+    part = queries[start : start + batch]
+    # Filled up with repetitions: one shape is one compilation.
+    filled = jnp.asarray(np.resize(part, (batch, part.shape[1])))
+    best = jax.device_get(find(filled, units, k=k))
+    parts.append([x[: len(part)] for x in best])
+  scores, rows = (np.concatenate(x) for x in zip(*parts, strict=True))
+  return scores, rows
+
+
 def unit(
   bank: bank_lib.MemoryBank, *, multiple: int = 1
 ) -> bank_lib.MemoryBank:
   """The bank with every row at unit length, for lookup by cosine.
 
-  Make it once: it reads all rows. Rows of float types are divided, and rounded
-  to their type; int8 rows stay and their scales change. The result is for
-  lookup alone: another bank than the one that snippets are drawn from.
+  Make it once: it reads all rows. The result is for lookup alone: bfloat16 rows
+  are rounded a second time, so snippets are drawn from the raw bank.
 
   Args:
-    bank: A bank of raw rows, none of them zero.
-    multiple: Pads the rows to a multiple of so many. The GPU kernel wants 8;
-      a bank whose rows are split must go on dividing over its devices.
-
-  Returns:
-    A bank of unit rows.
+    bank: Raw rows, none of them zero.
+    multiple: Pads the rows to a multiple of this. The GPU kernel needs 8; a
+      bank whose rows are split must go on dividing over its devices.
   """
   bank = _pad(bank, -bank.rows.shape[0] % multiple)
   if bank.scales is None:
     return dataclasses.replace(
       bank, rows=bank_lib.normalise(bank.rows).astype(bank.rows.dtype)
     )
+  # int8 rows keep their bits, and only their scales change: rounding them again
+  # would cost accuracy for nothing.
   length = jnp.linalg.norm(bank.rows.astype(jnp.float32), axis=1)
   scales = 1 / jnp.maximum(length, 1e-12)
   residuals = bank.residuals
@@ -182,12 +198,7 @@ def _pad(bank: bank_lib.MemoryBank, missing: int) -> bank_lib.MemoryBank:
 def check_shapes(
   query: Float[Array, "q d"], bank: bank_lib.MemoryBank, k: int
 ) -> None:
-  """Checks what shapes and types show; `nearest` calls it.
-
-  Args:
-    query: Queries.
-    bank: The bank.
-    k: How many rows.
+  """Checks all that shapes and types can tell.
 
   Raises:
     ValueError: If the widths differ, k is out of range, the bank is empty, or
@@ -207,24 +218,3 @@ def check_shapes(
       f"bank rows of type {bank.rows.dtype}"
       f" {'without' if bank.scales is None else 'with'} scales"
     )
-
-
-def check_values(query: np.ndarray, name: str = "query") -> None:
-  """Checks queries on the host, where NaN and zero can still be named.
-
-  Args:
-    query: Queries, [q, d].
-    name: What to call them.
-
-  Raises:
-    ValueError: If a query holds NaN or infinity, or is zero.
-  """
-  query = np.asarray(query, np.float32)
-  finite = np.isfinite(query).all(axis=1)
-  if not finite.all():
-    bad = np.flatnonzero(~finite)[:8].tolist()
-    raise ValueError(f"{name}: rows {bad} hold NaN or infinity")
-  zero = ~query.any(axis=1)
-  if zero.any():
-    bad = np.flatnonzero(zero)[:8].tolist()
-    raise ValueError(f"{name}: rows {bad} are zero, and nearest to nothing")
