@@ -1,35 +1,42 @@
 """Memory banks on disk: read from wherever one is kept, written once.
 
 A bank that `python -m gmem_jax.bank` writes is a directory of converted
-weights, like those of published banks; where the source images are known, their
-names lie beside the arrays. Banks of runs and of prepared data are read too.
+weights, as published banks are once converted; where the source images are
+known, their names are beside the arrays. Banks of runs and of prepared data are
+read too, and features that are to become rows.
 
-Shapes: m bank rows, d feature width.
+Shapes: m bank rows, d feature width, n features.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
+import zipfile
+from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+import safetensors
+from jaxtyping import Float32
 
 from gmem_jax.bank import bank as bank_lib, edit
 from gmem_jax.files import atomic, weights
 
-# Storage -> kind of converted weights.
+# Kinds of converted weights that are banks.
 KINDS = ("bank", "int8_bank", "low_rank_bank")
-# Arrays of a low-rank bank, and what the published file calls them.
+# Arrays of a low-rank bank, and their names in published files.
 LOW_RANK = {
   "coefficients": "C",
   "basis": "M",
   "singular_values": "S",
   "mean": "mean",
 }
-# Folder of prepared data that holds the bank: rows.npy and info.json.
-PREPARED = "bank"
+# Folder of prepared data that has the bank, and its two files.
+PREPARED, ROWS, INFO = "bank", "rows.npy", "info.json"
 IMAGES = "images.json"
+# Names of features in files that hold several arrays.
+FEATURES = ("features", "rows", "cls_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +44,20 @@ class SourceImages:
   """The source images of a bank's rows.
 
   Attributes:
-    folder: Where they were.
-    names: m paths relative to it, or absolute; "" for rows without an image.
+    folder: Where they were when the bank was built.
+    names: m paths, relative to the folder or absolute; "" for a row without an
+      image.
   """
 
   folder: str
   names: tuple[str, ...]
 
   def path(self, row: int, folder: str | None = None) -> pathlib.Path | None:
-    """The file of a row's image, or None if it is not known.
+    """The file of a row's image, or None if it has none.
 
     Args:
       row: The row.
-      folder: Where the images are now.
+      folder: Where the images are now, if they have moved.
     """
     if not self.names[row]:
       return None
@@ -74,29 +82,33 @@ class Stored:
   counts: np.ndarray | None = None
 
 
-def edited(old: Stored, new: edit.Edited, added: SourceImages | None) -> Stored:
-  """What an edit makes of all that is stored.
+def edited(
+  old: Stored, new: edit.Edited, added: SourceImages | None = None
+) -> Stored:
+  """Joins an edited bank with what the old one has beside its rows.
 
   Args:
     old: What was edited.
     new: The edit of its bank.
-    added: Images of the rows that it added, in order.
+    added: Images of the new rows, in order.
   """
-  origin, images, counts = new.origin, None, None
-  fresh = int((origin < 0).sum())
+  images, counts = None, None
+  is_new = new.origin < 0
   if old.images or added:
     folder = (old.images or added).folder  # pyright: ignore
-    kept = old.images.names if old.images else ("",) * old.bank.size
-    extra = [""] * fresh
-    if added:
-      extra = [_relative(added.path(i), folder) for i in range(fresh)]
-    rest = iter(extra)
-    names = tuple(kept[i] if i >= 0 else next(rest) for i in origin)
-    images = SourceImages(folder, names)
+    names = old.images.names if old.images else ("",) * old.bank.size
+    new_names = iter(
+      _relative(added.path(i), folder) if added else ""
+      for i in range(int(is_new.sum()))
+    )
+    images = SourceImages(
+      folder,
+      tuple(next(new_names) if i < 0 else names[i] for i in new.origin),
+    )
   if old.counts is not None:
-    # A new memory is drawn as often as a mean one.
+    # A new memory is drawn as often as an average one.
     mean = max(1, round(float(old.counts.mean())))
-    counts = np.where(origin >= 0, old.counts[origin], mean)
+    counts = np.where(is_new, mean, old.counts[new.origin])
   return Stored(new.bank, new.info, images, counts)
 
 
@@ -111,12 +123,8 @@ def _relative(path: pathlib.Path | None, folder: str) -> str:
 def write(path: str | os.PathLike, stored: Stored) -> None:
   """Writes a bank to a new directory, whole or not at all.
 
-  Args:
-    path: The directory.
-    stored: The bank.
-
   Raises:
-    FileExistsError: If there is something already.
+    FileExistsError: If the path is taken.
   """
   tree = {
     name: np.asarray(value)
@@ -128,10 +136,11 @@ def write(path: str | os.PathLike, stored: Stored) -> None:
     names, kind = LOW_RANK, "low_rank_bank"
   elif stored.bank.scales is not None:
     kind = "int8_bank"
-  tensors = [[theirs, list(tree[ours].shape)] for ours, theirs in names.items()]
   if stored.counts is not None:
     tree["counts"] = stored.counts
   info = stored.info
+  # The keys that the converter writes, so that it can turn the bank into a file
+  # for PyTorch, and sampling can say where the rows come from.
   metadata = {
     "kind": kind,
     "title": f"memory bank, {info.size} rows of {info.width},"
@@ -146,24 +155,27 @@ def write(path: str | os.PathLike, stored: Stored) -> None:
       "container": None,
       "config": None,
     },
-    "tensors": tensors,
+    "tensors": [
+      [published, list(tree[name].shape)] for name, published in names.items()
+    ],
     "info": dataclasses.asdict(info),
   }
   weights.save_converted(path, {"bank": tree}, metadata)
+  # Last: names without a bank would be nothing, a bank without names is one.
   if stored.images is not None:
     value = dataclasses.asdict(stored.images)
     atomic.write_json(pathlib.Path(path) / IMAGES, value)
 
 
 def read(path: str | os.PathLike) -> Stored:
-  """Reads a bank.
+  """Reads a bank and checks it.
 
   Args:
     path: A bank that this module or the converter wrote, a converted network
-      that came with one, the `memory` of a run, or prepared data.
+      with its bank, a run or its `memory`, or prepared data.
 
   Returns:
-    The bank. Of published ones nothing tells the encoder.
+    The bank; the encoder of a published one is unknown.
 
   Raises:
     ValueError: If there is none, or its arrays do not fit together.
@@ -173,61 +185,59 @@ def read(path: str | os.PathLike) -> Stored:
     if weights.is_converted(path):
       return _read_converted(path)
     for directory in (path, path / PREPARED):
-      if (directory / "rows.npy").exists():
+      if (directory / ROWS).exists():
         return _read_prepared(directory)
     for directory in (path, path / "memory"):
       if directory.is_dir() and weights.holds_tree(directory):
         return _read_memory(directory)
+  # Of a damaged file, each library raises what it likes.
   except (ValueError, OSError, KeyError, TypeError) as error:
     raise ValueError(f"{path}: cannot be read as a bank: {error}") from error
   if not path.exists():
     raise ValueError(f"{path}: there is no such bank")
   raise ValueError(
-    f"{path} holds no bank: it is none that `python -m gmem_jax.bank` or"
-    " `python -m gmem_jax.convert` wrote, and no run or prepared data"
+    f"{path} is not a bank: expected output of `python -m gmem_jax.bank` or"
+    " `python -m gmem_jax.convert`, a run's directory, or prepared data"
   )
 
 
-def read_info(path: str | os.PathLike) -> bank_lib.BankInfo | None:
-  """Reads where a converted bank comes from, and no array of it.
-
-  Args:
-    path: What `write` or the converter wrote.
-
-  Returns:
-    None for a published bank, which does not tell.
-  """
-  info = weights.read_metadata(path).get("info")
-  return None if info is None else bank_lib.BankInfo(**info)
-
-
 def from_tree(tree: dict[str, Any]) -> bank_lib.Bank:
-  """A bank of named arrays.
+  """Makes a bank of stored arrays by name; arrays of other names may be there.
 
-  Args:
-    tree: The arrays, as they are stored; others are left alone.
+  Published rows of float16 or float64 become float32.
   """
   if "coefficients" in tree:
     return bank_lib.LowRankBank(
       **{name: np.asarray(tree[name], np.float32) for name in LOW_RANK}
     )
   rows = np.asarray(tree["rows"])
-  if rows.dtype == np.float64 or rows.dtype == np.float16:
+  if rows.dtype in (np.float64, np.float16):
     rows = rows.astype(np.float32)
   return bank_lib.MemoryBank(rows, tree.get("scales"), tree.get("residuals"))
 
 
+def read_info(folder: pathlib.Path) -> bank_lib.BankInfo:
+  """Reads the description of prepared data's bank from its folder."""
+  return bank_lib.BankInfo(**atomic.read_json(folder / INFO))
+
+
+def write_info(folder: pathlib.Path, info: bank_lib.BankInfo) -> None:
+  """Writes the description of prepared data's bank to its folder."""
+  atomic.write_json(folder / INFO, dataclasses.asdict(info))
+
+
 def _read_converted(path: pathlib.Path) -> Stored:
   tree, metadata = weights.load_converted(path, "bank")
-  bank, info = from_tree(tree), metadata.get("info")
-  if info is not None:
-    info = bank_lib.BankInfo(**info)
+  bank = from_tree(tree)
+  if "info" in metadata:
+    info = bank_lib.BankInfo(**metadata["info"])
   else:
+    # The converter's: a published file does not tell its encoder.
     source = f"{metadata['title']}, {metadata['source']['file']}"
     info = bank_lib.make_info(bank, encoder="", source=source)
   images = None
   if path.is_dir() and (path / IMAGES).exists():
-    value = json.loads((path / IMAGES).read_text())
+    value = atomic.read_json(path / IMAGES)
     images = SourceImages(value["folder"], tuple(value["names"]))
     if len(images.names) != bank.size:
       raise ValueError(
@@ -236,10 +246,10 @@ def _read_converted(path: pathlib.Path) -> Stored:
   return _checked(Stored(bank, info, images, tree.get("counts")))
 
 
-def _read_prepared(directory: pathlib.Path) -> Stored:
-  rows = np.load(directory / "rows.npy", mmap_mode="r", allow_pickle=False)
-  info = bank_lib.BankInfo(**atomic.read_json(directory / "info.json"))
-  return _checked(Stored(bank_lib.MemoryBank(rows), info))
+def _read_prepared(folder: pathlib.Path) -> Stored:
+  # Mapped: rows are read as they are needed.
+  rows = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
+  return _checked(Stored(bank_lib.MemoryBank(rows), read_info(folder)))
 
 
 def _read_memory(directory: pathlib.Path) -> Stored:
@@ -249,12 +259,65 @@ def _read_memory(directory: pathlib.Path) -> Stored:
 
 
 def _checked(stored: Stored) -> Stored:
-  """Checks that the rows are those that are described."""
-  found = (stored.bank.size, stored.bank.width)
-  if found != (stored.info.size, stored.info.width):
+  """Checks that the rows are those of the description."""
+  size = (stored.bank.size, stored.bank.width)
+  if size != (stored.info.size, stored.info.width):
     raise ValueError(
-      f"rows x width are {found}, described as"
+      f"rows x width are {size}, described as"
       f" {(stored.info.size, stored.info.width)}"
     )
   bank_lib.check_bank(stored.bank)
   return stored
+
+
+def read_features(path: str, width: int) -> Float32[np.ndarray, "n d"]:
+  """Reads features that are to become rows, or to be looked up.
+
+  Args:
+    path: .npy; or .npz or .safetensors with one array, or one of `FEATURES`.
+    width: Width that the features must have.
+
+  Raises:
+    ValueError: If there are none, or one is zero or not finite.
+  """
+  try:
+    array = _read_array(pathlib.Path(path))
+  except (
+    OSError,
+    EOFError,
+    ValueError,
+    zipfile.BadZipFile,
+    safetensors.SafetensorError,
+  ) as error:
+    raise ValueError(f"{path}: cannot be read as features: {error}") from None
+  if not jnp.issubdtype(array.dtype, jnp.floating) or array.ndim not in (1, 2):
+    raise ValueError(
+      f"{path}: {array.dtype} of shape {array.shape} is no table of features"
+    )
+  rows = np.atleast_2d(array).astype(np.float32)
+  bank_lib.check_features(rows, path)
+  if rows.shape[1] != width:
+    raise ValueError(
+      f"{path}: features of width {rows.shape[1]} do not fit a bank of width"
+      f" {width}"
+    )
+  return rows
+
+
+def _read_array(path: pathlib.Path) -> np.ndarray:
+  if path.suffix == ".npy":
+    return np.load(path, allow_pickle=False)
+  if path.suffix == ".npz":
+    with np.load(path, allow_pickle=False) as arrays:
+      return arrays[_features_name(list(arrays.keys()))]
+  if path.suffix == ".safetensors":
+    with safetensors.safe_open(path, "numpy") as arrays:
+      return arrays.get_tensor(_features_name(list(arrays.keys())))
+  raise ValueError("features are read from .npy, .npz and .safetensors")
+
+
+def _features_name(names: Sequence[str]) -> str:
+  known = [name for name in FEATURES if name in names]
+  if known or len(names) == 1:
+    return (known or list(names))[0]
+  raise ValueError(f"it holds {sorted(names)}, and none of {FEATURES}")

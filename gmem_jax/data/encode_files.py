@@ -1,4 +1,4 @@
-"""Features for banks: of image files through the encoder, or from a file.
+"""Features for banks: image files through the encoder.
 
 Shapes: n images, d feature width.
 """
@@ -8,18 +8,14 @@ import hashlib
 import os
 import pathlib
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from gmem_jax import progress as progress_lib
-from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import resolve, sections
 from gmem_jax.data import batching, image_files, load_encoders, sources
 from gmem_jax.files import atomic
@@ -29,8 +25,6 @@ from gmem_jax.models.encoders import protocols
 BATCH = 32
 # Images whose features are kept together: what a killed build repeats.
 BLOCK = 4096
-# Names of features in files, among others.
-NAMES = ("features", "rows", "cls_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,61 +208,3 @@ def _save(path: pathlib.Path, part: Encoded) -> None:
   skipped = np.array(part.skipped, str).reshape(-1, 2)
   with atomic.replacing(path) as temporary:
     np.savez(temporary, features=part.features, kept=part.kept, skipped=skipped)
-
-
-def read_file(path: str, width: int) -> np.ndarray:
-  """Features from a file.
-
-  Args:
-    path: .npy; or .npz or .safetensors with one array, or one of `NAMES`.
-    width: Width that they must have.
-
-  Returns:
-    float32 [n, width].
-
-  Raises:
-    ValueError: If there are none, or one is zero or not finite.
-  """
-  try:
-    found = _read_array(pathlib.Path(path))
-  except (
-    OSError,
-    EOFError,
-    ValueError,
-    zipfile.BadZipFile,
-    safetensors.SafetensorError,
-  ) as error:
-    raise ValueError(f"{path}: cannot be read as features: {error}") from None
-  if found.dtype.kind not in "fV" or found.ndim not in (1, 2):
-    raise ValueError(
-      f"{path}: {found.dtype} of shape {found.shape} is no table of features"
-    )
-  rows = np.atleast_2d(found).astype(np.float32)
-  bank_lib.check_features(rows, path)
-  if rows.shape[1] != width:
-    raise ValueError(
-      f"{path}: features of width {rows.shape[1]} do not fit a bank of width"
-      f" {width}"
-    )
-  return rows
-
-
-def _read_array(path: pathlib.Path) -> np.ndarray:
-  """The array of a file."""
-  if path.suffix == ".npy":
-    return np.load(path, allow_pickle=False)
-  if path.suffix == ".npz":
-    with np.load(path, allow_pickle=False) as arrays:
-      return arrays[_choose(list(arrays.keys()))]
-  if path.suffix == ".safetensors":
-    with safetensors.safe_open(path, "numpy") as arrays:
-      return arrays.get_tensor(_choose(list(arrays.keys())))
-  raise ValueError("features are read from .npy, .npz and .safetensors")
-
-
-def _choose(names: Sequence[str]) -> str:
-  """The one that holds features."""
-  known = [name for name in NAMES if name in names]
-  if known or len(names) == 1:
-    return (known or list(names))[0]
-  raise ValueError(f"it holds {sorted(names)}, and none of {NAMES}")

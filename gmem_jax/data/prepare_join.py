@@ -1,6 +1,5 @@
 """Shards to whole prepared data: the bank, the statistics, the report."""
 
-import dataclasses
 import math
 import os
 import pathlib
@@ -44,7 +43,7 @@ def join(
     raise ValueError("no image can be used:\n" + "\n".join(_named(skipped)))
   bank = directory / bank_files.PREPARED
   info = _join_bank(directory, schema, images)
-  atomic.write_json(bank / "info.json", dataclasses.asdict(info))
+  bank_files.write_info(bank, info)
   atomic.write_json(directory / store.STATISTICS, _statistics(facts))
   size = sum(fact["bytes"] for fact in facts)
   # Last: where there is a report, the data are whole.
@@ -53,7 +52,7 @@ def join(
     {
       "images": images,
       "shards": schema.shards,
-      "bytes": size + (bank / "rows.npy").stat().st_size,
+      "bytes": size + (bank / bank_files.ROWS).stat().st_size,
       "bank": info.digest,
       "skipped": skipped,
       "noted": [n for fact in facts for n in fact["noted"]],
@@ -122,7 +121,7 @@ def _join_bank(
     "fortran_order": False,
     "shape": (images, schema.feature_width),
   }
-  path = directory / bank_files.PREPARED / "rows.npy"
+  path = directory / bank_files.PREPARED / bank_files.ROWS
   with atomic.replacing(path) as temporary:
     # Shard by shard: the whole would be held twice by np.concatenate.
     with temporary.open("wb") as file:

@@ -54,9 +54,8 @@ class Store:
 
   def bank_rows(self) -> np.ndarray:
     """The bank's rows, float32 [images, d], read by memory map."""
-    return np.load(
-      self.directory / bank_files.PREPARED / "rows.npy", mmap_mode="r"
-    )
+    folder = self.directory / bank_files.PREPARED
+    return np.load(folder / bank_files.ROWS, mmap_mode="r")
 
 
 def open_store(directory: pathlib.Path) -> Store:
@@ -75,14 +74,14 @@ def open_store(directory: pathlib.Path) -> Store:
   numbers = range(schema.shards)
   shards = [_open_shard(directory, schema, number) for number in numbers]
   statistics = atomic.read_json(directory / STATISTICS)
-  info = atomic.read_json(directory / bank_files.PREPARED / "info.json")
+  info = bank_files.read_info(directory / bank_files.PREPARED)
   return Store(
     directory,
     schema,
     tuple(shard for shard in shards if shard.images),
     np.asarray(statistics["mean"], np.float32),
     np.asarray(statistics["std"], np.float32),
-    bank_lib.BankInfo(**info),
+    info,
   )
 
 

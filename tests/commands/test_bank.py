@@ -123,7 +123,7 @@ def test_the_sheet_shows_query_and_neighbours(work, run, tmp_path):
     "--sheet", tmp_path / "moved.png", "--images", tmp_path,
   )  # fmt: skip
   assert "3 images missing" in text
-  run("search", work / "bank", "--row", 0, "--sheet", sheet, "-k", 2, code=1)
+  run("search", work / "bank", "--row", 0, "--sheet", sheet, "-k", 2, code=2)
 
 
 def test_append_images_and_features(work, run, tmp_path):
@@ -236,9 +236,9 @@ def test_bad_input_gets_one_line_and_writes_nothing(work, run, tmp_path, case):
     other.write_text(text.replace("c.seed = 0", "c.seed = 1"))
     places["CONFIG"] = f"--config={other}"
   before = sorted(tmp_path.iterdir())
-  err = run(*(places.get(a, a) for a in arguments), code=1)
+  err = run(*(places.get(a, a) for a in arguments), code=2)
   assert message in err
-  assert err.startswith("error: ")
+  assert err.startswith("gmem_jax: ")
   assert len(err.splitlines()) == 1
   assert sorted(tmp_path.iterdir()) == before
 
