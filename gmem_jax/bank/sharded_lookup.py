@@ -1,8 +1,8 @@
-"""Lookup over a mesh: queries split over devices, rows too where asked.
+"""Lookup over a mesh: queries are split over devices, and rows if configured.
 
 A Pallas kernel runs on one device. Over several, each device searches its own
-queries in its own rows, and what the shards found is merged in the order of
-the rows, so that ties still go to the lower row.
+queries in its own rows, and the results of the shards are merged in the order
+of the rows, so that ties still go to the lower row.
 
 Shapes: q queries, m bank rows, d width, k neighbours.
 """
@@ -30,7 +30,7 @@ class Placement:
     mesh: The device mesh.
     queries: Mesh axes that the queries are split over.
     rows: Mesh axes that the bank's rows are split over; none: each device
-      holds them all. An axis of both splits the bank, and its devices answer
+      has all rows. An axis of both splits the bank, and its devices answer
       each query together.
   """
 
@@ -39,7 +39,7 @@ class Placement:
   rows: tuple[str, ...] = ()
 
   def shards(self, axes: tuple[str, ...]) -> int:
-    """Into how many parts the axes split something."""
+    """The number of parts that the axes split something into."""
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
 
@@ -50,20 +50,18 @@ def search(
   k: int,
   placement: Placement,
 ) -> topk_reference.TopK:
-  """Searches on every device of a mesh and merges.
+  """Searches on every device of a mesh and merges the results.
 
   Args:
     one: The search of one device, as `topk_reference.top_k`.
-    query: Queries.
-    bank: The bank, its rows split as the placement says; its padding, if it
-      has any, is never found.
-    k: How many rows.
-    placement: Where things live.
+    query: Split over `placement.queries` less `placement.rows`.
+    bank: Its rows are split over `placement.rows`; padding is never found.
+    k: In [1, m], also where a shard has fewer rows.
+    placement: Where queries and rows live.
 
   Returns:
-    The same as one device finds, up to rounding; queries split over
-    `placement.queries` less `placement.rows`. Fallbacks count a query once for
-    every shard that fell back.
+    What one device would find, up to rounding, split like the queries.
+    Fallbacks count a query once for every shard that fell back.
 
   Raises:
     ValueError: If the queries or the rows do not divide over their axes.
@@ -86,8 +84,10 @@ def search(
       return found.scores, found.rows, jax.lax.psum(found.fallbacks, split)
     first = jax.lax.axis_index(axes) * local
     count = jnp.clip(bank.size - first, 0, local) if bank.padding else None
+    # A shard may have fewer than k rows, all of which then take part.
     found = one(query, rows, scales, min(k, local), count)
-    # Shard after shard, each in its order: equal scores by ascending row.
+    # Only k scores of a shard travel, not its rows. Shard after shard, each in
+    # its order: equal scores stay in ascending order of their rows.
     scores, index = (
       jax.lax.all_gather(x, axes, axis=1, tiled=True)
       for x in (found.scores, found.rows + first)
@@ -103,6 +103,8 @@ def search(
     mesh=placement.mesh,
     in_specs=(P(split or None), row_spec, row_spec),
     out_specs=(P(split or None), P(split or None), P()),
+    # Every device of the rows' axes computes the same merge, which the check
+    # cannot see.
     check_vma=False,
   )(query, bank.rows, bank.scales)
   return topk_reference.TopK(*found)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import networks
 
-# Rows handled at a time, so that temporaries stay small.
+# Rows handled at a time: 200 MB of float32 at a width of 768.
 CHUNK = 65536
 
 # Directions with less than this share of the largest singular value are
@@ -26,22 +26,20 @@ EMPTY = 1e-6
 def encode(
   rows: Float[np.ndarray, "m d"], storage: networks.Storage
 ) -> bank_lib.MemoryBank:
-  """Makes a bank of full rows.
+  """Makes a bank of full rows, finite and none zero.
 
-  Args:
-    rows: The rows: finite, none zero.
-    storage: "int8" gives each row the scale that its largest element needs.
-
-  Returns:
-    The bank. int8 rows come with the norm of what rounding took.
+  "int8" gives each row the scale that its largest element needs, and keeps the
+  norm of its rounding error.
   """
   rows = rows.astype(np.float32, copy=False)
   if storage == "float32":
     return bank_lib.MemoryBank(rows)
   if storage == "bfloat16":
     return bank_lib.MemoryBank(rows.astype(ml_dtypes.bfloat16))
+  # A scale for each row, not one for all: norms of features vary, and small
+  # rows would lose more than large ones.
   scales = np.abs(rows).max(axis=1) / np.float32(127)
-  # Where the largest element is denormal, so would be the scale.
+  # The scale of denormal elements would be denormal itself, or zero.
   scales = np.maximum(scales, np.finfo(np.float32).tiny)
   whole = np.empty(rows.shape, np.int8)
   residuals = np.empty(len(rows), np.float32)
@@ -55,21 +53,17 @@ def encode(
 
 
 def like(rows: Float[np.ndarray, "n d"], bank: bank_lib.Bank) -> bank_lib.Bank:
-  """Stores new rows as a bank stores its own.
+  """Makes a bank of new rows alone, stored as another bank's are.
 
-  Args:
-    rows: Features.
-    bank: The bank. One of low rank keeps its directions: what the rows have
-      outside of them is lost.
-
-  Returns:
-    A bank of the new rows alone.
+  A bank of low rank keeps its directions: what the rows have outside of them is
+  lost.
   """
   if isinstance(bank, bank_lib.MemoryBank):
     storage: networks.Storage = bank.storage  # pyright: ignore
     return encode(rows, storage)
   singular = np.asarray(bank.singular_values)
   # A row is U S V' and its coefficients U sqrt(S); the basis is V sqrt(S).
+  # A direction that the old rows do not have has no coefficient.
   inverse = np.where(singular > 0, 1 / np.where(singular > 0, singular, 1), 0)
   centred = rows.astype(np.float32) - np.asarray(bank.mean)[None]
   coefficients = centred @ np.asarray(bank.basis) * inverse[None]
@@ -77,17 +71,10 @@ def like(rows: Float[np.ndarray, "n d"], bank: bank_lib.Bank) -> bank_lib.Bank:
 
 
 def low_rank(rows: Float[np.ndarray, "m d"], rank: int) -> bank_lib.LowRankBank:
-  """The best approximation of rows by a few directions around their mean.
-
-  Args:
-    rows: The rows.
-    rank: How many directions, in [1, d], and less than m.
-
-  Returns:
-    The bank.
+  """The best approximation of rows by `rank` directions around their mean.
 
   Raises:
-    ValueError: If the rows do not span as many.
+    ValueError: If the rows do not span as many directions.
 
   Source: the published "dmd" bank.
   """
@@ -118,12 +105,14 @@ def _principal(
   rows: np.ndarray, mean: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Singular values, descending, and directions [d, ..] of centred rows."""
+  # Few rows: the covariance would square the singular values, and be larger.
   if len(rows) <= rows.shape[1]:
     _, singular, transposed = np.linalg.svd(
       rows - mean[None], full_matrices=False
     )
     return singular, transposed.T
-  # Many rows: of their d x d covariance, whose float64 has digits to spare.
+  # Many rows: a decomposition of all would copy them several times over. Their
+  # d x d covariance is small, and its float64 has digits to spare.
   covariance = np.zeros((rows.shape[1],) * 2)
   for start in range(0, len(rows), CHUNK):
     centred = rows[start : start + CHUNK] - mean[None]
@@ -137,8 +126,8 @@ class Error:
   """What a storage loses of the rows.
 
   Attributes:
-    relative: Euclidean norm of all that is lost over that of all rows.
-    worst_cosine: Smallest cosine of a stored row and the row itself.
+    relative: Euclidean norm of the loss over that of all rows.
+    worst_cosine: Smallest cosine of a stored row with the row itself.
     mean_cosine: Mean of these cosines.
   """
 
@@ -150,12 +139,7 @@ class Error:
 def error(
   rows: Float32[np.ndarray, "m d"], stored: Float32[np.ndarray, "m d"]
 ) -> Error:
-  """Measures what a storage loses.
-
-  Args:
-    rows: The rows.
-    stored: The same, decoded from the storage.
-  """
+  """Measures what a storage loses of rows; `stored` are the decoded ones."""
   lost = total = 0.0
   cosines = []
   for start in range(0, len(rows), CHUNK):

@@ -28,11 +28,14 @@ import tqdm
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, lookup
-from gmem_jax.bank.kernels import arg_specs, topk_gpu, topk_reference
+from gmem_jax.bank.kernels import topk_gpu, topk_reference
 from gmem_jax.bench import _lookup_peers, _timing
 
 # Queries whose rows are judged: a float64 search of a large bank is slow.
 _JUDGED = 8
+# Rows of the published bank: ImageNet's training images.
+_IMAGENET = 1_281_167
+_QUERIES = (1, 8, 64, 256, 1024, 4096)
 
 
 def make_banks(
@@ -143,25 +146,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   host = jax.default_backend() == "cpu"
   parser.add_argument(
-    "--rows", type=int, default=131_072 if host else arg_specs.IMAGENET
+    "--rows", type=int, default=131_072 if host else _IMAGENET
   )
   parser.add_argument("--width", type=int, default=768)
   parser.add_argument(
     "--queries",
     type=int,
     nargs="+",
-    default=arg_specs.QUERIES[:3] if host else arg_specs.QUERIES,
+    default=_QUERIES[:3] if host else _QUERIES,
   )
   parser.add_argument(
     "--neighbours",
     type=int,
     nargs="+",
-    default=(10,) if host else arg_specs.NEIGHBOURS,
+    default=(10,) if host else (1, 10, 64),
   )
   parser.add_argument(
     "--dtypes",
     nargs="+",
-    choices=arg_specs.DTYPES,
+    choices=("float32", "bfloat16", "int8"),
     default=("float32", "int8") if host else ("bfloat16", "int8"),
     help="storage of the bank; the peers search the first",
   )

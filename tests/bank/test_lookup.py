@@ -11,9 +11,8 @@ from gmem_jax.bank import (
   sharded_lookup,
   sharding as place_lib,
 )
-from gmem_jax.bank.kernels import arg_specs
 from gmem_jax.parallel import sharding
-from tests.bank.kernels import oracle
+from tests.bank.kernels import arg_specs, oracle
 
 SPEC = arg_specs.ArgSpec(8, 1503, 16, 10)
 

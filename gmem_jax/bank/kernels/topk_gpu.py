@@ -39,11 +39,7 @@ def check(
   rows: Float[Array, "m d"] | Int8[Array, "m d"],
   k: int,
 ) -> None:
-  """Checks that the kernel can serve.
-
-  Raises:
-    NotImplementedError: If it cannot; says why.
-  """
+  """Raises NotImplementedError, with the reason, where it cannot serve."""
   if jax.__version_info__ < (0, 11):
     raise NotImplementedError(
       f"topk_gpu: jax {jax.__version__}; needs 0.11, the first whose Mosaic GPU"
@@ -85,18 +81,11 @@ def top_k(
   *,
   interpret: Any = None,
 ) -> topk_reference.TopK:
-  """See `topk_reference.top_k`.
+  """Does what `topk_reference.top_k` does, for bfloat16 rows.
 
-  Args:
-    query: Queries; bfloat16 ones cost half of float32 ones.
-    rows: bfloat16 rows.
-    scales: None; int8 rows are not served.
-    k: How many.
-    count: Rows from this one on are padding.
-    interpret: Passed to `plgpu.kernel`, to run on CPU.
-
-  Returns:
-    Scores, rows, and the number of queries answered by `topk_xla` instead.
+  bfloat16 queries cost half of float32 ones. Queries that the certificate
+  refuses are answered by `topk_xla`. `interpret` is passed to `plgpu.kernel`,
+  to run on CPU.
 
   Raises:
     NotImplementedError: If the kernel cannot serve these arrays.
@@ -129,10 +118,12 @@ def bin_maxima(
   interpret: Any = None,
 ) -> Float32[Array, "g q"]:
   """The largest score of each bin of rows with each query."""
+  # Here: on jax 0.10 the import needs absl, which JAX does not install.
   from jax.experimental.pallas import mosaic_gpu as plgpu
 
   (m, d), q = rows.shape, query.shape[0]
   limbs = two_stage.split(query)
+  # wgmma takes 64 at least; more than that for few queries would be padding.
   tile = 64 if q <= 64 else 128
   limbs = jnp.pad(limbs, ((0, 0), (0, -q % tile), (0, 0)))
   count, padded, _ = limbs.shape
@@ -188,6 +179,8 @@ def _kernel(query_gmem, rows_gmem, out_gmem, *, tile: int, limbs: int) -> None:
       compute_context=context,
     )
 
+  # The pipeline's buffers are allocated once for all tiles: asking for them
+  # needs a pipeline, and its body does not matter.
   def nothing(*_, **__):
     pass
 
@@ -215,6 +208,7 @@ def _kernel(query_gmem, rows_gmem, out_gmem, *, tile: int, limbs: int) -> None:
           run(acc)
           scores = acc[...]
           plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+          # Mosaic GPU has no argmax or gather: maxima alone can leave a tile.
           for b in range(bins):
             best = jnp.max(scores[:, b * BIN : (b + 1) * BIN], axis=1)
             out_smem[wg, b] = best

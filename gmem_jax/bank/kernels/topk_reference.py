@@ -1,4 +1,4 @@
-"""The k largest inner products, plainly: the specification of the kernels.
+"""The k largest inner products in plain JAX: the specification of the kernels.
 
 Shapes: q queries, m bank rows, d width, k neighbours.
 
@@ -15,13 +15,13 @@ from jaxtyping import Array, Float, Float32, Int, Int8, Int32
 
 
 class TopK(NamedTuple):
-  """What a search found.
+  """The result of a search.
 
   Attributes:
     scores: Inner products, descending.
-    rows: Their bank rows; equal scores in ascending order.
+    rows: Their bank rows; ascending among equal scores.
     fallbacks: How many queries the fast path could not certify, so that the
-      plain one answered them.
+      plain path answered them.
   """
 
   scores: Float32[Array, "q k"]
@@ -53,14 +53,11 @@ def top_k(
   """The rows with the k largest inner products with each query.
 
   Args:
-    query: Queries, finite.
-    rows: Rows, finite.
+    query: Finite.
+    rows: Finite.
     scales: int8 rows only: row i is `rows[i] * scales[i]`.
-    k: How many, in [1, m].
+    k: In [1, m].
     count: Rows from this one on are padding: they come last, at -infinity.
-
-  Returns:
-    Scores and rows; no fallbacks.
   """
   found = scores(query, rows, scales)
   if count is not None:
@@ -72,20 +69,13 @@ def top_k(
 def rounding_bound(
   query: Float[Array, "q d"], norm: Float[Array, ""]
 ) -> Float32[Array, " q"]:
-  """How far apart two exact scores are that a search may take for equal.
+  """How far apart the exact scores of rows that change places may be.
 
   A float32 sum of d products is off by at most d u |query| |row| in any order,
   with u = 2^-24. A search sums twice, to find the candidates and to score them,
-  and the error of both rows counts. The first sum may also drop what is left
-  of a float32 query below two bfloat16 numbers: 2^-16 = 256 u. A few units pay
-  for scales.
-
-  Args:
-    query: Queries.
-    norm: The largest Euclidean norm of a row.
-
-  Returns:
-    The bound for each query.
+  and the errors of both rows count. The first sum may also drop what two
+  bfloat16 limbs leave of a float32 query: 2^-16 = 256 u. A few units allow for
+  scales. `norm` is the largest Euclidean norm of a row.
   """
   units = 2 * (2 * query.shape[1] + 256 + 16)
   length = jnp.linalg.norm(query.astype(jnp.float32), axis=1)

@@ -26,6 +26,7 @@ ROWS, QUERIES = 1024, 256
 GROUP = two_stage.GROUP
 # Queries at a time: bounds scratch in HBM, and the scalars in SMEM.
 _CHUNK = 1024
+# Tiles of rows and of limbs of this width still fit VMEM.
 _MAX_WIDTH = 2048
 
 
@@ -34,11 +35,7 @@ def check(
   rows: Float[Array, "m d"] | Int8[Array, "m d"],
   k: int,
 ) -> None:
-  """Checks that the kernels can serve.
-
-  Raises:
-    NotImplementedError: If they cannot; says why.
-  """
+  """Raises NotImplementedError, with the reason, where they cannot serve."""
   m, d = rows.shape
   if rows.dtype not in (jnp.float32, jnp.bfloat16, jnp.int8):
     raise NotImplementedError(f"topk_tpu: rows of type {rows.dtype}")
@@ -61,18 +58,11 @@ def top_k(
   *,
   interpret: bool | pltpu.InterpretParams = False,
 ) -> topk_reference.TopK:
-  """See `topk_reference.top_k`.
+  """Does what `topk_reference.top_k` does.
 
-  Args:
-    query: Queries; bfloat16 ones cost half of float32 ones.
-    rows: Rows.
-    scales: Of int8 rows.
-    k: How many.
-    count: Rows from this one on are padding.
-    interpret: Passed to `pallas_call`, to run on CPU.
-
-  Returns:
-    Scores, rows, and the number of queries answered by `topk_xla` instead.
+  bfloat16 queries cost half of float32 ones. Queries that the certificate
+  refuses are answered by `topk_xla`. `interpret` is passed to `pallas_call`, to
+  run on CPU.
 
   Raises:
     NotImplementedError: If the kernels cannot serve these arrays.
@@ -132,6 +122,7 @@ def bin_maxima(
   found = pl.pallas_call(
     functools.partial(_maxima_kernel, m=m),
     out_shape=jax.ShapeDtypeStruct((two_stage.bins_of(m), padded), jnp.float32),
+    # Queries vary fastest: a tile of the bank is read from HBM once.
     grid=(-(-m // ROWS), padded // block),
     in_specs=specs,
     out_specs=pl.BlockSpec((ROWS // BIN, block), lambda i, j: (i, j)),
@@ -153,6 +144,9 @@ def bin_maxima(
 def _maxima_kernel(query_ref, rows_ref, *refs, m: int) -> None:
   *scales_ref, out_ref = refs
   rows = rows_ref[...]
+  # The bank is the left operand, so that a bin is consecutive sublanes and its
+  # maximum is cheap. Not every TPU multiplies int8 (v4 does not): bfloat16,
+  # which is exact for it, does everywhere.
   if rows.dtype == jnp.int8:
     rows = rows.astype(jnp.float32).astype(jnp.bfloat16)
   exact = rows.dtype == jnp.float32
@@ -166,11 +160,11 @@ def _maxima_kernel(query_ref, rows_ref, *refs, m: int) -> None:
       preferred_element_type=jnp.float32,
     )
   if scales_ref:
-    # From a row to a column: the transpose wants a whole tile.
+    # From a row to a column: only a whole tile can be transposed.
     tile = jnp.broadcast_to(scales_ref[0][...], (128, ROWS))
     scores = scores * tile.T[:, :1]
   if m % ROWS:
-    # The last tile ends outside of the bank, in anything.
+    # The last tile ends outside of the bank, where memory may hold anything.
     row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     inside = row + pl.program_id(0) * ROWS < m
     scores = jnp.where(inside, scores, -jnp.inf)
@@ -188,10 +182,12 @@ def rescore(
 ) -> Float32[Array, "q tr"]:
   """Scores of the rows of the selected bins, in float32, without scales.
 
-  Rows after the bank's end come out as anything.
+  Scores of rows after the bank's end are undefined.
   """
   (q, take), d = bins.shape, rows.shape[1]
 
+  # The bins are data: prefetched scalars let each step name the blocks that it
+  # reads. A block is one bin, so a step takes several, each as an operand.
   def bin_spec(slot):
     return pl.BlockSpec(
       (BIN, d), lambda i, j, bins: (bins[i * take + j * GROUP + slot], 0)

@@ -2,8 +2,9 @@
 
 The scores of some queries with all rows are computed, but never sorted: only
 one number of each bin of rows takes part in the selection (`two_stage`). The
-bank stands on the left of the product, so that a single query reads it once,
-in order, at the speed of memory.
+bank is on the left of the matmul, so that a single query reads it once, in
+order, at the speed of memory. On a CPU, two stages of 131,072 rows take 19 to
+26 ms for a query; `top_k(query @ rows.T)` took 107 to 165 ms.
 
 Shapes: q queries, m bank rows, d width, k neighbours.
 """
@@ -17,8 +18,8 @@ from gmem_jax.bank.kernels import topk_reference, two_stage
 # Scores in flight: bytes, and the number of queries that fit the caches.
 _SCRATCH = 2**28
 _CHUNK = 128
-# Rows of other types are converted to float32 so many at a time: int8 ones to
-# stay in the caches, bfloat16 ones (which XLA converts well) to save memory.
+# Rows that are converted to float32 at a time: int8 rows few, to stay in the
+# caches, and bfloat16 rows (which XLA converts well) many, to save memory.
 _BLOCK = {"int8": 4096, "bfloat16": 2**17}
 
 
@@ -61,7 +62,7 @@ def _scores(
   m, q = rows.shape[0], query.shape[0]
   query = query.astype(jnp.float32)
   if rows.dtype == jnp.bfloat16 and q < 8:
-    # A product of bfloat16 with few vectors is slow on CPU, with eight fast.
+    # A matmul of bfloat16 with few vectors is slow on CPU, with eight fast.
     query = jnp.pad(query, ((0, 8 - q), (0, 0)))
 
   def product(rows):

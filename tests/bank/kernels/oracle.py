@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.bank.kernels import arg_specs, topk_reference
+from gmem_jax.bank.kernels import topk_reference
+from tests.bank.kernels import arg_specs
 
 
 def wrong_rows(spec, kind, query, exact_rows, found):

@@ -15,12 +15,12 @@ import pytest
 
 from gmem_jax.bank import bank, lookup
 from gmem_jax.bank.kernels import (
-  arg_specs,
   topk_gpu,
   topk_reference,
   topk_tpu,
   topk_xla,
 )
+from tests.bank.kernels import arg_specs
 
 M = arg_specs.IMAGENET
 HOPPER = "NVIDIA H100 80GB HBM3"

@@ -9,14 +9,13 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from gmem_jax.bank.kernels import (
-  arg_specs,
   topk_gpu,
   topk_reference,
   topk_tpu,
   topk_xla,
   two_stage,
 )
-from tests.bank.kernels import oracle
+from tests.bank.kernels import arg_specs, oracle
 
 SEEDS = 26
 SMALL = [pytest.param(s, id=str(s)) for s in arg_specs.SMALL]

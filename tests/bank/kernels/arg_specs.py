@@ -1,4 +1,4 @@
-"""Arguments that the tests and the benchmark run the searches on.
+"""Arguments that the tests run the searches on.
 
 Shapes: q queries, m bank rows, d width, k neighbours.
 """
@@ -22,7 +22,6 @@ DTYPES = ("float32", "bfloat16", "int8")
 
 # The published bank: ImageNet's training images.
 IMAGENET = 1_281_167
-QUERIES = (1, 8, 64, 256, 1024, 4096)
 NEIGHBOURS = (1, 10, 64)
 
 
@@ -64,16 +63,11 @@ SMALL = tuple(
 def make(
   spec: ArgSpec, kind: str, seed: int
 ) -> tuple[Any, Any, Any | None, np.ndarray]:
-  """Makes the arguments of a search.
-
-  Args:
-    spec: Their shapes and types.
-    kind: One of `KINDS`.
-    seed: Of the random numbers.
+  """Makes the arguments of a search on rows of one of `KINDS`.
 
   Returns:
-    Queries (float32), rows, scales (int8 only), and the stored rows as they
-    are, in float64.
+    Queries (float32), rows, scales (int8 only), and the stored rows decoded in
+    float64.
   """
   rng = np.random.default_rng([seed, KINDS.index(kind)])
   whole = kind in EXACT
