@@ -52,13 +52,7 @@ def append(
   features: Float[np.ndarray, "n d"],
   source: str = "",
 ) -> Edited:
-  """Adds memories at the end, stored as the others are.
-
-  Args:
-    bank: The bank; its rows keep their numbers.
-    info: Its description.
-    features: Raw features by the bank's encoder.
-    source: Where the features come from.
+  """Adds raw features at the end, stored as the other rows are.
 
   Raises:
     ValueError: If there are none, their width differs, or one is zero or not
@@ -96,14 +90,8 @@ def interpolate(
 ) -> Edited:
   """Adds memories between two rows at the end.
 
-  Args:
-    bank: The bank.
-    info: Its description.
-    first: A row.
-    second: Another row.
-    weights: Weights of the first row in [0, 1], one for each new memory.
-    method: See `interpolate.mix`. "spherical" also interpolates the norms.
-    key: A random key, for "mask".
+  `weights` are the first row's, in [0, 1], one for each new memory. For the
+  methods see `interpolate.mix`; "mask" needs a random key.
 
   Raises:
     ValueError: On a row outside of the bank, a weight outside of [0, 1], or a
@@ -154,11 +142,8 @@ def deduplicate(
   Row by row: a row goes if its cosine with an earlier row that stays is at
   least the threshold.
 
-  Args:
-    bank: The bank.
-    info: Its description.
-    threshold: A cosine in (0, 1]; None compares stored rows bit for bit.
-    on_rows: Called with the number of rows done since the last call.
+  Without a threshold stored rows are compared bit for bit. `on_rows` is called
+  with the number of rows done since its last call.
 
   Raises:
     ValueError: If the threshold is out of range.
@@ -234,13 +219,9 @@ def compress(
   *,
   rank: int | None = None,
 ) -> Edited:
-  """Stores the rows in less memory; `storage.error` measures what is lost.
+  """Stores full rows in less memory, or keeps `rank` directions of them.
 
-  Args:
-    bank: The bank.
-    info: Its description.
-    target: How to store full rows; or
-    rank: How many directions to keep.
+  `storage.error` measures what is lost.
 
   Raises:
     ValueError: If not exactly one is given, or the rank is out of range.

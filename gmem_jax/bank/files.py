@@ -53,12 +53,7 @@ class SourceImages:
   names: tuple[str, ...]
 
   def path(self, row: int, folder: str | None = None) -> pathlib.Path | None:
-    """The file of a row's image, or None if it has none.
-
-    Args:
-      row: The row.
-      folder: Where the images are now, if they have moved.
-    """
+    """The file of a row's image, or None; `folder` is where images are now."""
     if not self.names[row]:
       return None
     return pathlib.Path(folder or self.folder) / self.names[row]
@@ -87,10 +82,7 @@ def edited(
 ) -> Stored:
   """Joins an edited bank with what the old one has beside its rows.
 
-  Args:
-    old: What was edited.
-    new: The edit of its bank.
-    added: Images of the new rows, in order.
+  `added` are the images of the new rows, in order.
   """
   images, counts = None, None
   is_new = new.origin < 0

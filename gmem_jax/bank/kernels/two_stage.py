@@ -54,11 +54,7 @@ def split(query: Float[Array, "q d"]) -> Float[Array, "l q d"]:
 def select(
   maxima: Float32[Array, "g q"], take: int
 ) -> tuple[Int32[Array, "q t"], Float32[Array, " q"]]:
-  """The bins with the largest maxima.
-
-  Args:
-    maxima: The largest score of each bin.
-    take: How many bins, t < g.
+  """The t < g bins with the largest maxima.
 
   Returns:
     Their numbers, ascending, so that ties among their rows still go to the
