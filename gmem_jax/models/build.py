@@ -1,13 +1,18 @@
-"""From the config's model section to a network."""
+"""Builds the network that the config's model section describes."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from gmem_jax.config import networks
+from gmem_jax.files import atomic
 from gmem_jax.models import lightning_dit, sit, transformer
 
 FAMILIES = {"sit": sit.SiT, "lightning_dit": lightning_dit.LightningDiT}
+# Settings of how a network is run or trained: converted weights fit any.
+UNCHECKED = (
+  "snippet_dropout", "dtype", "float8", "scan_layers", "remat", "attention",
+)  # fmt: skip
 
 
 def build(
@@ -17,21 +22,14 @@ def build(
   snippet_dim: int,
   token_dim: int,
 ) -> transformer.FlowTransformer:
-  """Builds the network.
-
-  Args:
-    config: Its settings.
-    channels: Channels of the latent.
-    snippet_dim: Width of the memory snippet.
-    token_dim: Width of the projection targets; 0 for no projector.
-
-  Returns:
-    The Linen module.
+  """Builds the network; see `transformer.FlowTransformer` for the three widths.
 
   Raises:
     ValueError: On settings that contradict each other, naming the key.
   """
   cls = FAMILIES[config.family]
+  # One section serves both families: SiT has no field for LightningDiT's five
+  # switches, which it ignores.
   known = {f.name for f in dataclasses.fields(cls)}
   settings = dataclasses.asdict(config)
   del settings["family"]
@@ -43,33 +41,28 @@ def build(
   )
 
 
-# What converted weights know of a network besides what they are: these say how
-# it is run or trained.
-UNCHECKED = (
-  "snippet_dropout", "dtype", "float8", "scan_layers", "remat", "attention",
-)  # fmt: skip
-
-
 def differing_keys(
   config: networks.ModelConfig,
-  theirs: dict[str, Any],
+  stored: dict[str, Any],
   ignored: Sequence[str] = (),
 ) -> str:
-  """Keys of the model in which converted weights differ from the config.
+  """Lists the keys in which converted weights differ from the config.
 
   Args:
-    config: The config's section.
-    theirs: The model of the converted weights.
+    config: The model section.
+    stored: The model of the converted weights; may have more and fewer keys.
     ignored: Keys that may differ.
 
   Returns:
     A line for each; "" if there are none.
   """
   ours = dataclasses.asdict(config)
+  common = [key for key in ours if key in stored]
   return "\n".join(
-    f"  config.model.{key}: {theirs[key]!r} there, {ours[key]!r} in the config"
-    for key in ours
-    if key in theirs
-    and key not in (*UNCHECKED, *ignored)
-    and theirs[key] != ours[key]
+    atomic.differences(
+      {key: stored[key] for key in common},
+      {key: ours[key] for key in common},
+      prefix="config.model.",
+      ignored=(*UNCHECKED, *ignored),
+    )
   )

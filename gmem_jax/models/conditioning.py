@@ -1,12 +1,10 @@
-"""How the network sees its memory: adaLN, cross-attention, or both.
+"""Cross-attention to retrieved neighbours.
 
-"adaln" is the published form: one snippet joins the timestep's embedding.
-"cross" is retrieval-augmented: the tokens attend to k snippets that a lookup
-found in the bank, each with the score it was found by. "adaln+cross" is both.
-
-A snippet of zeros is an absent one: no attention goes to it. Where all are
-absent the layer adds nothing, so zeros are the null memory of guidance here
-too, and dropping a neighbour means putting zeros in its place.
+With conditioning "cross" or "adaln+cross" the tokens attend to k snippets that
+a lookup found in the bank, each with its score. A snippet of zeros is an absent
+one: no attention goes to it, and where all are absent the layer adds nothing.
+So zeros are the null memory of guidance here too, and dropping a neighbour
+means putting zeros in its place; neither needs a mask.
 
 Letters: `b` batch, `n` tokens, `d` width, `k` neighbours, `s` snippet width.
 """
@@ -25,11 +23,11 @@ from gmem_jax.models import layers
 
 @flax.struct.dataclass
 class Neighbours:
-  """What a lookup found.
+  """The result of a lookup.
 
   Attributes:
-    snippets: unit vectors; zeros for an absent neighbour.
-    scores: cosine of each with what was looked up, in [-1, 1], float32.
+    snippets: Unit vectors; zeros for an absent neighbour.
+    scores: Cosine of each with what was looked up, in [-1, 1], float32.
   """
 
   snippets: Float[Array, "b k s"]
@@ -41,8 +39,8 @@ class MemoryTokens:
   """Neighbours as the blocks read them, projected once per network.
 
   Attributes:
-    tokens: one for each neighbour.
-    scores: see `Neighbours`.
+    tokens: One for each neighbour.
+    scores: See `Neighbours`.
     present: False for an absent neighbour.
   """
 
@@ -54,20 +52,13 @@ class MemoryTokens:
 class CrossAttention(nn.Module):
   """Lets the tokens attend to the memory.
 
-  Of head h, token i and neighbour j, the attention before the softmax is
+  For head h, token i and neighbour j, the attention before the softmax is
 
     q_i . k_j / sqrt(hd) + score_scale_h score_j,
 
-  with a learned score_scale that starts at 1: what fits better counts more
-  before anything is learned of its content. The softmax has one more entry,
-  with logit 0 and value 0, so a token can also attend to nothing. The output
-  projection starts at zero and has no bias: a fresh layer adds exactly nothing,
-  and neither does one without neighbours, however long it was trained.
-
-  Attributes:
-    heads: number of heads; it divides d.
-    rms_norm: the kind of norm before the queries.
-    dtype: of the matrix products.
+  with a learned score_scale that starts at 1, so a better match counts more
+  even before anything is learned of its content. The softmax has one more
+  entry, with logit 0 and value 0, so a token can also attend to nothing.
 
   Source: Blattmann et al. (2022), arXiv 2204.11824 (cross-attention to
   retrieved neighbours).
@@ -81,15 +72,7 @@ class CrossAttention(nn.Module):
   def __call__(
     self, x: Float[Array, "b n d"], memory: MemoryTokens
   ) -> Float[Array, "b n d"]:
-    """What the tokens read; softmax in float32.
-
-    Args:
-      x: tokens.
-      memory: the neighbours.
-
-    Returns:
-      What is to be added to the tokens, in `dtype`.
-    """
+    """Returns what to add to the tokens, in `dtype`; softmax in float32."""
     b, n, d = x.shape
     k, heads, dtype = memory.tokens.shape[1], self.heads, self.dtype
     y = layers.Norm(self.rms_norm, affine=self.rms_norm, name="norm")(x)
@@ -104,11 +87,15 @@ class CrossAttention(nn.Module):
     ) / math.sqrt(d // heads)
     scale = self.param("score_scale", nn.initializers.ones, (heads,))
     logits += scale[None, :, None, None] * memory.scores[:, None, None, :]
+    # The entry for nothing also keeps the softmax finite where all are absent.
     logits = jnp.where(memory.present[:, None, None, :], logits, -jnp.inf)
     nothing = jnp.zeros_like(logits[..., :1])
     weights = jax.nn.softmax(jnp.concatenate([nothing, logits], -1), axis=-1)
     weights = weights[..., 1:].astype(dtype)
     y = jnp.einsum("bhnk,bkhd->bnhd", weights, value).reshape(b, n, d)
+    # Starts at zero and has no bias: a fresh layer adds exactly nothing, so
+    # converted weights go on unchanged, and neither does one without
+    # neighbours, however long it was trained.
     return nn.Dense(
       d, use_bias=False, dtype=dtype, kernel_init=layers.zeros, name="proj"
     )(y)

@@ -7,16 +7,13 @@ from typing import Any
 
 from jaxtyping import Array, Float, Key
 
-from gmem_jax.models import blocks, layers, transformer
+from gmem_jax.models import blocks, layers, sit, transformer
 
-_WIDTHS = {
-  "S": {"width": 384, "depth": 12, "heads": 6},
-  "B": {"width": 768, "depth": 12, "heads": 12},
-  "L": {"width": 1024, "depth": 24, "heads": 16},
-  "XL": {"width": 1152, "depth": 28, "heads": 16},
+_WIDTHS = sit.WIDTHS | {
   "1p0B": {"width": 1536, "depth": 24, "heads": 24},
   "1p6B": {"width": 1792, "depth": 28, "heads": 28},
 }
+# The published code names S only with patch 1, and L only with patch 2.
 _PATCHES = {"S": (1,), "L": (2,)}
 SIZES: dict[str, dict[str, Any]] = {
   f"{name}/{patch}": {**widths, "patch": patch}
@@ -28,18 +25,9 @@ SIZES: dict[str, dict[str, Any]] = {
 class LightningDiT(transformer.FlowTransformer):
   """SiT with SwiGLU, rotary positions and RMSNorm, on a memory snippet.
 
-  The dropout acts on single elements of the raw snippet; it does not replace
-  whole snippets by the null condition. Nothing starts at zero: the published
-  network leaves the usual zero-initialisation out. Published sizes are XL/1 and
-  B/1 on latents of 16x16x32.
-
-  Attributes:
-    swiglu: gated perceptron instead of one with GELU.
-    rope: rotate queries and keys by their position.
-    rms_norm: RMSNorm instead of LayerNorm without parameters.
-    qk_norm: normalise queries and keys.
-    shift: modulate by a shift too, not only by scale and gate.
-    others: see `transformer.FlowTransformer`.
+  Nothing starts at zero: the published network leaves the usual zero
+  initialisation out. Published sizes are XL/1 and B/1 on latents of
+  16 x 16 x 32. For the switches see `blocks.Style`.
 
   Source: Yao et al. (2025), arXiv 2501.01423; GMem, arXiv 2412.08781.
   """
@@ -69,6 +57,8 @@ class LightningDiT(transformer.FlowTransformer):
     dropout_key: Key[Array, "..."] | None,
     name: str,
   ) -> Float[Array, "*b d"]:
-    """Dropout, then a linear layer."""
+    """Dropout of the raw elements, then a linear layer."""
+    # It is regularisation, not the null condition: no whole snippet is dropped,
+    # and guidance relies on zeros that training has never shown.
     x = layers.dropout(snippet, self.snippet_dropout, dropout_key)
     return layers.dense(self.width, "float32", name=name)(x)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from gmem_jax.models import blocks, layers, transformer
 
-_WIDTHS = {
+WIDTHS = {
   "S": {"width": 384, "depth": 12, "heads": 6},
   "B": {"width": 768, "depth": 12, "heads": 12},
   "L": {"width": 1024, "depth": 24, "heads": 16},
@@ -20,7 +20,7 @@ _WIDTHS = {
 }
 SIZES: dict[str, dict[str, Any]] = {
   f"{name}/{patch}": {**widths, "patch": patch}
-  for name, widths in _WIDTHS.items()
+  for name, widths in WIDTHS.items()
   for patch in (2, 4, 8)
 }
 
@@ -29,11 +29,8 @@ class SiT(transformer.FlowTransformer):
   """Scalable interpolant transformer, conditioned on a memory snippet.
 
   LayerNorm without parameters, GELU, no rotation of queries and keys, zero
-  modulations and output at the start. The dropout acts after the snippet's
-  linear layer. The published network is XL/2 on latents of 32x32x4; its time
-  runs the other way (0 is data), which is the sampler's business.
-
-  Attributes: see `transformer.FlowTransformer`.
+  modulations and output at the start. The published network is XL/2 on latents
+  of 32 x 32 x 4; in its time 0 is data, see `turn_params`.
 
   Source: Ma et al. (2024), arXiv 2401.08740; GMem, arXiv 2412.08781.
   """
@@ -52,7 +49,7 @@ class SiT(transformer.FlowTransformer):
     dropout_key: Key[Array, "..."] | None,
     name: str,
   ) -> Float[Array, "*b d"]:
-    """Linear layer, then dropout."""
+    """Linear layer, then dropout: the other order than LightningDiT's."""
     y = layers.dense(self.width, "float32", name=name)(snippet)
     return layers.dropout(y, self.snippet_dropout, dropout_key)
 
@@ -60,21 +57,20 @@ class SiT(transformer.FlowTransformer):
 def turn_params(params: Mapping[str, Any]) -> dict[str, Any]:
   """Turns the weights of the release, so that the network needs no turning.
 
-  The network sees the time t through cos(w t) and sin(w t), and those of 1 - t
-  are linear in them, so the turn goes into the first layer of the timestep's
-  embedding; the sign goes into the output layer.
-
   Args:
-    params: of a network of the release.
+    params: Parameters of a network of the release, whose time 0 is data.
 
   Returns:
-    Parameters whose network is `turn_time` of the release's, up to
+    Parameters whose network is `sit_release.turn_time` of the release's, up to
     rounding.
   """
+  # The network sees t through cos(w t) and sin(w t), and those of 1 - t are
+  # linear in them, so the turn goes into the first layer of the timestep's
+  # embedding; the sign of the velocity goes into the output layer.
   embed, final = params["time_embed"], params["final"]
   kernel = np.asarray(embed["fc1"]["kernel"], np.float64)
   cos_rows, sin_rows = np.split(kernel, 2)
-  # cos and sin of w itself, what the embedding makes of t = 1.
+  # cos and sin of w itself: the features of t = 1.
   features = layers.timestep_features(jnp.ones(1))[0]
   cos, sin = np.split(np.asarray(features, np.float64)[:, None], 2)
   turned = np.concatenate(

@@ -355,8 +355,8 @@ BAD_INPUT = {
   ),
   "another network": (
     {"model.width": 128, "model.heads": 2}, {},
-    r"config\.model\.heads: .* there, 2 in the config\n"
-    r"|config\.model\.width: .* there, 128 in the config",
+    r"config\.model\.heads: .* there, 2 now\n"
+    r"|config\.model\.width: .* there, 128 now",
   ),
   "no bank": ({"sample.bank": ""}, {}, r"config\.sample\.bank is empty"),
   "a network for a bank": (

@@ -1,10 +1,10 @@
 """DINOv2: the frozen vision transformer whose features GMem remembers.
 
 The class token of an image is its memory snippet; the patch tokens are the
-targets of the representation loss. Images pass through GMem's preprocessing,
-which is part of the definition of these features: ImageNet normalisation, then
-a bicubic resize from 256 to 224 pixels, so that 16 x 16 patches of 14 pixels
-align with the 16 x 16 latents.
+targets of the representation loss. GMem's preprocessing is part of the
+definition of these features: ImageNet normalisation, then a bicubic resize from
+256 to 224 pixels, so that 16 x 16 patches of 14 pixels align with the 16 x 16
+latents.
 
 Letters: `b` batch, `h w` height and width, `n` patches, `d` width, `l` layers.
 
@@ -36,27 +36,27 @@ def preprocess(images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 3"]:
   """Prepares images for the network as GMem does.
 
   Args:
-    images: square, at least 256 pixels wide, in [-1, 1].
+    images: Square, at least 256 pixels wide, in [-1, 1].
 
   Returns:
     Images of 224 * (w // 256) pixels a side, normalised with ImageNet's mean
-    and standard deviation. The bicubic kernel has no antialiasing and its
-    overshoot is kept, as in the features the published weights know.
+    and standard deviation.
 
   Raises:
-    ValueError: the images are not square or too small.
+    ValueError: If the images are not square or too small.
   """
   _, h, w, _ = images.shape
   if h != w or w < IMAGE_UNIT:
     raise ValueError(
-      f"DINOv2 got images of {h} x {w} pixels; they must be square and at "
-      f"least {IMAGE_UNIT} pixels wide (crop them, or set the image size of "
-      "the data config)."
+      f"DINOv2 got images of {h} x {w} pixels; they must be square and at"
+      f" least {IMAGE_UNIT} pixels wide: crop them, or set"
+      " config.encoder.image_size"
     )
   mean = jnp.asarray(IMAGENET_MEAN, jnp.float32).reshape(1, 1, 1, 3)
   std = jnp.asarray(IMAGENET_STD, jnp.float32).reshape(1, 1, 1, 3)
   side = NETWORK_UNIT * (w // IMAGE_UNIT)
   images = (images.astype(jnp.float32) + 1) / 2
+  # Neither antialiased nor clamped, as for the features of published banks.
   return resize.bicubic((images - mean) / std, (side, side))
 
 
@@ -64,11 +64,9 @@ class DINOv2Block(nn.Module):
   """Pre-norm transformer block with LayerScale on both branches.
 
   Attributes:
-    width: token width; a multiple of `heads`.
-    heads: attention heads.
-    hidden: width of the MLP.
-    dtype: compute dtype of the projections; norms, softmax and the residual
-      stream stay in float32.
+    width: Width of the tokens, a multiple of `heads`.
+    hidden: Width of the MLP.
+    dtype: Of the matmuls; see `DINOv2`.
   """
 
   width: int
@@ -84,6 +82,7 @@ class DINOv2Block(nn.Module):
     y = nn.Dense(self.hidden, dtype=self.dtype, name="fc1")(
       _layer_norm("norm2")(tokens)
     )
+    # Exact, as published; the flow transformers have the tanh approximation.
     y = nn.gelu(y, approximate=False)
     y = nn.Dense(self.width, dtype=self.dtype, name="fc2")(y)
     return tokens + self._layer_scale(y, "ls2")
@@ -111,18 +110,13 @@ class DINOv2Block(nn.Module):
 class DINOv2(nn.Module):
   """The network without registers; the defaults are ViT-B/14.
 
-  Parameters of all blocks are stacked along a leading layer axis and live
-  under `blocks`; the forward pass is one `jax.lax.scan` over it.
-
   Attributes:
-    width: token width.
-    depth: number of blocks.
-    heads: attention heads.
-    patch: side of a patch in pixels; divides 224.
-    hidden: width of the MLP; None for 4 * width.
-    table: side of the square table of positions.
-    dtype: compute dtype of the projections; norms, softmax, the residual
-      stream and the results stay in float32.
+    width: Width of the tokens.
+    patch: Side of a patch in pixels; divides 224.
+    hidden: Width of the MLP; None for 4 * width.
+    table: Side of the square table of positions.
+    dtype: Of the matmuls; norms, softmax, the residual stream and the results
+      are float32.
   """
 
   width: int = 768
@@ -134,15 +128,13 @@ class DINOv2(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
-    """Creates the parameters; see the names in the class's text."""
+    """Creates the parameters, those of all blocks stacked along one axis."""
     if self.width % self.heads:
       raise ValueError(
-        f"width is {self.width}; it must be a multiple of heads={self.heads}."
+        f"width={self.width}: must be a multiple of heads={self.heads}"
       )
     if NETWORK_UNIT % self.patch:
-      raise ValueError(
-        f"patch is {self.patch}; it must divide {NETWORK_UNIT} pixels."
-      )
+      raise ValueError(f"patch={self.patch}: must divide {NETWORK_UNIT} pixels")
     normal = nn.initializers.normal(0.02)
     positions = 1 + self.table**2
     self.cls_token = self.param("cls_token", normal, (1, 1, self.width))
@@ -163,18 +155,17 @@ class DINOv2(nn.Module):
     """Features of images.
 
     Args:
-      images: square, at least 256 pixels wide, in [-1, 1].
+      images: As for `preprocess`.
 
     Returns:
-      (cls, tokens): the class token and the patch tokens in row-major order,
-      both after the final norm, float32, not L2-normalised. Images of 256
-      pixels have 16 * 16 tokens.
-
-    Raises:
-      ValueError: the images are not square or too small.
+      (cls, tokens): the class token and the patch tokens, row by row, both
+      after the final norm, float32, not L2-normalised. Images of 256 pixels
+      have 16 * 16 tokens.
     """
     tokens = self.embed(preprocess(images))
     block = self._block()
+    # A scan: the network is frozen and keeps no activations, so unrolling would
+    # only make it slower to compile.
 
     def step(tokens, params):
       return block.apply({"params": params}, tokens), None
@@ -184,13 +175,10 @@ class DINOv2(nn.Module):
     return tokens[:, 0], tokens[:, 1:]
 
   def embed(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n2 d"]:
-    """Tokens that enter the first block.
+    """Class token and patch tokens with their positions, float32.
 
     Args:
-      pixels: preprocessed images whose sides are multiples of `patch`.
-
-    Returns:
-      The class token and the patch tokens with their positions, float32.
+      pixels: Preprocessed images whose sides are multiples of `patch`.
     """
     patches = self.patch_embed(pixels).astype(jnp.float32)
     b, rows, columns, d = patches.shape
@@ -200,15 +188,9 @@ class DINOv2(nn.Module):
     return tokens + self.positions(rows, columns)
 
   def positions(self, rows: int, columns: int) -> Float[Array, "1 n2 d"]:
-    """The table of positions, resampled to a grid by antialiased bicubic.
-
-    Args:
-      rows: patches per column of the image.
-      columns: patches per row.
-
-    Returns:
-      Positions of the class token, taken as it is, and of the patches.
-    """
+    """Positions of the class token and of a grid of patches."""
+    # The patches' are resampled with antialiasing, though the pixels' are not;
+    # both as published. The class token's is kept.
     cls, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
     grid = grid.reshape(1, self.table, self.table, self.width)
     grid = resize.bicubic_antialias(grid, (rows, columns))
@@ -227,13 +209,13 @@ class DINOv2(nn.Module):
 
 @flax.struct.dataclass
 class DINOv2Encoder:
-  """The network with its weights, as one function of images; a pytree of them.
+  """The network with its weights, as one function of images.
 
   Attributes:
-    name: Identifies the weights, so that a bank records what made it.
-    network: The network.
-    params: Its parameters.
+    name: Identifies the weights, so that a bank records which encoder made it.
   """
+
+  # A pytree, so that jitted functions take the weights as arguments.
 
   name: str = flax.struct.field(pytree_node=False)
   network: DINOv2 = flax.struct.field(pytree_node=False)
@@ -247,11 +229,7 @@ class DINOv2Encoder:
   def __call__(
     self, images: Float[Array, "b h w 3"]
   ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
-    """Features of images; see `DINOv2`.
-
-    Args:
-      images: square, at least 256 pixels wide, in [-1, 1].
-    """
+    """Features of images; see `DINOv2`."""
     return _apply(self.network, self.params, images)
 
 
@@ -261,6 +239,7 @@ def _apply(network: DINOv2, params: Any, images: jax.Array) -> Any:
 
 
 def _layer_norm(name: str | None = None) -> nn.LayerNorm:
+  # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
   return nn.LayerNorm(
     epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name
   )

@@ -1,9 +1,9 @@
 """The Inception network behind FID, sFID and Inception Score.
 
-This is the network of the 2015 ImageNet graph that every published FID uses,
-in the form of its PyTorch conversion. It differs from the InceptionV3 of the
-usual libraries: average pools do not count their padding, the last block pools
-by maximum, and there are 1008 classes.
+It is the 2015 ImageNet graph that every published FID uses, in the form of its
+PyTorch conversion. Other libraries' InceptionV3 differs: average pools here do
+not count their padding, the last block pools by maximum, and there are 1008
+classes.
 
 Two definitions of its input are in use, and their scores are not comparable:
 
@@ -18,7 +18,9 @@ Source: Szegedy et al., arXiv 1512.00567 (the network); Heusel et al., arXiv
 1706.08500 (FID); Nash et al., arXiv 2103.03841 (sFID).
 """
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,21 +36,23 @@ SPATIAL_CHANNELS = 7
 
 
 class Activations(NamedTuple):
-  """What the network says about a batch of images.
+  """Outputs of the network for a batch of images.
 
   Attributes:
-    features: global average pool of the last block, for FID and for precision
+    features: Global average pool of the last block, for FID and for precision
       and recall.
-    logits: class scores, bias included. The Inception Score of the ADM suite
+    logits: Class scores, bias included. The Inception Score of the ADM suite
       leaves the bias out: subtract `params["fc"]["bias"]`.
-    spatial: first 7 channels after ReLU of the 1x1 convolution in block
+    spatial: First 7 channels after ReLU of the 1x1 convolution in block
       Mixed_6d, the node `mixed_6/conv:0` of the 2015 graph, for sFID. The ADM
       suite flattens it in this order: rows, columns, channels.
-    pool1: map after the first maximum pool.
-    pool2: map after the second maximum pool.
-    mixed_6e: map after the last 17 x 17 block. These three maps are the other
-      layers of which FIDs are published; unused ones cost nothing under jit.
+    pool1: Map after the first maximum pool.
+    pool2: Map after the second maximum pool.
+    mixed_6e: Map after the last 17 x 17 block.
   """
+
+  # The three maps are the other layers of which FIDs are published. Under jit
+  # those that the caller does not use cost nothing.
 
   features: Float[Array, "b 2048"]
   logits: Float[Array, "b 1008"]
@@ -64,26 +68,26 @@ def preprocess(
   """Resizes images to 299 x 299 and scales them.
 
   Args:
-    images: any size; uint8, or floating point in [0, 1].
-    preprocessing: "pytorch_fid" or "adm", see the module's text.
+    images: Any size; uint8, or floating point in [0, 1].
+    preprocessing: "pytorch_fid" or "adm", see the module.
 
   Returns:
     The network's input, about [-1, 1].
 
   Raises:
-    ValueError: unknown preprocessing, or images that are neither uint8 nor
-      floating point (their range would be a guess).
+    ValueError: If `preprocessing` is unknown, or images are neither uint8 nor
+      floating point: their range would be a guess.
   """
   if preprocessing not in PREPROCESSING:
     raise ValueError(
-      f"preprocessing is {preprocessing!r}; it must be one of {PREPROCESSING}."
+      f"preprocessing={preprocessing!r}: must be one of {PREPROCESSING}"
     )
   if images.dtype == jnp.uint8:
     images = images.astype(jnp.float32) / 255
   elif not jnp.issubdtype(images.dtype, jnp.floating):
     raise ValueError(
-      f"images are {images.dtype}; they must be uint8, or floating point in "
-      "[0, 1]."
+      f"images are {images.dtype}; they must be uint8, or floating point in"
+      " [0, 1]"
     )
   size = (INPUT_SIDE, INPUT_SIDE)
   if preprocessing == "adm":
@@ -94,15 +98,9 @@ def preprocess(
 class ConvNorm(nn.Module):
   """Convolution, batch norm with its running statistics, ReLU.
 
-  At inference the norm is an affine map of each channel, so it is folded into
-  the kernel and a bias. Convolutions run in full float32 on every device:
-  scores are compared in their second decimal.
-
   Attributes:
-    width: output channels.
-    size: kernel height and width.
-    stride: in both directions.
-    padding: "SAME" or "VALID".
+    width: Output channels.
+    size: Kernel height and width.
   """
 
   width: int
@@ -123,6 +121,8 @@ class ConvNorm(nn.Module):
     bias = self.param("bias", zeros, (self.width,))
     mean = self.param("mean", zeros, (self.width,))
     var = self.param("var", ones, (self.width,))
+    # At inference the norm is an affine map of each channel: folded into the
+    # kernel and a bias, it needs no pass over the map.
     scale = scale / jnp.sqrt(var + 1e-3)
     y = jax.lax.conv_general_dilated(
       x,
@@ -130,184 +130,106 @@ class ConvNorm(nn.Module):
       (self.stride, self.stride),
       self.padding,
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      # Scores are compared in their second decimal; TF32 would show there.
       precision=jax.lax.Precision.HIGHEST,
     )
     return nn.relu(y + (bias - mean * scale)[None, None, None])
 
 
-class MixedA(nn.Module):
-  """A block at 35 x 35: branches of 1x1, 5x5, 3x3 twice, and a pool.
+class Mixed(nn.Module):
+  """A block: concatenates the branches that a function makes of its input.
 
   Attributes:
-    pool_width: output channels of the pool's branch.
+    branches: One of the functions below; layers that it makes are the block's.
   """
 
-  pool_width: int
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
-    """Concatenates the branches."""
-    return _concatenate(
-      _chain(x, ("branch1x1", 64, 1, 1)),
-      _chain(x, ("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 5)),
-      _chain(
-        x,
-        ("branch3x3dbl_1", 64, 1, 1),
-        ("branch3x3dbl_2", 96, 3, 3),
-        ("branch3x3dbl_3", 96, 3, 3),
-      ),
-      _chain(_average_pool(x), ("branch_pool", self.pool_width, 1, 1)),
-    )
-
-
-class MixedB(nn.Module):
-  """The reduction from 35 x 35 to 17 x 17."""
+  branches: Callable[[Array], list[Array]]
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
     """Concatenates the branches."""
-    double = _chain(
-      x, ("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 3)
-    )
-    return _concatenate(
-      _reduce(x, "branch3x3", 384),
-      _reduce(double, "branch3x3dbl_3", 96),
-      _halve(x),
-    )
+    return jnp.concatenate(self.branches(x), axis=-1)
 
 
-class MixedC(nn.Module):
-  """A block at 17 x 17: branches of 1x1, 7x7 factored, twice, and a pool.
-
-  Attributes:
-    width: channels inside the factored branches.
-  """
-
-  width: int
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
-    """Concatenates the branches."""
-    return _concatenate(
-      _chain(x, ("branch1x1", 192, 1, 1)),
-      _chain(
-        x,
-        ("branch7x7_1", self.width, 1, 1),
-        ("branch7x7_2", self.width, 1, 7),
-        ("branch7x7_3", 192, 7, 1),
-      ),
-      _chain(
-        x,
-        ("branch7x7dbl_1", self.width, 1, 1),
-        ("branch7x7dbl_2", self.width, 7, 1),
-        ("branch7x7dbl_3", self.width, 1, 7),
-        ("branch7x7dbl_4", self.width, 7, 1),
-        ("branch7x7dbl_5", 192, 1, 7),
-      ),
-      _chain(_average_pool(x), ("branch_pool", 192, 1, 1)),
-    )
+def _mixed(name: str, branches: Callable, **settings: Any) -> Mixed:
+  return Mixed(functools.partial(branches, **settings), name=name)
 
 
-class MixedD(nn.Module):
-  """The reduction from 17 x 17 to 8 x 8."""
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c2"]:
-    """Concatenates the branches."""
-    seven = _chain(
+def _at_35(x: Array, pool_width: int) -> list[Array]:
+  """Branches at 35 x 35: of 1x1, 5x5, 3x3 twice, and a pool."""
+  return [
+    _chain(x, ("branch1x1", 64, 1, 1)),
+    _chain(x, ("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 5)),
+    _chain(
       x,
-      ("branch7x7x3_1", 192, 1, 1),
-      ("branch7x7x3_2", 192, 1, 7),
-      ("branch7x7x3_3", 192, 7, 1),
-    )
-    return _concatenate(
-      _reduce(_chain(x, ("branch3x3_1", 192, 1, 1)), "branch3x3_2", 320),
-      _reduce(seven, "branch7x7x3_4", 192),
-      _halve(x),
-    )
+      ("branch3x3dbl_1", 64, 1, 1),
+      ("branch3x3dbl_2", 96, 3, 3),
+      ("branch3x3dbl_3", 96, 3, 3),
+    ),
+    _chain(_average_pool(x), ("branch_pool", pool_width, 1, 1)),
+  ]
 
 
-class MixedE(nn.Module):
-  """A block at 8 x 8, whose 3x3 branches end in 1x3 beside 3x1.
-
-  Attributes:
-    max_pool: pool by maximum instead of by average. The published network does
-      so in its last block, apparently by a slip that every FID has since kept.
-  """
-
-  max_pool: bool
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
-    """Concatenates the branches."""
-    three = _chain(x, ("branch3x3_1", 384, 1, 1))
-    double = _chain(
-      x, ("branch3x3dbl_1", 448, 1, 1), ("branch3x3dbl_2", 384, 3, 3)
-    )
-    if self.max_pool:
-      pooled = nn.max_pool(x, (3, 3), padding="SAME")
-    else:
-      pooled = _average_pool(x)
-    return _concatenate(
-      _chain(x, ("branch1x1", 320, 1, 1)),
-      _chain(three, ("branch3x3_2a", 384, 1, 3)),
-      _chain(three, ("branch3x3_2b", 384, 3, 1)),
-      _chain(double, ("branch3x3dbl_3a", 384, 1, 3)),
-      _chain(double, ("branch3x3dbl_3b", 384, 3, 1)),
-      _chain(pooled, ("branch_pool", 192, 1, 1)),
-    )
+def _from_35_to_17(x: Array) -> list[Array]:
+  double = _chain(x, ("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 3))
+  return [
+    _reduce(x, "branch3x3", 384),
+    _reduce(double, "branch3x3dbl_3", 96),
+    _halve(x),
+  ]
 
 
-class InceptionV3(nn.Module):
-  """The network; parameters carry the names of the PyTorch file.
+def _at_17(x: Array, width: int) -> list[Array]:
+  """Branches at 17 x 17: of 1x1, 7x7 factored once and twice, and a pool."""
+  return [
+    _chain(x, ("branch1x1", 192, 1, 1)),
+    _chain(
+      x,
+      ("branch7x7_1", width, 1, 1),
+      ("branch7x7_2", width, 1, 7),
+      ("branch7x7_3", 192, 7, 1),
+    ),
+    _chain(
+      x,
+      ("branch7x7dbl_1", width, 1, 1),
+      ("branch7x7dbl_2", width, 7, 1),
+      ("branch7x7dbl_3", width, 1, 7),
+      ("branch7x7dbl_4", width, 7, 1),
+      ("branch7x7dbl_5", 192, 1, 7),
+    ),
+    _chain(_average_pool(x), ("branch_pool", 192, 1, 1)),
+  ]
 
-  Attributes:
-    preprocessing: "pytorch_fid" (GMem's own script) or "adm" (the ADM suite),
-      see the module's text.
-  """
 
-  preprocessing: str = "pytorch_fid"
+def _from_17_to_8(x: Array) -> list[Array]:
+  three = _chain(x, ("branch3x3_1", 192, 1, 1))
+  seven = _chain(
+    x,
+    ("branch7x7x3_1", 192, 1, 1),
+    ("branch7x7x3_2", 192, 1, 7),
+    ("branch7x7x3_3", 192, 7, 1),
+  )
+  return [
+    _reduce(three, "branch3x3_2", 320),
+    _reduce(seven, "branch7x7x3_4", 192),
+    _halve(x),
+  ]
 
-  @nn.compact
-  def __call__(self, images: Num[Array, "b h w 3"]) -> Activations:
-    """Features, logits and maps of a batch of images.
 
-    Args:
-      images: any size; uint8, or floating point in [0, 1].
-
-    Returns:
-      Activations, float32.
-
-    Raises:
-      ValueError: unknown preprocessing, or images of an integer type that is
-        not uint8.
-    """
-    x = preprocess(images, self.preprocessing)
-    x = ConvNorm(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
-    x = ConvNorm(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)
-    x = ConvNorm(64, (3, 3), name="Conv2d_2b_3x3")(x)
-    pool1 = _halve(x)
-    x = ConvNorm(80, (1, 1), name="Conv2d_3b_1x1")(pool1)
-    x = ConvNorm(192, (3, 3), padding="VALID", name="Conv2d_4a_3x3")(x)
-    pool2 = _halve(x)
-    x = MixedA(32, name="Mixed_5b")(pool2)
-    x = MixedA(64, name="Mixed_5c")(x)
-    x = MixedA(64, name="Mixed_5d")(x)
-    x = MixedB(name="Mixed_6a")(x)
-    x = MixedC(128, name="Mixed_6b")(x)
-    x = MixedC(160, name="Mixed_6c")(x)
-    x = MixedC(160, name="Mixed_6d")(x)
-    # The 1x1 branch comes first in the concatenation.
-    spatial = x[..., :SPATIAL_CHANNELS]
-    mixed_6e = MixedC(192, name="Mixed_6e")(x)
-    x = MixedD(name="Mixed_7a")(mixed_6e)
-    x = MixedE(max_pool=False, name="Mixed_7b")(x)
-    x = MixedE(max_pool=True, name="Mixed_7c")(x)
-    features = x.mean(axis=(1, 2))
-    logits = nn.Dense(1008, precision=jax.lax.Precision.HIGHEST, name="fc")(
-      features
-    )
-    return Activations(features, logits, spatial, pool1, pool2, mixed_6e)
+def _at_8(x: Array, pool: Callable[[Array], Array]) -> list[Array]:
+  """Branches at 8 x 8: 3x3 ends in 1x3 beside 3x1."""
+  three = _chain(x, ("branch3x3_1", 384, 1, 1))
+  double = _chain(
+    x, ("branch3x3dbl_1", 448, 1, 1), ("branch3x3dbl_2", 384, 3, 3)
+  )
+  return [
+    _chain(x, ("branch1x1", 320, 1, 1)),
+    _chain(three, ("branch3x3_2a", 384, 1, 3)),
+    _chain(three, ("branch3x3_2b", 384, 3, 1)),
+    _chain(double, ("branch3x3dbl_3a", 384, 1, 3)),
+    _chain(double, ("branch3x3dbl_3b", 384, 3, 1)),
+    _chain(pool(x), ("branch_pool", 192, 1, 1)),
+  ]
 
 
 def _chain(x: Array, *layers: tuple[str, int, int, int]) -> Array:
@@ -330,5 +252,47 @@ def _average_pool(x: Array) -> Array:
   return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
-def _concatenate(*branches: Array) -> Array:
-  return jnp.concatenate(branches, axis=-1)
+def _max_pool(x: Array) -> Array:
+  return nn.max_pool(x, (3, 3), padding="SAME")
+
+
+class InceptionV3(nn.Module):
+  """The network; parameters have the names of the PyTorch file.
+
+  Attributes:
+    preprocessing: "pytorch_fid" (GMem's own script) or "adm" (the ADM suite).
+  """
+
+  preprocessing: str = "pytorch_fid"
+
+  @nn.compact
+  def __call__(self, images: Num[Array, "b h w 3"]) -> Activations:
+    """Float32 features, logits and maps of images; see `preprocess`."""
+    x = preprocess(images, self.preprocessing)
+    x = ConvNorm(32, (3, 3), 2, "VALID", name="Conv2d_1a_3x3")(x)
+    x = ConvNorm(32, (3, 3), padding="VALID", name="Conv2d_2a_3x3")(x)
+    x = ConvNorm(64, (3, 3), name="Conv2d_2b_3x3")(x)
+    pool1 = _halve(x)
+    x = ConvNorm(80, (1, 1), name="Conv2d_3b_1x1")(pool1)
+    x = ConvNorm(192, (3, 3), padding="VALID", name="Conv2d_4a_3x3")(x)
+    pool2 = _halve(x)
+    x = _mixed("Mixed_5b", _at_35, pool_width=32)(pool2)
+    x = _mixed("Mixed_5c", _at_35, pool_width=64)(x)
+    x = _mixed("Mixed_5d", _at_35, pool_width=64)(x)
+    x = _mixed("Mixed_6a", _from_35_to_17)(x)
+    x = _mixed("Mixed_6b", _at_17, width=128)(x)
+    x = _mixed("Mixed_6c", _at_17, width=160)(x)
+    x = _mixed("Mixed_6d", _at_17, width=160)(x)
+    # The 1x1 branch comes first in the concatenation.
+    spatial = x[..., :SPATIAL_CHANNELS]
+    mixed_6e = _mixed("Mixed_6e", _at_17, width=192)(x)
+    x = _mixed("Mixed_7a", _from_17_to_8)(mixed_6e)
+    x = _mixed("Mixed_7b", _at_8, pool=_average_pool)(x)
+    # By maximum instead of average, apparently by a slip that every FID has
+    # since kept.
+    x = _mixed("Mixed_7c", _at_8, pool=_max_pool)(x)
+    features = x.mean(axis=(1, 2))
+    logits = nn.Dense(1008, precision=jax.lax.Precision.HIGHEST, name="fc")(
+      features
+    )
+    return Activations(features, logits, spatial, pool1, pool2, mixed_6e)

@@ -1,6 +1,6 @@
-"""What a frozen network has to offer, and how pixels are counted.
+"""What a tokenizer and a feature encoder offer, and how pixels are counted.
 
-Shapes: b batch, H W image, h w c latent, n tokens, d feature width.
+Letters: `b` batch, `H W` image, `h w c` latent, `n` tokens, `d` feature width.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -69,27 +69,18 @@ class FeatureEncoder(Protocol):
 class LatentStats:
   """Per-channel statistics that normalise latents.
 
-  Its fields are of type Any as JAX also fills pytrees with shapes and
-  shardings.
-
   Attributes:
     mean: float32 [c], mean of each latent channel over the training data.
     std: float32 [c], standard deviation of each.
   """
 
+  # Any, not arrays: JAX also fills pytrees with shapes and shardings.
   mean: Any
   std: Any
 
 
 def latent_stats(latents: Float[Array, "b h w c"]) -> LatentStats:
-  """Measures the statistics of latents.
-
-  Args:
-    latents: Latents of the training data, or of a sample of it.
-
-  Returns:
-    Mean and (n - 1) standard deviation per channel.
-  """
+  """Measures mean and (n - 1) standard deviation per channel."""
   return LatentStats(
     mean=jnp.mean(latents, axis=(0, 1, 2)),
     std=jnp.std(latents, axis=(0, 1, 2), ddof=1),
@@ -99,33 +90,19 @@ def latent_stats(latents: Float[Array, "b h w c"]) -> LatentStats:
 def normalise_latents(
   latents: Float[Array, "b h w c"], stats: LatentStats
 ) -> Float[Array, "b h w c"]:
-  """Latents to the scale that the flow works on.
-
-  Args:
-    latents: Latents as the tokenizer gives them.
-    stats: Their statistics.
-  """
+  """Brings the tokenizer's latents to the scale that the flow works on."""
   return (latents - stats.mean[None, None, None]) / stats.std[None, None, None]
 
 
 def denormalise_latents(
   latents: Float[Array, "b h w c"], stats: LatentStats
 ) -> Float[Array, "b h w c"]:
-  """Undoes `normalise_latents`, before decoding.
-
-  Args:
-    latents: Latents on the flow's scale.
-    stats: The statistics they were normalised with.
-  """
+  """Undoes `normalise_latents`, before decoding."""
   return latents * stats.std[None, None, None] + stats.mean[None, None, None]
 
 
 def to_float(images: UInt8[Array, "b H W ch"]) -> Float[Array, "b H W ch"]:
-  """Bytes to [-1, 1].
-
-  Args:
-    images: Pixels, 0 to 255.
-  """
+  """Bytes to [-1, 1]."""
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -135,12 +112,13 @@ def to_uint8(
   """[-1, 1] to bytes: 127.5 x + offset, clipped and truncated.
 
   Args:
-    images: Pixels; values outside of [-1, 1] are clipped.
+    images: Pixels; values outside [-1, 1] are clipped.
     offset: 128, with which truncation rounds to the nearest level; the first
       release took 127.5.
 
   Source: the published evaluations.
   """
+  # With 127.5 truncation rounds down: images are half a level darker.
   return jnp.clip(127.5 * images + offset, 0.0, 255.0).astype(jnp.uint8)
 
 

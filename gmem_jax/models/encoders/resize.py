@@ -1,14 +1,10 @@
-r"""Image resampling that agrees with PyTorch's, and with TensorFlow 1's.
+"""Image resampling that agrees with PyTorch's, and with TensorFlow 1's.
 
 Every resampling here is linear and separable: `out = R_h @ image @ R_w^T`, with
-one small matrix per axis that depends on the two lengths alone. The matrices
-are built in float64 on the host while tracing; the device does two products.
+one small matrix per axis that depends on the two lengths alone.
 
-Two kinds of matrix exist. *Interpolation* reads the taps around a position and
-repeats the edge pixel outside the image; it aliases when it shrinks, and the
-published encoders were trained and evaluated with it. *Filtering* stretches
-the kernel by the shrinking factor, drops what lies outside and normalises.
-`jax.image.resize` offers only the second, hence this module.
+All functions take images of any range and a size (height, width) in pixels, and
+return float32, not clamped. They raise ValueError if a side is not positive.
 
 Letters: `b` batch, `h w` height and width, `c` channels.
 """
@@ -20,6 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+# Why not jax.image.resize: it has neither the cubic kernel with a = -0.75 nor
+# TensorFlow 1's corners. It could serve `bilinear` (with antialias=False) and
+# `bicubic_antialias`, but computes its weights in float32, which moves unit
+# noise by up to 2e-5. Here they are float64, built on the host while tracing.
 Kernel = Callable[[np.ndarray], np.ndarray]
 
 
@@ -27,16 +27,6 @@ def bicubic(
   images: Float[Array, "b h w c"], size: tuple[int, int]
 ) -> Float[Array, "b h2 w2 c"]:
   """Cubic convolution (a = -0.75) without antialiasing; may overshoot.
-
-  Args:
-    images: any range.
-    size: output height and width in pixels.
-
-  Returns:
-    Images of that size, float32, not clamped.
-
-  Raises:
-    ValueError: an output side is not positive.
 
   Source: PyTorch's `interpolate(mode="bicubic", align_corners=False)`; Keys,
   "Cubic convolution interpolation for digital image processing", 1981.
@@ -53,16 +43,6 @@ def bicubic_antialias(
 ) -> Float[Array, "b h2 w2 c"]:
   """Cubic filtering (a = -0.5): the kernel widens when the image shrinks.
 
-  Args:
-    images: any range.
-    size: output height and width in pixels.
-
-  Returns:
-    Images of that size, float32, not clamped.
-
-  Raises:
-    ValueError: an output side is not positive.
-
   Source: PyTorch's `interpolate(mode="bicubic", antialias=True)`.
   """
   return _resample(
@@ -74,16 +54,6 @@ def bilinear(
   images: Float[Array, "b h w c"], size: tuple[int, int]
 ) -> Float[Array, "b h2 w2 c"]:
   """Linear interpolation between pixel centres, without antialiasing.
-
-  Args:
-    images: any range.
-    size: output height and width in pixels.
-
-  Returns:
-    Images of that size, float32.
-
-  Raises:
-    ValueError: an output side is not positive.
 
   Source: PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
   """
@@ -97,21 +67,10 @@ def bilinear_corner(
 ) -> Float[Array, "b h2 w2 c"]:
   """Linear interpolation that puts pixel i of the output at i * h / h2.
 
-  The image moves by up to half a pixel against `bilinear`. This is what the
-  TensorFlow graph behind the published ImageNet statistics does.
-
-  Args:
-    images: any range.
-    size: output height and width in pixels.
-
-  Returns:
-    Images of that size, float32.
-
-  Raises:
-    ValueError: an output side is not positive.
-
   Source: TensorFlow 1's `ResizeBilinear(half_pixel_centers=False)`.
   """
+  # Moves the image by up to half a pixel against `bilinear`; the TensorFlow
+  # graph behind the published ImageNet statistics does so.
   return _resample(
     images,
     size,
@@ -134,17 +93,19 @@ def _triangle(u: np.ndarray) -> np.ndarray:
 def _interpolation(
   n: int, m: int, kernel: Kernel, reach: int, centre: float = 0.5
 ) -> np.ndarray:
-  """Matrix [m, n]: row i weighs the 2 * reach taps around position i."""
+  """Matrix [m, n]: row i weighs the 2 * reach pixels around position i."""
+  # Reads as many pixels when it shrinks, so it aliases: the published encoders
+  # were trained and evaluated with that.
   position = (np.arange(m) + centre) * (n / m) - centre
   first = np.floor(position).astype(int) - reach + 1
-  taps = first[:, None] + np.arange(2 * reach)
+  pixels = first[:, None] + np.arange(2 * reach)
   matrix = np.zeros((m, n))
   rows = np.arange(m)[:, None]
-  # Taps outside the image read the edge pixel: their weights add up there.
+  # Pixels outside the image are the edge pixel's: their weights add up there.
   np.add.at(
     matrix,
-    (rows, np.clip(taps, 0, n - 1)),
-    kernel(position[:, None] - taps),
+    (rows, np.clip(pixels, 0, n - 1)),
+    kernel(position[:, None] - pixels),
   )
   return matrix
 
@@ -154,6 +115,7 @@ def _filter(n: int, m: int, kernel: Kernel) -> np.ndarray:
   stretch = max(n / m, 1.0)
   position = (np.arange(m) + 0.5) * (n / m) - 0.5
   matrix = kernel((position[:, None] - np.arange(n)) / stretch)
+  # What is cut off is lost, not added to the edge: so the rest is normalised.
   return matrix / matrix.sum(axis=1, keepdims=True)
 
 
@@ -164,10 +126,10 @@ def _resample(
 ) -> Float[Array, "b h2 w2 c"]:
   """Applies `matrix(length, new length)` to both axes, in full float32."""
   if min(size) < 1:
-    raise ValueError(f"size is {size}; both sides must be positive.")
+    raise ValueError(f"size={size}: both sides must be positive")
   rows = jnp.asarray(matrix(images.shape[1], size[0]), jnp.float32)
   columns = jnp.asarray(matrix(images.shape[2], size[1]), jnp.float32)
-  # Pixels need more than the bfloat16 or TF32 that products default to.
+  # Pixels need more than the bfloat16 or TF32 that matmuls default to.
   highest = jax.lax.Precision.HIGHEST
   images = jnp.einsum(
     "ij,bjwc->biwc", rows, images.astype(jnp.float32), precision=highest

@@ -1,4 +1,4 @@
-"""Autoencoders whose latents the flow models live in: images <-> latents.
+"""Autoencoders in whose latents the flow works: images <-> latents.
 
 One network serves the three published tokenizers, which differ in widths, in
 the number of latent channels and in where attention sits:
@@ -12,7 +12,7 @@ the number of latent channels and in where attention sits:
     latents = posterior.sample(key)
     images = model.apply(variables, latents, method="decode")
 
-Shapes: b batch, h w height and width, c channels. Layout is NHWC.
+Letters: `b` batch, `h w` height and width, `c` channels.
 
 Source: Rombach et al., arXiv 2112.10752 (the network and its KL posterior);
 Yao et al., arXiv 2501.01423 (VA-VAE); Li et al., arXiv 2406.11838 (MAR).
@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Key
 
 from gmem_jax.models.encoders import vae_layers
 
-# The published networks keep log-variances in this range.
+# The published networks clip log-variances to this range.
 LOGVAR_MIN = -30.0
 LOGVAR_MAX = 20.0
 
@@ -42,7 +42,7 @@ class Posterior:
 
   Attributes:
     mean: Mean of every latent element.
-    logvar: Logarithm of its variance, in [LOGVAR_MIN, LOGVAR_MAX].
+    logvar: Logarithm of its variance, in [-30, 20].
 
   Source: Kingma and Welling, arXiv 1312.6114.
   """
@@ -59,12 +59,9 @@ class Posterior:
     """Draws one latent per image: mean + exp(logvar / 2) * noise.
 
     Args:
-      key: Random key, used for one draw of noise for the whole batch.
-      noise: Standard normal noise to use instead. Draw it with one key per
-        image where latents must not depend on the batch they came in.
-
-    Returns:
-      The latents.
+      key: Used for one draw of noise for the whole batch.
+      noise: Standard normal noise to use instead, drawn with one key per image
+        where latents must not depend on their batch.
 
     Raises:
       ValueError: If neither or both of key and noise are given.
@@ -73,8 +70,8 @@ class Posterior:
       noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
     elif key is not None or noise is None:
       raise ValueError(
-        "Posterior.sample takes either a key or noise, got "
-        + ("neither" if key is None else "both")
+        "Posterior.sample takes either a key or noise, got"
+        f" {'neither' if key is None else 'both'}"
       )
     return self.mean + jnp.exp(0.5 * self.logvar) * noise
 
@@ -83,10 +80,9 @@ class AutoencoderKL(nn.Module):
   """Convolutional autoencoder with a Gaussian posterior.
 
   Parameters are float32; group norms, attention weights and the posterior are
-  computed in float32 whatever `dtype` is.
+  always computed in float32.
 
   Attributes:
-    latent_channels: Channels of a latent.
     ch: Channels of the first convolution.
     ch_mult: Channels of each level as multiples of `ch`, the image's own
       resolution first; each further level halves height and width.
@@ -95,10 +91,10 @@ class AutoencoderKL(nn.Module):
     encoder_attention: Levels of the encoder with attention.
     decoder_attention: Levels of the decoder with attention.
     num_groups: Groups of every group norm.
-    latent_scale: What published flow models on these latents multiply them
-      by. `encode` and `decode` leave it to the caller, since others normalise
-      by per-channel statistics of their data set instead (then 1).
-    dtype: Compute dtype of convolutions and projections.
+    latent_scale: Factor of the published flow models on these latents; 1 for
+      those that normalise by statistics of their data set instead. Applied by
+      the caller, not here.
+    dtype: Of convolutions and projections.
 
   Source: Rombach et al., arXiv 2112.10752, section 3.1.
   """
@@ -119,9 +115,10 @@ class AutoencoderKL(nn.Module):
     return 2 ** (len(self.ch_mult) - 1)
 
   def setup(self):
-    """Names the four parts as the published files do."""
+    """Creates the four parts."""
+    # Setup, not compact: encoding alone needs no decoder.
     widths = tuple(self.ch * m for m in self.ch_mult)
-    moments = 2 * self.latent_channels
+    moments = 2 * self.latent_channels  # Means, then log-variances.
     self.encoder = vae_layers.VAEEncoder(
       moments,
       self.ch,
@@ -145,15 +142,7 @@ class AutoencoderKL(nn.Module):
     )
 
   def encode(self, images: Float[Array, "b _ _ 3"]) -> Posterior:
-    """Encodes images.
-
-    Args:
-      images: Pixels in [-1, 1]; height and width are multiples of
-        `downsampling`.
-
-    Returns:
-      Posterior of the latents, float32, [b, h / f, w / f, latent_channels]
-      with f = `downsampling`.
+    """Encodes images in [-1, 1] to the posterior of their latents, in float32.
 
     Raises:
       ValueError: If a side is not a multiple of `downsampling`.
@@ -161,31 +150,28 @@ class AutoencoderKL(nn.Module):
     _, h, w, _ = images.shape
     if h % self.downsampling or w % self.downsampling:
       raise ValueError(
-        f"images are {h} x {w} pixels, but this autoencoder needs sides that "
-        f"are multiples of {self.downsampling}: crop or resize them first"
+        f"images are {h} x {w} pixels, but this autoencoder needs sides that"
+        f" are multiples of {self.downsampling}: crop or resize them first"
       )
     moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
     mean, logvar = jnp.split(moments, 2, axis=-1)
     return Posterior(mean, jnp.clip(logvar, LOGVAR_MIN, LOGVAR_MAX))
 
   def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b _ _ 3"]:
-    """Decodes latents.
-
-    Args:
-      latents: What `encode` gives, that is not normalised for a flow model.
+    """Decodes latents as `encode` gives them, not normalised for a flow.
 
     Returns:
-      Images, float32: pixels in [-1, 1] up to the network's overshoot, not
-      clamped; `downsampling` times as high and wide as the latents.
+      Float32 images in [-1, 1] up to the network's overshoot, not clamped;
+      `downsampling` times as high and wide as the latents.
 
     Raises:
       ValueError: If the latents do not have `latent_channels` channels.
     """
     if latents.shape[-1] != self.latent_channels:
       raise ValueError(
-        f"latents have {latents.shape[-1]} channels, but this autoencoder has "
-        f"{self.latent_channels}; mean and log-variance are no latent, draw "
-        "one with Posterior.sample"
+        f"latents have {latents.shape[-1]} channels, but this autoencoder has"
+        f" {self.latent_channels}; mean and log-variance are no latent, draw"
+        " one with Posterior.sample"
       )
     images = self.decoder(self.post_quant_conv(latents))
     return images.astype(jnp.float32)
@@ -193,55 +179,36 @@ class AutoencoderKL(nn.Module):
   def __call__(
     self, images: Float[Array, "b h w 3"]
   ) -> Float[Array, "b h w 3"]:
-    """Reconstructs images from the means of their posteriors (for `init`).
-
-    Args:
-      images: As for `encode`.
-
-    Returns:
-      The reconstructions, as from `decode`.
-    """
+    """Reconstructs images from the means of their posteriors (for `init`)."""
     return self.decode(self.encode(images).mean)
 
 
 @flax.struct.dataclass
 class VAETokenizer:
-  """An autoencoder with its weights; a pytree of them.
+  """An autoencoder with its weights, as a `protocols.Tokenizer`.
 
   Attributes:
-    name: Which one, e.g. "va_vae".
-    network: The network.
-    params: Its parameters.
+    name: A key of `VARIANTS`.
   """
+
+  # A pytree, so that jitted functions take the weights as arguments.
 
   name: str = flax.struct.field(pytree_node=False)
   network: AutoencoderKL = flax.struct.field(pytree_node=False)
   params: Any
 
   def posterior(self, images: Float[Array, "b _ _ 3"]) -> Posterior:
-    """The posteriors of the images' latents.
-
-    Args:
-      images: As for `AutoencoderKL.encode`.
-    """
+    """The posteriors of the images' latents; see `AutoencoderKL.encode`."""
     variables = {"params": self.params}
     posterior = self.network.apply(variables, images, method="encode")
     return cast(Posterior, posterior)
 
   def encode(self, images: Float[Array, "b _ _ 3"]) -> Float[Array, "b h w c"]:
-    """The means of the images' posteriors.
-
-    Args:
-      images: As for `AutoencoderKL.encode`.
-    """
+    """The means of the images' posteriors."""
     return self.posterior(images).mean
 
   def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b _ _ 3"]:
-    """Latents to images.
-
-    Args:
-      latents: As for `AutoencoderKL.decode`.
-    """
+    """Latents to images; see `AutoencoderKL.decode`."""
     variables = {"params": self.params}
     images = self.network.apply(variables, latents, method="decode")
     return cast(jax.Array, images)

@@ -3,12 +3,11 @@
 A level works at one resolution and is numbered from the image inwards: level
 0 has the image's resolution, each further level half of the one before.
 
-Every module takes these two fields:
-  num_groups: Groups of every group norm; must divide all widths. Group norms
-    are computed in float32 throughout.
-  dtype: Compute dtype of convolutions and projections (parameters: float32).
+Every module has these two fields:
+  num_groups: Groups of every group norm; divides all widths.
+  dtype: Of convolutions and projections; parameters and norms are float32.
 
-Shapes: b batch, h w height and width, c channels. Layout is NHWC.
+Letters: `b` batch, `h w` height and width, `c` channels.
 
 Source: Esser et al., arXiv 2012.09841.
 """
@@ -27,6 +26,7 @@ def _group_norm(
   x: Float[Array, "b *s c"], num_groups: int, name: str
 ) -> Float[Array, "b *s c"]:
   """Group norm with statistics and result in float32."""
+  # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large.
   norm = nn.GroupNorm(
     num_groups, epsilon=1e-6, use_fast_variance=False, name=name
   )
@@ -47,7 +47,7 @@ class ResBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w _"]) -> Float[Array, "b h w _"]:
-    """Applies the block; h and w stay."""
+    """Applies the block; keeps h and w."""
     y = x
     for i in (1, 2):
       y = nn.swish(_group_norm(y, self.num_groups, f"norm_{i}"))
@@ -58,10 +58,7 @@ class ResBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-  """Single-head self-attention over all positions, with a residual.
-
-  Logits and softmax are computed in float32.
-  """
+  """Single-head self-attention over all positions, softmax in float32."""
 
   num_groups: int
   dtype: DTypeLike
@@ -88,11 +85,9 @@ class Level(nn.Module):
   """All blocks of one resolution, then a change of resolution.
 
   Attributes:
-    width: Channels of the level.
     num_blocks: Number of ResBlocks.
     attention: Whether attention follows each of them.
-    resample: "down" halves height and width at the end, "up" doubles them,
-      None keeps them.
+    resample: "down" halves height and width at the end, "up" doubles them.
   """
 
   width: int
@@ -111,7 +106,8 @@ class Level(nn.Module):
       if self.attention:
         x = AttnBlock(self.num_groups, self.dtype, name=f"attn_{i}")(x)
     if self.resample == "down":
-      # Zeros below and to the right only, as the published networks pad.
+      # Zeros below and to the right only, as published; "SAME" of PyTorch's
+      # kind, one on every side, would move the image by a pixel per level.
       return nn.Conv(
         self.width,
         (3, 3),
@@ -145,7 +141,6 @@ class VAEEncoder(nn.Module):
   """Image -> feature map at the lowest resolution.
 
   Attributes:
-    out_channels: Channels of the result.
     ch: Channels of the first convolution.
     widths: Channels of each level, level 0 first.
     num_blocks: ResBlocks per level.
@@ -182,14 +177,7 @@ class VAEEncoder(nn.Module):
 
 
 class VAEDecoder(nn.Module):
-  """Latent -> image; the mirror of VAEEncoder with one more block per level.
-
-  Attributes:
-    out_channels: Channels of the result.
-    widths: Channels of each level, level 0 (the image's resolution) first.
-    num_blocks: ResBlocks per level.
-    attention_levels: Levels with attention.
-  """
+  """Latent -> image; the mirror of `VAEEncoder`, with the same attributes."""
 
   out_channels: int
   widths: tuple[int, ...]

@@ -343,8 +343,8 @@ def test_wrong_image_sizes_are_refused(shape):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"heads": 5}, "width is 32; it must be a multiple of heads=5"),
-    ({"patch": 15}, "patch is 15; it must divide 224"),
+    ({"heads": 5}, "width=32: must be a multiple of heads=5"),
+    ({"patch": 15}, "patch=15: must divide 224"),
   ],
 )
 def test_wrong_fields_are_refused(fields, message):

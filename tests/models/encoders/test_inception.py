@@ -193,5 +193,5 @@ def test_images_of_unknown_range_are_refused(dtype):
 
 def test_unknown_preprocessing_is_refused(params):
   model = inception.InceptionV3(preprocessing="tf")
-  with pytest.raises(ValueError, match="preprocessing is 'tf'"):
+  with pytest.raises(ValueError, match="preprocessing='tf': must be one of"):
     model.apply({"params": params}, _images(1))
