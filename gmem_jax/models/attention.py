@@ -61,13 +61,11 @@ def attend(q: Heads, k: Heads, v: Heads, implementation: str) -> Heads:
   """softmax(q k^T / sqrt(hd)) v, the softmax in float32.
 
   Args:
-    q: Queries.
+    q: Queries, like k and v in the dtype of the matmuls.
     k: Keys.
-    v: Values; all three in the dtype of the matmuls.
+    v: Values.
     implementation: "xla"; "cudnn", which raises where it cannot run; or "auto":
-      cuDNN if the default backend is a CUDA GPU and dtype and hd allow it, so
-      float32 always runs on XLA. The choice is made while tracing: compiling
-      for a GPU from a machine without one needs an explicit "cudnn".
+      cuDNN if the default backend is a CUDA GPU and dtype and hd allow it.
 
   Raises:
     ValueError: If cuDNN was asked for and cannot take this dtype or head width.
@@ -75,6 +73,8 @@ def attend(q: Heads, k: Heads, v: Heads, implementation: str) -> Heads:
   Source: Vaswani et al. (2017), arXiv 1706.03762.
   """
   if implementation == "auto":
+    # Chosen while tracing: to compile for a GPU from a machine without one, ask
+    # for "cudnn". Never for float32, which cuDNN's kernels do not take.
     implementation = "cudnn" if _cudnn_here(q) else "xla"
   if implementation == "xla":
     return _xla(q, k, v)

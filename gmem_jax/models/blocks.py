@@ -28,8 +28,7 @@ Stack = PyTree[Float[Array, "l ..."]]
 CrossStack = PyTree[Float[Array, "g ..."]]
 # A sharding constraint on activations; the identity in value.
 Constrain = Callable[[Array], Array]
-# (parameters of a block, those of its cross-attention or None, tokens) ->
-# tokens.
+# (a block's parameters, its cross-attention's or None, tokens) -> tokens.
 Step = Callable[[PyTree, PyTree | None, Tokens], Tokens]
 
 
@@ -123,11 +122,7 @@ class Block(nn.Module):
 
 
 def init_stack(block: Block, depth: int, width: int) -> Callable[..., Stack]:
-  """Makes an initialiser for the stacked parameters of all blocks.
-
-  Returns:
-    Function of a key to the parameters; each layer is drawn from its own key.
-  """
+  """Makes an initialiser for the stacked parameters of all blocks."""
   x = jnp.zeros((1, 1, width), block.dtype)
   cond = jnp.zeros((1, width), jnp.float32)
   return _init_layers(depth, lambda key: block.init(key, x, cond, None))
@@ -150,6 +145,8 @@ def init_cross(block: Block, count: int, width: int) -> Callable[..., Stack]:
 def _init_layers(
   count: int, init_layer: Callable[[Key[Array, ""]], PyTree]
 ) -> Callable[..., Stack]:
+  """Makes a function of a key, which draws each layer from its own key."""
+
   def init(key: Key[Array, ""]) -> Stack:
     keys = jax.random.split(key, count)
     return jax.vmap(lambda key: init_layer(key)["params"])(keys)
@@ -168,9 +165,9 @@ def make_step(
 
   Args:
     block: Without a parent, so that `apply` takes the parameters it is given.
-    cond: SiLU of the condition.
-    rope: See `Block`.
-    memory: See `Block`; used where parameters of a cross-attention are given.
+    cond: See `Block`, like `rope` and `memory`.
+    rope: None for no rotation.
+    memory: Used where parameters of a cross-attention are given.
     constrain: Applied to the tokens after the block.
   """
 
@@ -196,10 +193,10 @@ def run_unrolled(
   intermediate: int,
   remat: str,
 ) -> tuple[Tokens, Tokens]:
-  """Runs all blocks, each compiled on its own.
+  """Runs all blocks, each with code of its own.
 
-  Slower to compile than `run_scanned`, but faster to run, and half the memory
-  of activations, as nothing is stacked.
+  Slower to compile than `run_scanned`, but faster to run, with half the memory
+  for activations, as nothing is stacked.
 
   Args:
     step: See `make_step`.

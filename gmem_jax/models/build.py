@@ -46,15 +46,12 @@ def differing_keys(
   stored: dict[str, Any],
   ignored: Sequence[str] = (),
 ) -> str:
-  """Lists the keys in which converted weights differ from the config.
+  """Lists the keys in which converted weights differ, a line for each or "".
 
   Args:
     config: The model section.
     stored: The model of the converted weights; may have more and fewer keys.
     ignored: Keys that may differ.
-
-  Returns:
-    A line for each; "" if there are none.
   """
   ours = dataclasses.asdict(config)
   common = [key for key in ours if key in stored]

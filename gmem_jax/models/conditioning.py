@@ -60,8 +60,7 @@ class CrossAttention(nn.Module):
   even before anything is learned of its content. The softmax has one more
   entry, with logit 0 and value 0, so a token can also attend to nothing.
 
-  Source: Blattmann et al. (2022), arXiv 2204.11824 (cross-attention to
-  retrieved neighbours).
+  Source: Blattmann et al. (2022), arXiv 2204.11824; the scores are ours.
   """
 
   heads: int

@@ -96,10 +96,7 @@ def modulate(
 
 
 def timestep_features(t: Float[Array, " b"]) -> Float[Array, "b 256"]:
-  """Sinusoids of the timestep.
-
-  Args:
-    t: Time in [0, 1].
+  """Sinusoids of the timestep t in [0, 1].
 
   Returns:
     cos(t w_i) for i = 0..127, then sin(t w_i), with w_i = 10000^(-i/128).
@@ -130,11 +127,7 @@ class TimestepEmbed(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-  """Cuts the latent into patches and maps each to a token.
-
-  Attributes:
-    patch: Side of a patch; divides h and w.
-  """
+  """Cuts the latent into patches, p on a side, and maps each to a token."""
 
   patch: int
   width: int
@@ -153,12 +146,7 @@ class PatchEmbed(nn.Module):
 def unpatchify(
   tokens: Float[Array, "b n o"], patch: int
 ) -> Float[Array, "b h w c"]:
-  """Arranges the tokens of a square grid as an image.
-
-  Args:
-    tokens: Vectors of patch * patch * c values, the channel fastest.
-    patch: Side of a patch.
-  """
+  """Arranges the patches of a square grid, channel fastest, as an image."""
   grid = round(tokens.shape[1] ** 0.5)
   return einops.rearrange(
     tokens, "b (i j) (p q c) -> b (i p) (j q) c", i=grid, p=patch, q=patch
@@ -221,11 +209,7 @@ class SwiGlu(nn.Module):
 
 
 class Projector(nn.Module):
-  """Maps tokens to the space of the image encoder's tokens (REPA).
-
-  Attributes:
-    hidden: Width of the two hidden layers.
-    width: Width of the image encoder's tokens.
+  """Maps tokens to the space, `width` wide, of an image encoder's (REPA).
 
   Source: Yu et al. (2024), arXiv 2410.06940.
   """
@@ -260,7 +244,7 @@ class FinalLayer(nn.Module):
   def __call__(
     self, x: Float[Array, "b n d"], cond: Float[Array, "b d"]
   ) -> Float[Array, "b n o"]:
-    """Maps each token to a flattened patch; `cond` is SiLU of the condition."""
+    """Maps each token to a patch; `cond` is SiLU of the condition."""
     zero, d = self.zero_init, x.shape[-1]
     # Always with a shift, also where the blocks have none: so it was published.
     mod = dense(2 * d, self.dtype, "modulation", zero)(cond)
@@ -273,14 +257,7 @@ class FinalLayer(nn.Module):
 def keep_mask(
   key: Key[Array, "..."], rate: float, shape: tuple[int, ...]
 ) -> Bool[Array, "..."]:
-  """Draws which elements a dropout of the given rate keeps.
-
-  Args:
-    key: One key, or one per example, so that an example's mask does not depend
-      on its batch.
-    rate: Probability of dropping an element.
-    shape: Shape of the mask.
-  """
+  """Draws which elements a dropout keeps; one key, or one per example."""
   if key.ndim:
     return jax.vmap(lambda k: keep_mask(k, rate, shape[1:]))(key)
   return jax.random.bernoulli(key, 1.0 - rate, shape)
@@ -297,7 +274,7 @@ def dropout(
   x: Float[Array, "*s"], rate: float, key: Key[Array, "..."] | None
 ) -> Float[Array, "*s"]:
   """Drops single elements at random; without a key returns x itself."""
-  # Not nn.Dropout: under its one key, a mask would depend on the batch size.
+  # Not nn.Dropout: under its one key an example's mask depends on the batch.
   if key is None or rate == 0.0:
     return x
   return keep(x, keep_mask(key, rate, x.shape), rate)

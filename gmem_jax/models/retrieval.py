@@ -13,19 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Key
 
 from gmem_jax import rngs
-from gmem_jax.bank import (
-  bank as bank_lib,
-  lookup,
-  sharded_lookup as placement_lib,
-)
+from gmem_jax.bank import bank as bank_lib, lookup, sharded_lookup
 from gmem_jax.config import networks
 from gmem_jax.models import conditioning
 
 # The row of a snippet that is not in the bank.
 OUTSIDE = -1
 
-# (bank of unit rows, snippets, their rows, and the step while training) ->
-# neighbours.
+# (bank of unit rows, snippets, their rows, step if training) -> neighbours.
 RetrieveFn = Callable[..., conditioning.Neighbours]
 
 
@@ -46,7 +41,7 @@ def retrieve(
   bank: bank_lib.MemoryBank,
   snippet: Float[Array, "b d"],
   own: Integer[Array, " b"],
-  placement: placement_lib.Placement | None = None,
+  placement: sharded_lookup.Placement | None = None,
 ) -> conditioning.Neighbours:
   """Looks up the neighbours of snippets.
 
@@ -79,7 +74,7 @@ def retrieve(
 
 def make_retrieve(
   config: networks.RetrievalConfig,
-  placement: placement_lib.Placement | None,
+  placement: sharded_lookup.Placement | None,
   seed: int,
 ) -> RetrieveFn:
   """Makes the lookup of training and sampling, for the inside of a jit.

@@ -40,11 +40,9 @@ class FlowTransformer(nn.Module):
     channels: c.
     patch: Side of a patch, in latent pixels.
     width: d, a multiple of 4 and of `heads`.
-    conditioning: "adaln": the snippet joins the timestep's embedding; "cross":
-      blocks attend to the snippet's neighbours in the bank; "adaln+cross":
-      both; "none": neither.
-    cross_every: Every how many blocks there is a cross-attention, beginning
-      with the first; divides `depth`.
+    conditioning: See `config.networks.ModelConfig`.
+    cross_every: One in so many blocks has a cross-attention, beginning with the
+      first; divides `depth`.
     snippet_dim: s.
     snippet_dropout: Rate, in [0, 1), of the dropout of single elements.
     projector_depth: Number of blocks before the projector.
@@ -100,7 +98,7 @@ class FlowTransformer(nn.Module):
     raise NotImplementedError
 
   def __post_init__(self):
-    """Checks the attributes; see the class."""
+    """Checks the attributes."""
     super().__post_init__()
     for name, allowed in (
       ("conditioning", CONDITIONING),
@@ -233,9 +231,7 @@ class FlowTransformer(nn.Module):
     return attention.rope_tables(grid, self.width // self.heads)
 
   def _memory(
-    self,
-    neighbours: Neighbours,
-    dropout_key: Key[Array, "..."] | None,
+    self, neighbours: Neighbours, dropout_key: Key[Array, "..."] | None
   ) -> MemoryTokens:
     """Projects the neighbours, once for all blocks."""
     if dropout_key is not None:  # The snippet's dropout uses the key itself.

@@ -61,13 +61,7 @@ def preprocess(images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 3"]:
 
 
 class DINOv2Block(nn.Module):
-  """Pre-norm transformer block with LayerScale on both branches.
-
-  Attributes:
-    width: Width of the tokens, a multiple of `heads`.
-    hidden: Width of the MLP.
-    dtype: Of the matmuls; see `DINOv2`.
-  """
+  """Pre-norm block with LayerScale on both branches; fields as in `DINOv2`."""
 
   width: int
   heads: int
@@ -111,7 +105,7 @@ class DINOv2(nn.Module):
   """The network without registers; the defaults are ViT-B/14.
 
   Attributes:
-    width: Width of the tokens.
+    width: Width of the tokens, a multiple of `heads`.
     patch: Side of a patch in pixels; divides 224.
     hidden: Width of the MLP; None for 4 * width.
     table: Side of the square table of positions.
@@ -152,15 +146,11 @@ class DINOv2(nn.Module):
   def __call__(
     self, images: Float[Array, "b h w 3"]
   ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
-    """Features of images.
-
-    Args:
-      images: As for `preprocess`.
+    """Features of images, see `preprocess`.
 
     Returns:
-      (cls, tokens): the class token and the patch tokens, row by row, both
-      after the final norm, float32, not L2-normalised. Images of 256 pixels
-      have 16 * 16 tokens.
+      (cls, tokens): the class token and the patch tokens, row by row, after the
+      final norm, float32, not L2-normalised. 256 pixels give 16 * 16 tokens.
     """
     tokens = self.embed(preprocess(images))
     block = self._block()

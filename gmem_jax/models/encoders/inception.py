@@ -39,20 +39,19 @@ class Activations(NamedTuple):
   """Outputs of the network for a batch of images.
 
   Attributes:
-    features: Global average pool of the last block, for FID and for precision
-      and recall.
+    features: Global average pool of the last block, for FID.
     logits: Class scores, bias included. The Inception Score of the ADM suite
       leaves the bias out: subtract `params["fc"]["bias"]`.
     spatial: First 7 channels after ReLU of the 1x1 convolution in block
       Mixed_6d, the node `mixed_6/conv:0` of the 2015 graph, for sFID. The ADM
       suite flattens it in this order: rows, columns, channels.
-    pool1: Map after the first maximum pool.
+    pool1: Map after the first maximum pool, like the next two a layer of which
+      FIDs are published.
     pool2: Map after the second maximum pool.
     mixed_6e: Map after the last 17 x 17 block.
   """
 
-  # The three maps are the other layers of which FIDs are published. Under jit
-  # those that the caller does not use cost nothing.
+  # All at once: under jit, outputs that the caller drops cost nothing.
 
   features: Float[Array, "b 2048"]
   logits: Float[Array, "b 1008"]
@@ -65,14 +64,11 @@ class Activations(NamedTuple):
 def preprocess(
   images: Num[Array, "b h w 3"], preprocessing: str = "pytorch_fid"
 ) -> Float[Array, "b 299 299 3"]:
-  """Resizes images to 299 x 299 and scales them.
+  """Resizes images to 299 x 299 and scales them to about [-1, 1].
 
   Args:
     images: Any size; uint8, or floating point in [0, 1].
     preprocessing: "pytorch_fid" or "adm", see the module.
-
-  Returns:
-    The network's input, about [-1, 1].
 
   Raises:
     ValueError: If `preprocessing` is unknown, or images are neither uint8 nor
@@ -96,12 +92,7 @@ def preprocess(
 
 
 class ConvNorm(nn.Module):
-  """Convolution, batch norm with its running statistics, ReLU.
-
-  Attributes:
-    width: Output channels.
-    size: Kernel height and width.
-  """
+  """Convolution, batch norm with its running statistics, ReLU."""
 
   width: int
   size: tuple[int, int]
@@ -137,12 +128,9 @@ class ConvNorm(nn.Module):
 
 
 class Mixed(nn.Module):
-  """A block: concatenates the branches that a function makes of its input.
+  """A block: concatenates the branches that a function makes of its input."""
 
-  Attributes:
-    branches: One of the functions below; layers that it makes are the block's.
-  """
-
+  # One of the functions below; the layers it creates belong to the block.
   branches: Callable[[Array], list[Array]]
 
   @nn.compact

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+Images = Float[Array, "b H W ch"]
+Latents = Float[Array, "b h w c"]
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -17,13 +20,11 @@ class Tokenizer(Protocol):
 
   name: str
 
-  def encode(self, images: Float[Array, "b H W ch"]) -> Float[Array, "b h w c"]:
+  def encode(self, images: Images) -> Latents:
     """Images in [-1, 1] to latents."""
     ...
 
-  def decode(
-    self, latents: Float[Array, "b h w c"]
-  ) -> Float[Array, "b H W ch"]:
+  def decode(self, latents: Latents) -> Images:
     """Latents to images, nominally in [-1, 1], not clipped."""
     ...
 
@@ -34,15 +35,11 @@ class IdentityTokenizer:
 
   name: str = flax.struct.field(pytree_node=False, default="identity")
 
-  def encode(
-    self, images: Float[Array, "b H W ch"]
-  ) -> Float[Array, "b H W ch"]:
+  def encode(self, images: Images) -> Images:
     """Returns the images."""
     return images
 
-  def decode(
-    self, latents: Float[Array, "b H W ch"]
-  ) -> Float[Array, "b H W ch"]:
+  def decode(self, latents: Images) -> Images:
     """Returns the latents."""
     return latents
 
@@ -59,7 +56,7 @@ class FeatureEncoder(Protocol):
     ...
 
   def __call__(
-    self, images: Float[Array, "b H W ch"]
+    self, images: Images
   ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
     """Images in [-1, 1] to (one feature, one feature per patch)."""
     ...
@@ -79,7 +76,7 @@ class LatentStats:
   std: Any
 
 
-def latent_stats(latents: Float[Array, "b h w c"]) -> LatentStats:
+def latent_stats(latents: Latents) -> LatentStats:
   """Measures mean and (n - 1) standard deviation per channel."""
   return LatentStats(
     mean=jnp.mean(latents, axis=(0, 1, 2)),
@@ -87,28 +84,22 @@ def latent_stats(latents: Float[Array, "b h w c"]) -> LatentStats:
   )
 
 
-def normalise_latents(
-  latents: Float[Array, "b h w c"], stats: LatentStats
-) -> Float[Array, "b h w c"]:
+def normalise_latents(latents: Latents, stats: LatentStats) -> Latents:
   """Brings the tokenizer's latents to the scale that the flow works on."""
   return (latents - stats.mean[None, None, None]) / stats.std[None, None, None]
 
 
-def denormalise_latents(
-  latents: Float[Array, "b h w c"], stats: LatentStats
-) -> Float[Array, "b h w c"]:
+def denormalise_latents(latents: Latents, stats: LatentStats) -> Latents:
   """Undoes `normalise_latents`, before decoding."""
   return latents * stats.std[None, None, None] + stats.mean[None, None, None]
 
 
-def to_float(images: UInt8[Array, "b H W ch"]) -> Float[Array, "b H W ch"]:
+def to_float(images: UInt8[Array, "b H W ch"]) -> Images:
   """Bytes to [-1, 1]."""
   return images.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_uint8(
-  images: Float[Array, "b H W ch"], offset: float = 128.0
-) -> UInt8[Array, "b H W ch"]:
+def to_uint8(images: Images, offset: float = 128.0) -> UInt8[Array, "b H W ch"]:
   """[-1, 1] to bytes: 127.5 x + offset, clipped and truncated.
 
   Args:

@@ -40,11 +40,7 @@ class RandomConvEncoder:
   name: str = flax.struct.field(pytree_node=False)
   kernels: Any
   centre: Any
-
-  @property
-  def width(self) -> int:
-    """Width of the feature."""
-    return WIDTH
+  width = WIDTH
 
   def __call__(
     self, images: Float[Array, "b H W ch"]

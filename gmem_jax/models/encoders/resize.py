@@ -9,7 +9,9 @@ return float32, not clamped. They raise ValueError if a side is not positive.
 Letters: `b` batch, `h w` height and width, `c` channels.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,51 +22,40 @@ from jaxtyping import Array, Float
 # TensorFlow 1's corners. It could serve `bilinear` (with antialias=False) and
 # `bicubic_antialias`, but computes its weights in float32, which moves unit
 # noise by up to 2e-5. Here they are float64, built on the host while tracing.
+Images = Float[Array, "b h w c"]
+Resized = Float[Array, "b h2 w2 c"]
+Size = tuple[int, int]
 Kernel = Callable[[np.ndarray], np.ndarray]
 
 
-def bicubic(
-  images: Float[Array, "b h w c"], size: tuple[int, int]
-) -> Float[Array, "b h2 w2 c"]:
+def bicubic(images: Images, size: Size) -> Resized:
   """Cubic convolution (a = -0.75) without antialiasing; may overshoot.
 
   Source: PyTorch's `interpolate(mode="bicubic", align_corners=False)`; Keys,
   "Cubic convolution interpolation for digital image processing", 1981.
   """
-  return _resample(
-    images,
-    size,
-    lambda n, m: _interpolation(n, m, lambda u: _cubic(u, -0.75), reach=2),
-  )
+  kernel = functools.partial(_cubic, a=-0.75)
+  return _resample(images, size, _interpolation, kernel=kernel, reach=2)
 
 
-def bicubic_antialias(
-  images: Float[Array, "b h w c"], size: tuple[int, int]
-) -> Float[Array, "b h2 w2 c"]:
+def bicubic_antialias(images: Images, size: Size) -> Resized:
   """Cubic filtering (a = -0.5): the kernel widens when the image shrinks.
 
   Source: PyTorch's `interpolate(mode="bicubic", antialias=True)`.
   """
-  return _resample(
-    images, size, lambda n, m: _filter(n, m, lambda u: _cubic(u, -0.5))
-  )
+  kernel = functools.partial(_cubic, a=-0.5)
+  return _resample(images, size, _filter, kernel=kernel)
 
 
-def bilinear(
-  images: Float[Array, "b h w c"], size: tuple[int, int]
-) -> Float[Array, "b h2 w2 c"]:
+def bilinear(images: Images, size: Size) -> Resized:
   """Linear interpolation between pixel centres, without antialiasing.
 
   Source: PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
   """
-  return _resample(
-    images, size, lambda n, m: _interpolation(n, m, _triangle, reach=1)
-  )
+  return _resample(images, size, _interpolation, kernel=_triangle, reach=1)
 
 
-def bilinear_corner(
-  images: Float[Array, "b h w c"], size: tuple[int, int]
-) -> Float[Array, "b h2 w2 c"]:
+def bilinear_corner(images: Images, size: Size) -> Resized:
   """Linear interpolation that puts pixel i of the output at i * h / h2.
 
   Source: TensorFlow 1's `ResizeBilinear(half_pixel_centers=False)`.
@@ -72,9 +63,7 @@ def bilinear_corner(
   # Moves the image by up to half a pixel against `bilinear`; the TensorFlow
   # graph behind the published ImageNet statistics does so.
   return _resample(
-    images,
-    size,
-    lambda n, m: _interpolation(n, m, _triangle, reach=1, centre=0.0),
+    images, size, _interpolation, kernel=_triangle, reach=1, centre=0.0
   )
 
 
@@ -120,15 +109,15 @@ def _filter(n: int, m: int, kernel: Kernel) -> np.ndarray:
 
 
 def _resample(
-  images: Float[Array, "b h w c"],
-  size: tuple[int, int],
-  matrix: Callable[[int, int], np.ndarray],
-) -> Float[Array, "b h2 w2 c"]:
-  """Applies `matrix(length, new length)` to both axes, in full float32."""
+  images: Images, size: Size, make: Callable[..., np.ndarray], **settings: Any
+) -> Resized:
+  """Applies the matrices to both axes, in full float32."""
   if min(size) < 1:
     raise ValueError(f"size={size}: both sides must be positive")
-  rows = jnp.asarray(matrix(images.shape[1], size[0]), jnp.float32)
-  columns = jnp.asarray(matrix(images.shape[2], size[1]), jnp.float32)
+  rows, columns = (
+    jnp.asarray(make(n, m, **settings), jnp.float32)
+    for n, m in zip(images.shape[1:3], size, strict=True)
+  )
   # Pixels need more than the bfloat16 or TF32 that matmuls default to.
   highest = jax.lax.Precision.HIGHEST
   images = jnp.einsum(

@@ -41,8 +41,7 @@ class Posterior:
   """Diagonal Gaussian over the latents of a batch of images.
 
   Attributes:
-    mean: Mean of every latent element.
-    logvar: Logarithm of its variance, in [-30, 20].
+    logvar: Logarithm of the variance, in [-30, 20].
 
   Source: Kingma and Welling, arXiv 1312.6114.
   """
@@ -79,18 +78,15 @@ class Posterior:
 class AutoencoderKL(nn.Module):
   """Convolutional autoencoder with a Gaussian posterior.
 
-  Parameters are float32; group norms, attention weights and the posterior are
-  always computed in float32.
+  Parameters, group norms, attention weights and the posterior are float32.
 
   Attributes:
     ch: Channels of the first convolution.
     ch_mult: Channels of each level as multiples of `ch`, the image's own
       resolution first; each further level halves height and width.
-    num_res_blocks: ResBlocks per level of the encoder; the decoder has one
-      more.
+    num_res_blocks: Per level of the encoder; the decoder has one more.
     encoder_attention: Levels of the encoder with attention.
-    decoder_attention: Levels of the decoder with attention.
-    num_groups: Groups of every group norm.
+    decoder_attention: The same of the decoder.
     latent_scale: Factor of the published flow models on these latents; 1 for
       those that normalise by statistics of their data set instead. Applied by
       the caller, not here.
@@ -116,25 +112,14 @@ class AutoencoderKL(nn.Module):
 
   def setup(self):
     """Creates the four parts."""
-    # Setup, not compact: encoding alone needs no decoder.
     widths = tuple(self.ch * m for m in self.ch_mult)
     moments = 2 * self.latent_channels  # Means, then log-variances.
+    blocks, common = self.num_res_blocks, (self.num_groups, self.dtype)
     self.encoder = vae_layers.VAEEncoder(
-      moments,
-      self.ch,
-      widths,
-      self.num_res_blocks,
-      self.encoder_attention,
-      self.num_groups,
-      self.dtype,
+      moments, self.ch, widths, blocks, self.encoder_attention, *common
     )
     self.decoder = vae_layers.VAEDecoder(
-      3,
-      widths,
-      self.num_res_blocks + 1,
-      self.decoder_attention,
-      self.num_groups,
-      self.dtype,
+      3, widths, blocks + 1, self.decoder_attention, *common
     )
     self.quant_conv = nn.Conv(moments, (1, 1), dtype=self.dtype)
     self.post_quant_conv = nn.Conv(
@@ -176,9 +161,7 @@ class AutoencoderKL(nn.Module):
     images = self.decoder(self.post_quant_conv(latents))
     return images.astype(jnp.float32)
 
-  def __call__(
-    self, images: Float[Array, "b h w 3"]
-  ) -> Float[Array, "b h w 3"]:
+  def __call__(self, images: Float[Array, "b h w 3"]) -> Array:
     """Reconstructs images from the means of their posteriors (for `init`)."""
     return self.decode(self.encode(images).mean)
 
@@ -192,16 +175,13 @@ class VAETokenizer:
   """
 
   # A pytree, so that jitted functions take the weights as arguments.
-
   name: str = flax.struct.field(pytree_node=False)
   network: AutoencoderKL = flax.struct.field(pytree_node=False)
   params: Any
 
   def posterior(self, images: Float[Array, "b _ _ 3"]) -> Posterior:
     """The posteriors of the images' latents; see `AutoencoderKL.encode`."""
-    variables = {"params": self.params}
-    posterior = self.network.apply(variables, images, method="encode")
-    return cast(Posterior, posterior)
+    return cast(Posterior, self._apply(images, "encode"))
 
   def encode(self, images: Float[Array, "b _ _ 3"]) -> Float[Array, "b h w c"]:
     """The means of the images' posteriors."""
@@ -209,9 +189,10 @@ class VAETokenizer:
 
   def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b _ _ 3"]:
     """Latents to images; see `AutoencoderKL.decode`."""
-    variables = {"params": self.params}
-    images = self.network.apply(variables, latents, method="decode")
-    return cast(jax.Array, images)
+    return cast(jax.Array, self._apply(latents, "decode"))
+
+  def _apply(self, x: jax.Array, method: str) -> Any:
+    return self.network.apply({"params": self.params}, x, method=method)
 
 
 VARIANTS: Mapping[str, AutoencoderKL] = MappingProxyType(

@@ -33,6 +33,15 @@ def _group_norm(
   return norm(x.astype(jnp.float32))
 
 
+def _output(
+  x: Float[Array, "b _ _ _"], module: "VAEEncoder | VAEDecoder"
+) -> Float[Array, "b _ _ _"]:
+  """The last layers of both halves."""
+  x = nn.swish(_group_norm(x, module.num_groups, "norm_out"))
+  out = module.out_channels
+  return nn.Conv(out, (3, 3), dtype=module.dtype, name="conv_out")(x)
+
+
 class ResBlock(nn.Module):
   """Two rounds of group norm, swish and 3x3 convolution, plus a shortcut.
 
@@ -106,8 +115,8 @@ class Level(nn.Module):
       if self.attention:
         x = AttnBlock(self.num_groups, self.dtype, name=f"attn_{i}")(x)
     if self.resample == "down":
-      # Zeros below and to the right only, as published; "SAME" of PyTorch's
-      # kind, one on every side, would move the image by a pixel per level.
+      # Zeros below and to the right only, as published. On every side they
+      # would move the image by a pixel of this level.
       return nn.Conv(
         self.width,
         (3, 3),
@@ -170,10 +179,7 @@ class VAEEncoder(nn.Module):
         name=f"down_{i}",
       )(x)
     x = Middle(self.num_groups, self.dtype, name="mid")(x)
-    x = nn.swish(_group_norm(x, self.num_groups, "norm_out"))
-    return nn.Conv(
-      self.out_channels, (3, 3), dtype=self.dtype, name="conv_out"
-    )(x)
+    return _output(x, self)
 
 
 class VAEDecoder(nn.Module):
@@ -201,7 +207,4 @@ class VAEDecoder(nn.Module):
         dtype=self.dtype,
         name=f"up_{i}",
       )(x)
-    x = nn.swish(_group_norm(x, self.num_groups, "norm_out"))
-    return nn.Conv(
-      self.out_channels, (3, 3), dtype=self.dtype, name="conv_out"
-    )(x)
+    return _output(x, self)
