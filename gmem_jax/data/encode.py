@@ -111,14 +111,7 @@ class Encoders:
   ):
     """Puts the weights on the devices.
 
-    Args:
-      tokenizer: Gives the latents.
-      encoder: Gives features and tokens.
-      latents: As in `schema.Schema`, like `tokens`, `mirrored` and `seed`.
-      tokens: As there.
-      mirrored: As there.
-      seed: As there.
-      device_batch: Images at a time on each device.
+    The rest is as for `encode`; each device takes `device_batch` images.
     """
     # A mesh of this process alone: each prepares shards of its own, at its own
     # pace, and never waits for another.

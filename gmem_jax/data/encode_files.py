@@ -155,11 +155,8 @@ def encode_all(
 ) -> Encoded:
   """Encodes many files; killed, it continues where it stopped.
 
-  Args:
-    encoder: The encoder.
-    files: The files.
-    partial: Directory for what is done so far. The caller removes it once the
-      result is safe.
+  `partial` is a directory for what is done so far. The caller removes it once
+  the result is safe.
   """
   paths = hashlib.sha256("\0".join(map(str, files)).encode()).hexdigest()
   settings = {"encoder": encoder.name, "crop": encoder.crop, "files": paths}

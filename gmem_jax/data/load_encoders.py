@@ -93,10 +93,7 @@ def load_stats(
 ) -> protocols.LatentStats:
   """Reads `encoder.latent_stats`, or takes the tokenizer's own scale.
 
-  Args:
-    config: The run.
-    tokenizer: Its tokenizer.
-    channels: Channels of the network's latents.
+  `channels` are those of the network's latents.
 
   Raises:
     ValueError: If the latents have other channels, or there are no statistics.
@@ -143,11 +140,6 @@ def load_features(
   params, metadata = weights.load_configured(
     "encoder.features_weights", path, ("dinov2",)
   )
-  return make_dinov2(params, metadata)
-
-
-def make_dinov2(params: Any, metadata: dict[str, Any]) -> dinov2.DINOv2Encoder:
-  """Makes a feature encoder of a converted DINOv2."""
   network = dinov2.DINOv2(**hashable(metadata["model"]))
   return dinov2.DINOv2Encoder(_dinov2_name(metadata), network, params)
 

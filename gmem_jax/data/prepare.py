@@ -45,11 +45,7 @@ def write_store(
 ) -> dict[str, Any]:
   """Prepares images, from wherever an earlier call was stopped.
 
-  Args:
-    directory: Where the data go; created if need be.
-    schema: How to lay them out.
-    source: The images.
-    encoders: The run's.
+  The directory is created if need be.
 
   Returns:
     The report, as it is kept in report.json.

@@ -24,10 +24,7 @@ def join(
 ) -> None:
   """Writes what belongs to all shards of a directory.
 
-  Args:
-    directory: Prepared data, all shards whole.
-    schema: Its schema.
-    ignored: Extension -> files of the source that are no images.
+  `ignored` counts the source's files that are no images, by extension.
 
   Raises:
     ValueError: If no image could be read, or a shard is missing: hosts that
