@@ -16,6 +16,7 @@ from gmem_jax.data import (
   store as store_lib,
   upstream,
 )
+from gmem_jax.files import atomic
 from gmem_jax.models.encoders import protocols
 
 
@@ -25,10 +26,10 @@ class Dataset:
 
   Attributes:
     train: What is trained on.
-    train_images: Its images, where they are in memory.
-    heldout: The same of the images held out; never trained on.
-    heldout_images: Those.
-    encoder: The feature encoder, where the training step runs it.
+    train_images: Its images, if they are in memory.
+    heldout: The encoded images that are never trained on, if any.
+    heldout_images: Those images, if they are in memory.
+    encoder: The feature encoder, if the training step runs it.
   """
 
   train: in_memory.Prepared
@@ -40,9 +41,6 @@ class Dataset:
 
 def require(config: sections.Config) -> None:
   """Refuses to train without training data, before anything is loaded.
-
-  Args:
-    config: The run.
 
   Raises:
     ValueError: If the config names none, or they are not prepared.
@@ -69,11 +67,8 @@ def _directory(config: sections.Config) -> pathlib.Path:
 def load(config: sections.Config) -> Dataset:
   """Reads, or encodes, what the config trains on.
 
-  Args:
-    config: The run.
-
   Raises:
-    ValueError: If it is not there, not whole, or not what the config says.
+    ValueError: If it is missing, incomplete, or prepared with other settings.
   """
   require(config)
   if config.data.source == "upstream":
@@ -87,7 +82,7 @@ def load(config: sections.Config) -> Dataset:
 
 
 def _encode_digits(config: sections.Config) -> Dataset:
-  """The digits, encoded in memory."""
+  """Encodes the digits in memory: all of them take seconds."""
   images = sources.digits()
   side = images.pixels.shape[1]
   if side != config.encoder.image_size:
@@ -107,11 +102,13 @@ def _encode_digits(config: sections.Config) -> Dataset:
 
 
 def _load_prepared(config: sections.Config) -> Dataset:
-  """What `--mode=prepare` wrote."""
+  """Opens what `--mode=prepare` wrote."""
   store = store_lib.open_store(_directory(config))
   schema = store.schema
   _check_schema(config, schema)
   encoder = None
+  # Stored pixels take a seventh of the published features' bytes; the step then
+  # makes the projection's targets of them, for about 6 % more arithmetic (XL).
   if schema.tokens == "pixels" and config.loss.projection_weight:
     encoder = load_encoders.load_features(config, schema.image_shape[-1])
   train = in_memory.Prepared(
@@ -126,7 +123,7 @@ def _load_prepared(config: sections.Config) -> Dataset:
 
 
 def _load_upstream(config: sections.Config) -> Dataset:
-  """The published code's features."""
+  """Opens the published code's features."""
   path = config.data.path
   try:
     records = upstream.UpstreamRecords(path)
@@ -134,6 +131,7 @@ def _load_upstream(config: sections.Config) -> Dataset:
   except ValueError as error:
     raise ValueError(f"config.data.path={path!r}: {error}") from None
   spec = records.spec()
+  # The published bank is a file of its own; the same rows are in the records.
   bank = bank_lib.MemoryBank(rows=jnp.asarray(records.bank_rows()))
   info = bank_lib.make_info(
     bank, encoder=config.encoder.features, source=records.directory.name
@@ -155,30 +153,30 @@ def _stats(mean: np.ndarray, std: np.ndarray) -> protocols.LatentStats:
 
 def _check_schema(config: sections.Config, schema: schema_lib.Schema) -> None:
   """Checks that data were prepared as the config says."""
-  name = load_encoders.features_name(config)
-  pairs = [
-    ("data.latents", schema.latents, config.data.latents),
-    ("data.tokens", schema.tokens, config.data.tokens),
-    ("encoder.image_size", schema.image_shape[0], config.encoder.image_size),
-    ("encoder.features", schema.features["name"], name),
-    (
-      "encoder.tokenizer",
-      dict(schema.tokenizer),
-      load_encoders.tokenizer_info(config),
-    ),
-  ]
-  if config.data.mirror:
-    pairs.append(("data.mirror", schema.mirrored, True))
-  differing = [
-    f"  config.{key}: prepared with {theirs!r}, the config says {ours!r}"
-    for key, theirs, ours in pairs
+  features = load_encoders.features_name(config)
+  stored = {
+    "data.latents": schema.latents,
+    "data.tokens": schema.tokens,
+    "encoder.image_size": schema.image_shape[0],
+    "encoder.features": schema.features["name"],
+    "encoder.tokenizer": dict(schema.tokenizer),
+  }
+  given = {
+    "data.latents": config.data.latents,
+    "data.tokens": config.data.tokens,
+    "encoder.image_size": config.encoder.image_size,
     # The feature encoder's weights need not be on the machine that trains.
-    if theirs != ours and not (key == "encoder.features" and ours is None)
-  ]
+    "encoder.features": features or schema.features["name"],
+    "encoder.tokenizer": load_encoders.tokenizer_info(config),
+  }
+  # Mirror images that were prepared need not be used.
+  if config.data.mirror:
+    stored["data.mirror"], given["data.mirror"] = schema.mirrored, True
+  differing = atomic.differences(stored, given, prefix="config.")
   if differing:
     raise ValueError(
-      f"config.data.prepared={config.data.prepared!r} was prepared otherwise:\n"
-      + "\n".join(differing)
+      f"config.data.prepared={config.data.prepared!r} was prepared with other"
+      " settings:\n" + "\n".join(differing)
     )
 
 
@@ -188,7 +186,7 @@ def _check_tokens(config: sections.Config, train: in_memory.Prepared) -> None:
     return
   where = f"config.loss.projection_weight={config.loss.projection_weight}"
   if train.token_shape is None:
-    raise ValueError(f"{where}: the data hold no tokens to project to")
+    raise ValueError(f"{where}: the data has no tokens to project to")
   tokens = train.token_shape[0]
   side = train.latent_shape[0] // config.model.patch
   if tokens != side**2:

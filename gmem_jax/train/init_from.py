@@ -1,7 +1,7 @@
-"""Starts a run from parameters that there are, also of another conditioning.
+"""Starts a run from existing parameters, also of another conditioning.
 
-What the network gained (its cross-attention, say) is fresh. Fresh
-cross-attention adds nothing, so "adaln+cross" begins exactly where converted
+What the network gained, e.g. cross-attention, starts fresh. Fresh
+cross-attention adds nothing: "adaln+cross" begins exactly where converted
 "adaln" weights are, and "cross" where a network without memory is.
 """
 
@@ -23,15 +23,10 @@ from gmem_jax.train import checkpoint, state as train_state
 
 _log = logging.getLogger(__name__)
 
-# Parts that one network may have and another not.
-PARTS = (
-  "snippet_embed",
-  "memory_embed",
-  "memory_norm",
-  "cross",
-  "projector",
-)
-# Those of them that change nothing while they are fresh.
+# Parts that one network may have and the other lack.
+PARTS = ("snippet_embed", "memory_embed", "memory_norm", "cross", "projector")
+# Those that change nothing while fresh: the output projection of
+# cross-attention starts at zero, and sampling never runs the projector.
 SILENT = {"memory_embed", "memory_norm", "cross", "projector"}
 
 
@@ -42,14 +37,9 @@ def start(
 ) -> train_state.TrainState:
   """Gives a fresh state the parameters that `train.init_from` names.
 
-  Args:
-    config: The run.
-    state: At step 0.
-    mesh: Its devices.
-
   Returns:
-    The state with these parameters, and a moving average that begins there;
-    the optimizer is fresh.
+    The state with these parameters, and a moving average that begins at them;
+    the optimizer stays fresh.
 
   Raises:
     ValueError: If they do not fit; names what differs.
@@ -71,6 +61,7 @@ def start(
 
 
 def _converted(config: sections.Config, where: str) -> dict[str, Any]:
+  """Parameters of converted weights, by the model that they name."""
   kinds = ("lightning_dit", "sit")
   given, metadata = weights.load_configured(
     "train.init_from", config.train.init_from, kinds
@@ -82,13 +73,15 @@ def _converted(config: sections.Config, where: str) -> dict[str, Any]:
     raise ValueError(
       f"{where} holds another network than config.model:\n{differing}"
     )
-  # The first release counts time from the data, a run from the noise.
+  # The first release's time runs from data to noise, a run's the other way. The
+  # parameters are turned exactly, not approximately.
   return sit.turn_params(given) if metadata["kind"] == "sit" else given
 
 
 def _of_run(
   path: pathlib.Path, mesh: jax.sharding.Mesh, where: str
 ) -> dict[str, Any]:
+  """The moving average of a run's newest checkpoint."""
   try:
     step, given = checkpoint.load_part(
       path / "checkpoints",
@@ -104,27 +97,24 @@ def _of_run(
 def merge(
   fresh: dict[str, Any], given: dict[str, Any], where: str
 ) -> dict[str, Any]:
-  """Given parameters where there are any, fresh ones elsewhere.
+  """A tree like `fresh`, with the given parameters wherever there are any.
 
   Args:
-    fresh: Of the new network.
-    given: Of the old one.
+    fresh: Parameters of the new network.
+    given: Parameters of the old one.
     where: Names the latter in errors.
-
-  Returns:
-    A tree like `fresh`.
 
   Raises:
     ValueError: If the networks differ in more than `PARTS`.
   """
   flat: Any = flax.traverse_util.flatten_dict
-  ours, theirs = flat(fresh, sep="/"), flat(given, sep="/")
+  new, old = flat(fresh, sep="/"), flat(given, sep="/")
   problems = [
-    f"  {name}: {theirs[name].shape} there, {ours[name].shape} now"
-    for name in sorted(ours.keys() & theirs.keys())
-    if ours[name].shape != theirs[name].shape
+    f"  {name}: {old[name].shape} there, {new[name].shape} now"
+    for name in sorted(new.keys() & old.keys())
+    if new[name].shape != old[name].shape
   ]
-  gained, lost = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
+  gained, lost = new.keys() - old.keys(), old.keys() - new.keys()
   for names, text in ((gained, "missing there"), (lost, "unknown now")):
     problems += [
       f"  {name}: {text}"
@@ -136,7 +126,9 @@ def merge(
       f"{where} holds another network than config.model:\n"
       + "\n".join(problems)
     )
+  # What is reported are parts, not their single parameters.
   gained, lost = (sorted({n.split("/")[0] for n in s}) for s in (gained, lost))
+  # Cross-attention that is lost was trained, and did change something.
   same = set(gained) <= SILENT and set(lost) <= SILENT - {"cross"}
   _log.info(
     "parameters of %s; fresh: %s; left out: %s; %s",
@@ -148,14 +140,15 @@ def merge(
     else "the network begins as another function",
   )
   return flax.traverse_util.unflatten_dict(
-    {name: theirs.get(name, ours[name]) for name in ours}, sep="/"
+    {name: old.get(name, new[name]) for name in new}, sep="/"
   )
 
 
 def _placed(array: Any, like: jax.Array) -> jax.Array:
-  """An array where, and of the type that, a fresh one is."""
+  """An array with the sharding and type of a fresh one."""
   if isinstance(array, jax.Array):
     return jax.device_put(array.astype(like.dtype), like.sharding)
+  # Host arrays: each process makes the shards of its own devices only.
   array = np.asarray(array, like.dtype)
   return jax.make_array_from_callback(
     array.shape, like.sharding, lambda index: array[index]

@@ -107,11 +107,11 @@ def jit_step(
   """Jits the training step over the mesh.
 
   Args:
-    config: Decides optimizer and loss.
-    network: The network.
+    config: Decides optimizer, loss and seed.
+    network: Without sharding constraints; they are added.
     stats: Normalise the latents.
-    mesh: The devices.
-    shardings: Shardings of the state.
+    mesh: Where the step runs.
+    shardings: Those of the state.
     bank: The bank that the step will be given, or its shapes with shardings;
       unit rows for a network with cross-attention (`setup.lookup_bank`).
     retrieve: Looks up rows of that bank; see `train_step.make_train_step`.
@@ -130,19 +130,14 @@ def jit_step(
     accumulation=config.train.accumulation,
     retrieve=retrieve,
   )
-  everywhere = sharding.replicated(mesh)
+  where, everywhere = bank_sharding.of(bank), sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh, steps_axis=True)
   return jax.jit(
     train_step.repeat(step_fn),
     # The new state takes the old one's memory, so there is only ever one.
     donate_argnums=0,
     # The bank is an argument: a closed-over array would be compiled in.
-    in_shardings=(
-      shardings,
-      batches,
-      bank_sharding.of(bank),
-      everywhere,
-    ),
+    in_shardings=(shardings, batches, where, everywhere),
     out_shardings=(shardings, everywhere),
   )
 

@@ -154,18 +154,14 @@ class Writer:
     self._directory = workdir / "tensorboard"
     self._purge_step = first_step + 1 if first_step else None
 
-  def open(self) -> None:
-    """Opens TensorBoard's file, unless it is open.
+  def open(self) -> Any:
+    """TensorBoard's writer, which is opened the first time.
 
     Best called while the device is busy with its first step; otherwise the
     first `write_…` does it while the user waits.
     """
     if self._jsonl is not None and self._tensorboard is None:
       self._tensorboard = open_tensorboard(self._directory, self._purge_step)
-
-  def _board(self) -> Any:
-    """TensorBoard's writer, opened."""
-    self.open()
     return self._tensorboard
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -176,13 +172,13 @@ class Writer:
     self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
     self._jsonl.flush()
     for name, value in scalars.items():
-      self._board().add_scalar(name, value, step)
+      self.open().add_scalar(name, value, step)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes uint8 pictures [H, W, channels] by name, to TensorBoard only."""
     if self._jsonl is not None:
       for name, image in images.items():
-        self._board().add_image(name, image, step, dataformats="HWC")
+        self.open().add_image(name, image, step, dataformats="HWC")
 
   def flush(self) -> None:
     """Puts everything on disk."""

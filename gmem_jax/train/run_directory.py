@@ -1,40 +1,23 @@
 """A run's directory belongs to one config."""
 
-import json
 import pathlib
 
 from gmem_jax.config import resolve, sections
 from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
 
-# Keys that a continued run may change: they decide how long and where it runs
-# and what is shown of it, not what is computed.
+# Keys, or beginnings of keys, that a continued run may change: they decide how
+# long and where it runs and what is shown of it, not what is computed.
 FREE = (
-  "compile_cache",
-  "train.steps",
-  "train.steps_per_dispatch",
-  "train.accumulation",
-  "train.log_every",
-  "mesh.",
-  "checkpoint.",
-  "sampler.",
-  "sample.",
-  "data.path",
-  "data.prepared",
-  "data.shard_size",
-  "data.device_batch",
-  "bank.placement",
-  "encoder.tokenizer_weights",
-  "encoder.features_weights",
-  "eval.",
-  "report.",
-  "model.scan_layers",
-  "model.remat",
-  "model.attention",
-)
+  "compile_cache", "train.steps", "train.steps_per_dispatch",
+  "train.accumulation", "train.log_every", "mesh.", "checkpoint.", "sampler.",
+  "sample.", "data.path", "data.prepared", "data.shard_size",
+  "data.device_batch", "bank.placement", "encoder.tokenizer_weights",
+  "encoder.features_weights", "eval.", "report.", "model.scan_layers",
+  "model.remat", "model.attention",
+)  # fmt: skip
 
-
-# What runs did that were made before a key was there.
+# What runs did that were started before a key existed.
 BEFORE = {
   "bank.storage": "float32",
   "model.cross_every": 1,
@@ -49,26 +32,20 @@ BEFORE = {
 def claim(config: sections.Config, workdir: pathlib.Path) -> None:
   """Makes a directory this run's, or checks that it already is.
 
-  Args:
-    config: The run's config.
-    workdir: The run's directory; made if need be.
-
   Raises:
     ValueError: If it belongs to a run of another config; lists the keys that
       differ. Keys in `FREE` may differ; the new values are noted.
   """
   path = workdir / "config.json"
   if path.exists():
-    theirs = BEFORE | resolve.flatten(json.loads(path.read_text()))
-    ours = resolve.flatten(resolve.to_json(config))
-    differing = [
-      f"  config.{key}: {theirs.get(key)!r} there, {ours.get(key)!r} now"
-      for key in sorted(theirs.keys() | ours.keys())
-      if theirs.get(key) != ours.get(key) and not key.startswith(FREE)
-    ]
+    stored = BEFORE | resolve.flatten(atomic.read_json(path))
+    given = resolve.flatten(resolve.to_json(config))
+    differing = atomic.differences(
+      stored, given, prefix="config.", ignored=FREE
+    )
     if differing:
       hint = "\nTake another --workdir, or give these keys their old values."
-      if theirs.get("model.conditioning") != ours["model.conditioning"]:
+      if stored.get("model.conditioning") != given["model.conditioning"]:
         hint += (
           "\nTo train on from its parameters with the new conditioning, take"
           f" another --workdir and --config.train.init_from={workdir}"
@@ -78,6 +55,8 @@ def claim(config: sections.Config, workdir: pathlib.Path) -> None:
         + "\n".join(differing)
         + hint
       )
+  # Before the first write: a process with a directory of its own would only
+  # fail much later, when it looks for checkpoints.
   processes.check_shared(workdir, "--workdir")
   if processes.is_main():
     atomic.write_json(path, resolve.to_json(config))

@@ -78,13 +78,9 @@ def lookup_bank(
 ) -> bank_lib.MemoryBank | None:
   """What the network's neighbours are looked up in.
 
-  Args:
-    config: The run.
-    bank: Raw rows, on the devices.
-
   Returns:
-    Unit rows, for lookup by cosine, placed like the bank; or None for a network
-    that does not attend to neighbours.
+    The bank's rows as unit vectors, for lookup by cosine, placed like the bank;
+    or None for a network that does not attend to neighbours.
 
   Raises:
     ValueError: If the bank has too few rows.
@@ -95,7 +91,7 @@ def lookup_bank(
   where = bank_sharding.of(bank)
   # The kernels want multiples of 8 rows, of every shard.
   multiple = 8 if where.is_fully_replicated else 8 * where.num_devices
-  # Once, not in every step: a step looks up in all rows, and reads few.
+  # Normalised once, as every step's lookup goes through all rows.
   unit = functools.partial(lookup.unit, multiple=multiple)
   return jax.jit(unit, out_shardings=where)(bank)
 
@@ -103,14 +99,11 @@ def lookup_bank(
 def make_retrieve(
   config: sections.Config, bank: bank_lib.MemoryBank | None
 ) -> retrieval.RetrieveFn | None:
-  """How neighbours are looked up, in training and in sampling.
+  """Makes the lookup of neighbours, for training and sampling alike.
 
   Args:
-    config: The run.
+    config: Decides whether there is one; None is returned without.
     bank: What `lookup_bank` made, or its shapes with shardings.
-
-  Returns:
-    The function; None for a network that does not attend to neighbours.
   """
   if bank is None or not transformer.uses_cross(config.model.conditioning):
     return None
@@ -156,7 +149,7 @@ def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
   """
   if processes.agree(path.exists()):
     stored = weights.read_tree_metadata(path)["info"]["digest"]
-    # A network knows its snippets by value: it cannot train on with others.
+    # Rows are known by number: of other images they would mean other snippets.
     if stored != memory.info.digest:
       raise ValueError(
         f"{path} keeps the bank of other images (digest {stored[:12]}, not"
@@ -166,11 +159,7 @@ def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
     return
   weights.save_tree(
     path,
-    {
-      **_arrays(memory.bank),
-      "mean": memory.stats.mean,
-      "std": memory.stats.std,
-    },
+    _arrays(memory.bank) | {"mean": memory.stats.mean, "std": memory.stats.std},
     {
       "info": dataclasses.asdict(memory.info),
       "latent_shape": list(memory.latent_shape),
@@ -190,9 +179,7 @@ def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
 
 
 def load_memory(
-  path: pathlib.Path,
-  mesh: Mesh,
-  placement: networks.Placement = "auto",
+  path: pathlib.Path, mesh: Mesh, placement: networks.Placement = "auto"
 ) -> RunMemory:
   """Reads the memory of a run and puts it on a mesh.
 

@@ -77,12 +77,12 @@ def make_train_step(
   """Makes the training step.
 
   Args:
-    network: The network.
-    tx: The optimizer.
-    loss_config: The loss.
+    network: The network, its activations constrained to the batch's sharding.
+    tx: See `optimizer.make_optimizer`.
+    loss_config: With a projection the step reads tokens, too.
     stats: Normalise the batch's latents.
     seed: With the step it addresses every random draw.
-    ema_decay: Decay of the moving average.
+    ema_decay: See `state.update_ema`.
     accumulation: See `make_update`.
     retrieve: Looks up what cross-attention attends to; the bank then has unit
       rows.
@@ -142,19 +142,12 @@ def make_update(
 
   It is apart so that tests can give it the draws of the published step.
 
-  Args:
-    network: The network.
-    tx: The optimizer.
-    loss_config: The loss.
-    ema_decay: Decay of the moving average.
-    accumulation: Parts of the batch whose gradients are averaged one after the
-      other; divides the batch.
+  Its `accumulation` is the number of parts of the batch whose gradients are
+  averaged one after the other; it divides the batch.
 
   Returns:
     (state, Draws) -> (state, metrics): gradients of the loss, optimizer, moving
     average. Metrics are scalars under `train/`.
-
-  Source: paper §3; the published training loop.
   """
   project = loss_config.projection_weight > 0
 
