@@ -175,8 +175,8 @@ def _check_schema(config: sections.Config, schema: schema_lib.Schema) -> None:
   differing = atomic.differences(stored, given, prefix="config.")
   if differing:
     raise ValueError(
-      f"config.data.prepared={config.data.prepared!r} was prepared with other"
-      " settings:\n" + "\n".join(differing)
+      f"config.data.prepared={config.data.prepared!r} was prepared otherwise:\n"
+      + "\n".join(differing)
     )
 
 
