@@ -54,7 +54,6 @@ class Run:
   """The fixed parts of a run.
 
   Attributes:
-    config: All keys.
     workdir: Where checkpoints, metrics and pictures go.
     mesh: The devices.
     dataset: The encoded images.

@@ -77,12 +77,7 @@ class Interval:
     self._bad_step = jnp.array(-1, jnp.int32)
 
   def add(self, first_step: int, values: Mapping[str, jax.Array]) -> None:
-    """Adds the metrics of one dispatch.
-
-    Args:
-      first_step: Steps taken before the dispatch.
-      values: Name -> one value per step of the dispatch, [k].
-    """
+    """Adds a dispatch: per name one value a step, [k], after `first_step`."""
     if self._averages is None:
       self._averages = {name: clu_metrics.Average.empty() for name in values}
     self._averages, self._bad_step = _fold(

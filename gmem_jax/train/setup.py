@@ -115,7 +115,6 @@ def make_memory(
   config: sections.Config, dataset: dataset_lib.Dataset, mesh: Mesh
 ) -> RunMemory:
   """Stores the bank as configured and puts it on the devices of a mesh."""
-  everywhere = sharding.replicated(mesh)
   train, token_dim = dataset.train, 0
   bank, info = _stored(config, train.bank, train.info)
   if config.loss.projection_weight and train.token_shape is not None:
@@ -124,7 +123,7 @@ def make_memory(
   return RunMemory(
     bank=bank,
     info=info,
-    stats=sharding.place(train.stats, everywhere),
+    stats=sharding.place(train.stats, sharding.replicated(mesh)),
     latent_shape=train.latent_shape,
     token_dim=token_dim,
     unit=lookup_bank(config, bank),

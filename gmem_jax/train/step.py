@@ -193,12 +193,8 @@ def make_update(
 def accumulate(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
   """Lets a function see a batch in parts, and averages what it returns.
 
-  Args:
-    fn: (params, batch) -> pytree of means over the batch.
-    parts: Divides the batch.
-
-  Returns:
-    (params, batch) -> the same pytree, equal up to rounding.
+  The function is (params, batch) -> pytree of means over the batch; the result
+  is the same up to rounding. The number of parts divides the batch.
   """
   if parts == 1:
     return fn
@@ -248,12 +244,9 @@ def repeat(step_fn: StepFn) -> StepFn:
 def fields(
   available: Collection[str], *, conditioned: bool, project: bool
 ) -> tuple[str, ...]:
-  """The fields of records that the step reads; the others stay on the host.
+  """The fields of those available that the step reads; the rest stays on host.
 
-  Args:
-    available: The fields that the records have.
-    conditioned: Whether the network takes a snippet.
-    project: Whether the loss has a projection.
+  A `conditioned` network takes a snippet; a loss can `project`.
   """
   read = ["latent", "mean", "logvar", "row"]
   if conditioned:
@@ -266,11 +259,8 @@ def fields(
 def latents(batch: Batch, *, seed: int, step: Array) -> Float[Array, "b h w c"]:
   """Latents in float32, not normalised.
 
-  Args:
-    batch: Holds `latent`, or `mean` and `logvar` of the tokenizer's posterior,
-      each [b h w c].
-    seed: Seed of the streams.
-    step: With the seed it addresses the draw from the posterior.
+  The batch holds `latent`, or `mean` and `logvar` of the tokenizer's posterior,
+  each [b h w c]; seed and step address the draw from it.
   """
   if "latent" in batch:
     return batch["latent"].astype(jnp.float32)
