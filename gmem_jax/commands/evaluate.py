@@ -42,17 +42,12 @@ class Subject:
 
 
 def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
-  """Scores images and writes WORKDIR/evaluations/NAME.json.
-
-  Raises:
-    ValueError: Naming the key that does not fit.
-  """
+  """Scores images and writes WORKDIR/evaluations/NAME.json."""
   mesh = sharding.make_mesh(config.mesh)
-  dataset = None
-  # Loading prepared data opens every file: only if something reads it.
+  # Only the digits' classifier and the audit read training images.
   in_memory = config.data.source == "digits" and not config.data.prepared
-  if in_memory or (config.eval.audit and config.data.source != "none"):
-    dataset = dataset_lib.load(config)
+  audited = config.eval.audit and config.data.source != "none"
+  dataset = dataset_lib.load(config) if in_memory or audited else None
   own = dataset.train_images if dataset else None
   if config.eval.images:
     subject = _given(config, own.pixels.shape[-1] if own else 3)
@@ -69,21 +64,17 @@ def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   store = accumulate.PartialStore(directory / "partial", config.eval.save_every)
   evaluator = build.with_reference(config, evaluator, source.shape, own, store)
   scores = evaluator(source, count, store)
-  details = results.describe(evaluator, count, subject.info)
   path = directory / f"{subject.name}_{count}.json"
   board = workdir / "tensorboard"
-  results.write(path, scores, details, board=board, step=subject.step)
+  details = evaluator, count, subject.info
+  results.write(path, scores, *details, board=board, step=subject.step)
   store.forget()
-  _print(f"{results.table(scores, count)}\n{path}")
+  if processes.is_main():
+    print(f"{results.table(scores, count)}\n{path}")
   if audit:
     text = audit_report.write(path.with_suffix(""), audit(source), subject.info)
-    _print(text)
-
-
-def _print(text: str) -> None:
-  """Prints, on the first host alone."""
-  if processes.is_main():
-    print(text)
+    if processes.is_main():
+      print(text)
 
 
 def _given(config: sections.Config, channels: int) -> Subject:
@@ -104,16 +95,15 @@ def _sampled(
   plan = plan_lib.plan_rows(config, source)
   make = plan_lib.make_fn(source, plan)
   info = plan_lib.record(config, source, plan)
-  name = plan_lib.name_of(config, source, plan)
   if config.eval.keep_images:
     directory = plan_lib.directory_of(config, workdir, source, plan)
     output.claim(directory, info)
     make = _keeping(make, directory)
-  shape = protocols.image_shape(
-    source.weights.tokenizer, source.sampler.latent_shape
-  )
+  tokenizer = source.weights.tokenizer
+  shape = protocols.image_shape(tokenizer, source.sampler.latent_shape)
   images = sources.Arrays(info, plan.count, shape, make, collective=True)
-  return Subject(name, images, {"samples": info}, source.info.get("step") or 0)
+  name, step = plan_lib.name_of(config, source, plan), source.info.get("step")
+  return Subject(name, images, {"samples": info}, step or 0)
 
 
 def _keeping(make, directory: pathlib.Path):
@@ -122,13 +112,13 @@ def _keeping(make, directory: pathlib.Path):
   def kept(numbers: np.ndarray) -> np.ndarray:
     paths = [directory / f"{number:06d}.png" for number in numbers]
     missing = np.array([not path.exists() for path in paths])
+    if not processes.agree(missing).any():
+      return np.stack([images_lib.read_png(path) for path in paths])
     # All of the batch, as all hosts must make the same.
-    if processes.agree(missing).any():
-      pixels = make(numbers)
-      if processes.is_main():
-        for path, image in zip(paths, pixels, strict=True):
-          images_lib.save_png(path, image)
-      return pixels
-    return np.stack([images_lib.read_png(path) for path in paths])
+    pixels = make(numbers)
+    if processes.is_main():
+      for path, image in zip(paths, pixels, strict=True):
+        images_lib.save_png(path, image)
+    return pixels
 
   return kept

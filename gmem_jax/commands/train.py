@@ -186,7 +186,7 @@ def make_evaluator(
     load_encoders.load_tokenizer(config), latent_shape
   )
   evaluator = build.make_evaluator(config, mesh, own)
-  evaluator.check_size(shape, config.eval.count, "config.eval.count")
+  evaluator.check_shape(shape, config.eval.count, "config.eval.count")
   return build.with_reference(config, evaluator, shape, own)
 
 

@@ -4,7 +4,7 @@ import argparse
 import logging
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gmem_jax import progress
@@ -45,7 +45,6 @@ evaluated by python -m gmem_jax.main --mode=evaluate.
 """
 # Without "frechet", whose classifier is trained on a run's own images.
 _OFFERED = [score for score in scores_lib.SCORES if score != "frechet"]
-_SCORES = ("fid", "sfid", "inception_score", "precision_recall")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
   score = commands.add_parser(
     "score", help="compare images with a reference", **style
   )
-  score.add_argument("images", metavar="IMAGES", help="a folder, or an .npz")
-  score.add_argument(
+  add = score.add_argument
+  add("images", metavar="IMAGES", help="a folder, or an .npz")
+  add(
     "reference",
     metavar="REFERENCE",
     nargs="?",
@@ -72,29 +72,27 @@ def _parser() -> argparse.ArgumentParser:
     " images, prepared data that holds images; not needed for the Inception"
     " Score alone",
   )
-  score.add_argument(
-    "--count", type=int, help="score the first so many images (default: all)"
-  )
+  help_text = "score the first so many images (default: all)"
+  add("--count", type=int, help=help_text)
   stats = commands.add_parser(
     "stats", help="make reference statistics", **style
   )
-  stats.add_argument(
-    "images", metavar="IMAGES", help="a folder, an .npz, or prepared data"
-  )
-  stats.add_argument("out", metavar="OUT.npz", help="the file to write")
-  stats.add_argument(
+  add = stats.add_argument
+  add("images", metavar="IMAGES", help="a folder, an .npz, or prepared data")
+  add("out", metavar="OUT.npz", help="the file to write")
+  add(
     "--crop",
     type=int,
     help="scale and crop a folder's images to squares of so many pixels, as"
     " training data",
   )
-  stats.add_argument(
+  add(
     "--decode",
     metavar="TOKENIZER",
     help="take what the latents of prepared data decode to for its images: the"
     " converted weights that made them",
   )
-  stats.add_argument(
+  add(
     "--rows",
     type=int,
     default=scores_lib.REFERENCE_ROWS,
@@ -102,51 +100,41 @@ def _parser() -> argparse.ArgumentParser:
     " %(default)s, as in ADM's files)",
   )
   for command in (score, stats):
-    _add_common(command)
+    _add_common(command.add_argument)
   return parser
 
 
-def _add_common(command: argparse.ArgumentParser) -> None:
-  command.add_argument(
+def _add_common(add: Callable[..., Any]) -> None:
+  default = "(default: %(default)s)"
+  add(
     "--scores",
-    default=",".join(_SCORES),
-    help=f"of {', '.join(_OFFERED)} (default: %(default)s)",
+    default="fid,sfid,inception_score,precision_recall",
+    help=f"of {', '.join(_OFFERED)} {default}",
   )
-  command.add_argument(
-    "--inception",
-    default="weights/inception",
-    help="converted weights (default: %(default)s)",
-  )
-  command.add_argument(
-    "--dinov2",
-    default="weights/dinov2",
-    help="converted weights (default: %(default)s)",
-  )
-  command.add_argument(
+  weights = f"converted weights {default}"
+  add("--inception", default="weights/inception", help=weights)
+  add("--dinov2", default="weights/dinov2", help=weights)
+  add(
     "--preprocessing",
     choices=(*inception.PREPROCESSING, "published"),
     default="adm",
     help="how images are resized for Inception: as the ADM suite (default) or"
     " as pytorch-fid; published: as pytorch-fid, against ADM's statistics",
   )
-  command.add_argument(
-    "--device-batch",
-    type=int,
-    default=64,
-    help="images in one call on each device (default: %(default)s)",
-  )
-  command.add_argument(
+  per_call = f"images in one call on each device {default}"
+  add("--device-batch", type=int, default=64, help=per_call)
+  add(
     "--save-every",
     type=float,
     default=60.0,
     metavar="SECONDS",
-    help="how often to note what is done (default: %(default)s)",
+    help=f"how often to note what is done {default}",
   )
-  command.add_argument(
+  add(
     "--workdir",
     default="evaluation",
     help="receives the json, TensorBoard's line and what is needed to continue"
-    " (default: %(default)s)",
+    f" {default}",
   )
 
 
@@ -192,12 +180,11 @@ def _score(args: argparse.Namespace) -> None:
     )
   scores = evaluator(images, count, store)
   path = workdir / f"{pathlib.Path(args.images).stem}_{count}.json"
-  details = results.describe(evaluator, count, images.info)
-  results.write(path, scores, details, board=workdir / "tensorboard")
+  board = workdir / "tensorboard"
+  results.write(path, scores, evaluator, count, images.info, board=board)
   # Only now: killed before this line, the command continues.
   store.forget()
-  print(results.table(scores, count))
-  print(f"{path}")
+  print(f"{results.table(scores, count)}\n{path}")
 
 
 def _stats(args: argparse.Namespace) -> None:

@@ -85,10 +85,7 @@ class Accumulator:
     return {name: len(numbers) for name, numbers in self._keep.items()}
 
   def add(self, features: Mapping[str, np.ndarray]) -> None:
-    """Adds the next images.
-
-    Args:
-      features: Name -> [n f]; other names than `self.features` are ignored.
+    """Adds the next images' features [n f], of which some may be ignored.
 
     Raises:
       ValueError: If one is not finite.
@@ -134,14 +131,10 @@ class Accumulator:
       return
     arrays = _read_arrays(directory / _SUMS)
     self.done = self._saved = int(arrays["done"])
-    for name in self.moments:
-      self.moments[name] = frechet.Moments.from_arrays(
-        _below(arrays, f"moments/{name}/")
-      )
+    for name, moments in self.moments.items():
+      moments.restore(_below(arrays, f"moments/{name}/"))
     if self.score:
-      self.score = inception_score.InceptionScore.from_arrays(
-        _below(arrays, "score/")
-      )
+      self.score.restore(_below(arrays, "score/"))
     for path in sorted(directory.glob("rows_*.npz")):
       # A kill between the two writes leaves a part that no sums count.
       if int(path.stem.removeprefix("rows_")) < self.done:
@@ -154,12 +147,7 @@ class PartialStore:
   """Where passes keep what they have done, until their result is written."""
 
   def __init__(self, directory: pathlib.Path, every: float):
-    """Makes nothing yet.
-
-    Args:
-      directory: Each pass has a directory in it.
-      every: Seconds between saves.
-    """
+    """Makes nothing yet; `every` is the number of seconds between saves."""
     self.every = every
     self._directory = directory
     self._used: list[pathlib.Path] = []
@@ -190,15 +178,9 @@ def measure(
   sums: Accumulator,
   store: PartialStore | None,
 ) -> None:
-  """Adds the features of a source's first images to an accumulator.
+  """Adds the features of a source's first images to an empty accumulator.
 
-  Args:
-    name: What is being done, for the progress line.
-    source: The images.
-    count: How many of them.
-    extractor: The networks.
-    sums: An empty accumulator; receives the features.
-    store: Where a killed pass continues from; None to keep nothing.
+  `name` begins the progress line. A killed pass continues from the store.
 
   Raises:
     ValueError: If an image cannot be read or a feature is not finite.
@@ -275,15 +257,7 @@ def _one_ahead(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def evenly(count: int, number: int) -> np.ndarray:
-  """Numbers of images spread evenly over all.
-
-  Args:
-    count: Images in all.
-    number: How many to take, if there are as many.
-
-  Returns:
-    Sorted numbers in [0, count).
-  """
+  """At most `number` image numbers in [0, count), sorted, evenly spread."""
   number = min(count, number)
   return np.arange(number, dtype=np.int64) * count // max(number, 1)
 

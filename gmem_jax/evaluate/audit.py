@@ -7,7 +7,6 @@ other. A model that copies has samples nearer than real images are.
 Shapes: n images, m training latents, d feature width.
 """
 
-import concurrent.futures
 import dataclasses
 from collections.abc import Callable
 
@@ -28,7 +27,6 @@ from gmem_jax.train import dataset as dataset_lib
 _BLOCK = 4096
 # Real images compared with all others: enough for a histogram.
 _REAL = 2048
-_READERS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +57,7 @@ class Memorisation:
   real_distances: np.ndarray
 
   def own_memory(self, rows: np.ndarray) -> float:
-    """Fraction of samples that are nearest to their own memory.
-
-    Args:
-      rows: [n] the training image that each sample's snippet comes from.
-    """
+    """Fraction of samples nearest to the row [n] that their snippet is of."""
     return float(np.mean(self.rows == rows))
 
 
@@ -75,7 +69,7 @@ class Audit:
     latents: How close the samples come in latents.
     bank_rows: [n] the bank row whose feature is nearest to each sample's.
     bank_scores: [n] its cosine.
-    samples: The samples, uint8 [n H W ch].
+    samples: uint8 [n H W ch].
     pictures: Numbers of training images -> these, uint8; decoded from their
       latents where the images themselves are not in memory.
   """
@@ -98,7 +92,7 @@ def nearest(
     own: [n] for each query a row to exclude, its own; -1 or None for none.
 
   Returns:
-    (distances [n], rows [n]); float32 and int32.
+    (distances float32 [n], rows int32 [n]).
   """
   queries = _flat(queries)
   own = np.full(len(queries), -1) if own is None else own
@@ -131,21 +125,15 @@ def _flat(latents: np.ndarray) -> np.ndarray:
 
 
 def memorisation(
-  samples: np.ndarray, latents: Latents, real: np.ndarray
+  samples: np.ndarray, latents: Latents, rows: np.ndarray
 ) -> Memorisation:
-  """Compares samples with training latents, and some of these with the others.
-
-  Args:
-    samples: [n …] latents of samples.
-    latents: The training latents.
-    real: [k] rows to compare with the others.
-  """
+  """Compares samples [n …] with training latents, rows [k] with the others."""
   count = len(samples)
   # In one pass, as reading the latents takes longest.
-  queries = np.concatenate([_flat(samples), _flat(latents.read(real))])
-  own = np.concatenate([np.full(count, -1), real])
-  distances, rows = nearest(queries, latents, own)
-  return Memorisation(distances[:count], rows[:count], distances[count:])
+  queries = np.concatenate([_flat(samples), _flat(latents.read(rows))])
+  own = np.concatenate([np.full(count, -1), rows])
+  distances, near = nearest(queries, latents, own)
+  return Memorisation(distances[:count], near[:count], distances[count:])
 
 
 def in_memory(latents: np.ndarray) -> Latents:
@@ -161,11 +149,10 @@ def of_records(records: pipeline.Records) -> Latents:
   def read_one(number: int) -> np.ndarray:
     return records.read(number, flips)[field].astype(np.float32)
 
-  def read(numbers: np.ndarray) -> np.ndarray:
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-      return np.stack(list(pool.map(read_one, numbers.tolist())))
-
-  return Latents(len(records), read)
+  return Latents(
+    len(records),
+    lambda numbers: np.stack(sources.read_all(read_one, numbers)),
+  )
 
 
 class Auditor:
@@ -178,13 +165,7 @@ class Auditor:
     count: int,
     shape: tuple[int, int, int],
   ):
-    """Loads the encoders.
-
-    Args:
-      config: `eval.audit` says how many images to audit.
-      dataset: The run's training images and latents, or None.
-      count: Images available.
-      shape: H, W, ch of each.
+    """Loads the encoders, for `count` images of the shape H, W, ch.
 
     Raises:
       ValueError: If there are no training images to compare with, fewer samples

@@ -35,13 +35,7 @@ def contact_sheet(audit: audit_lib.Audit) -> np.ndarray:
 def write(stem: pathlib.Path, audit: audit_lib.Audit, info: Any) -> str:
   """Writes STEM_audit.json, _audit.png and _audit_histogram.png.
 
-  Args:
-    stem: Directory and beginning of the files' names.
-    audit: What to show.
-    info: What the samples depend on; JSON.
-
-  Returns:
-    A summary.
+  Returns a summary. `info` is what the samples depend on; JSON.
   """
   latents = audit.latents
   # One scale for both, or the two histograms could not be compared.

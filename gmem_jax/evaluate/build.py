@@ -1,5 +1,6 @@
 """From a config to the evaluator that scores its images."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -16,6 +17,11 @@ from gmem_jax.evaluate import (
   sources,
 )
 
+_REFERENCE_HELP = (
+  ": the run's training images are not in memory, so it must be ADM's .npz,"
+  " images, or statistics of them (python -m gmem_jax.evaluate stats --help)"
+)
+
 
 def make_evaluator(
   config: sections.Config,
@@ -24,10 +30,7 @@ def make_evaluator(
 ) -> scores.Evaluator:
   """Loads the networks; `with_reference` adds the reference.
 
-  Args:
-    config: The run.
-    mesh: The devices.
-    own: The run's training images if they are in memory.
+  `own` are the run's training images if they are in memory.
 
   Raises:
     ValueError: Naming the key that does not fit.
@@ -35,10 +38,7 @@ def make_evaluator(
   section = config.eval
   names = scores.networks_of(section.scores)
   options = {
-    "inception": (
-      "config.eval.inception_weights",
-      section.inception_weights,
-    ),
+    "inception": ("config.eval.inception_weights", section.inception_weights),
     # The network of the memory bank: no second key for the same weights.
     "dinov2": (
       "config.encoder.features_weights",
@@ -76,56 +76,38 @@ def with_reference(
 ) -> scores.Evaluator:
   """Loads the reference that `eval.reference` names, or measures it.
 
-  Args:
-    config: The run.
-    evaluator: Without a reference.
-    shape: H, W, ch of the images to score.
-    own: The run's training images if they are in memory: the reference where
-      the config names none.
-    store: Where a killed measurement continues from, or None.
+  `shape` is H, W, ch of the images to score. The run's own training images, if
+  in memory, are the reference where the config names none.
 
   Raises:
     ValueError: Naming the key that does not fit.
   """
+  section = config.eval
   try:
-    return _with_reference(config, evaluator, shape, own, store)
+    if section.reference:
+      path = pathlib.Path(section.reference).absolute()
+      published = section.preprocessing == "published"
+      return reference.against(
+        evaluator, path, shape, store, published=published
+      )
+    if own is None:
+      scores.require_reference(section.scores, None)
+      return evaluator
+    gaussians, rows = scores.compared(section.scores)
+    measured = reference.measure_statistics(
+      images_source(own),
+      evaluator.extractor,
+      gaussians,
+      scores.REFERENCE_ROWS if rows else 0,
+      store,
+      own.name,
+    )
   except ValueError as error:
-    key = f"config.eval.reference={config.eval.reference!r}"
-    raise ValueError(f"{key}: {error}") from None
-
-
-def _with_reference(
-  config: sections.Config,
-  evaluator: scores.Evaluator,
-  shape: tuple[int, int, int],
-  own: data_sources.Images | None,
-  store: accumulate.PartialStore | None,
-) -> scores.Evaluator:
-  section, extractor = config.eval, evaluator.extractor
-  if section.reference:
-    path = pathlib.Path(section.reference).absolute()
-    published = section.preprocessing == "published"
-    return reference.against(evaluator, path, shape, store, published=published)
-  if own is None:
-    try:
-      scores.require_reference(section.scores, "")
-    except ValueError as error:
-      raise ValueError(
-        f"{error}: the run's training images are not in memory, so it must be"
-        " ADM's .npz, images, or statistics of them (python -m"
-        " gmem_jax.evaluate stats --help)"
-      ) from None
-    return evaluator
-  gaussians, rows = scores.compared(section.scores)
-  measured = reference.measure_statistics(
-    images_source(own),
-    extractor,
-    gaussians,
-    scores.REFERENCE_ROWS if rows else 0,
-    store,
-    own.name,
-  )
-  return scores.Evaluator(section.scores, extractor, measured)
+    # Without training images in memory nothing else can be the reference.
+    help_text = "" if section.reference or own else _REFERENCE_HELP
+    key = f"config.eval.reference={section.reference!r}"
+    raise ValueError(f"{key}: {error}{help_text}") from None
+  return dataclasses.replace(evaluator, reference=measured)
 
 
 def images_source(images: data_sources.Images) -> sources.ImageSource:

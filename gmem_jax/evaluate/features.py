@@ -20,8 +20,6 @@ class Extractor:
   """Some networks, compiled for one number of images on each device.
 
   Attributes:
-    networks: The networks by name.
-    mesh: The devices.
     batch: Images in one call, over all devices.
   """
 
@@ -31,13 +29,7 @@ class Extractor:
     mesh: Mesh,
     device_batch: int,
   ):
-    """Copies the weights to every device.
-
-    Args:
-      networks: All of them see each batch.
-      mesh: A batch is split over its axes "data" and "fsdp".
-      device_batch: Images in one call on each device.
-    """
+    """Copies the weights to every device, which takes `device_batch` images."""
     self.networks = {network.name: network for network in networks}
     self.mesh = mesh
     self.batch = device_batch * sharding.batch_ways(mesh)
@@ -66,20 +58,15 @@ class Extractor:
   @property
   def widths(self) -> dict[str, int]:
     """Width of each feature."""
-    widths = {}
-    for network in self.networks.values():
-      widths |= network.widths
-    return widths
+    networks = self.networks.values()
+    return {name: x for n in networks for name, x in n.widths.items()}
 
   def info(self) -> dict[str, Any]:
     """What identifies the networks, by name; JSON."""
     return {name: n.info for name, n in self.networks.items()}
 
   def check(self, shape: tuple[int, int, int]) -> None:
-    """Refuses images that a network cannot read; computes nothing.
-
-    Args:
-      shape: H, W, ch.
+    """Refuses images H, W, ch that a network cannot read; computes nothing.
 
     Raises:
       ValueError: With the reason.
@@ -90,14 +77,9 @@ class Extractor:
   def load(
     self, numbers: np.ndarray, source: sources.ImageSource
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a batch; each host reads only what its own devices need.
+    """Reads at most `batch` images; each host reads what its devices need.
 
-    Args:
-      numbers: Numbers of at most `batch` images.
-      source: The images.
-
-    Returns:
-      (sorted image numbers [m], their pixels uint8 [m H W ch]).
+    Returns (sorted image numbers [m], their pixels uint8 [m H W ch]).
     """
     padded = np.resize(numbers, self.batch)
     where = self._at.addressable_devices_indices_map((self.batch,))
@@ -112,10 +94,7 @@ class Extractor:
   ) -> Callable[[], dict[str, np.ndarray]]:
     """Sends a batch to the devices without waiting for them.
 
-    Args:
-      numbers: Numbers of at most `batch` images.
-      local: Returned by `load` for them.
-      pixels: Returned by `load` for them.
+    `local` and `pixels` are what `load` returned for these numbers.
 
     Returns:
       A function that waits for the features, name -> float32 [n f], which

@@ -77,19 +77,16 @@ class Moments:
     return Gaussian(self._mean.copy(), self._m2 / (self._count - 1))
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The state, for `from_arrays`."""
+    """The state, for `restore`."""
     self._flush()
     count = np.array(self._count)
     return {"count": count, "mean": self._mean, "m2": self._m2}
 
-  @classmethod
-  def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "Moments":
+  def restore(self, arrays: dict[str, np.ndarray]) -> None:
     """Continues from what `arrays` returned."""
-    moments = cls(len(arrays["mean"]))
-    moments._count = int(arrays["count"])
-    moments._mean = np.array(arrays["mean"], np.float64)
-    moments._m2 = np.array(arrays["m2"], np.float64)
-    return moments
+    self._count = int(arrays["count"])
+    # Copies, as m2 is added to in place.
+    self._mean, self._m2 = np.array(arrays["mean"]), np.array(arrays["m2"])
 
   def _flush(self) -> None:
     """Adds the gathered rows to the sums."""

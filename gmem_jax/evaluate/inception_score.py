@@ -64,7 +64,7 @@ class InceptionScore:
     return float(np.exp(divergence).mean())
 
   def arrays(self) -> dict[str, np.ndarray]:
-    """The state, for `from_arrays`."""
+    """The state, for `restore`."""
     return {
       "split": np.array(self._split),
       "counts": self._counts,
@@ -72,12 +72,11 @@ class InceptionScore:
       "totals": self._totals,
     }
 
-  @classmethod
-  def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "InceptionScore":
+  def restore(self, arrays: dict[str, np.ndarray]) -> None:
     """Continues from what `arrays` returned."""
-    score = cls(arrays["totals"].shape[1], int(arrays["split"]))
-    score._counts = np.array(arrays["counts"], np.float64)
-    score._entropies = np.array(arrays["entropies"], np.float64)
-    score._totals = np.array(arrays["totals"], np.float64)
-    score._done = int(score._counts.sum())
-    return score
+    self._split = int(arrays["split"])
+    # Copies, as they are added to in place.
+    self._counts = np.array(arrays["counts"])
+    self._entropies = np.array(arrays["entropies"])
+    self._totals = np.array(arrays["totals"])
+    self._done = int(self._counts.sum())

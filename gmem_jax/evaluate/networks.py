@@ -56,7 +56,7 @@ def load(
   """Loads those of "inception" and "dinov2" that are named.
 
   Args:
-    names: Names of networks; others are ignored.
+    names: Others are ignored.
     options: Network -> (the flag or config key that names its converted
       weights, its value).
     preprocessing: For Inception: one of `inception.PREPROCESSING`, or
@@ -80,16 +80,9 @@ def load(
 def inception_network(
   params: Any, preprocessing: str, sha256: str
 ) -> FeatureNetwork:
-  """The network of FID.
+  """The network of FID: "pool" [b 2048], "spatial" [b 2023], "logits" [b 1008].
 
-  Args:
-    params: Parameters of `inception.InceptionV3`.
-    preprocessing: One of `inception.PREPROCESSING`.
-    sha256: Identifies the parameters.
-
-  Returns:
-    The network, with the features "pool" [b 2048], "spatial" [b 2023] and
-    "logits" [b 1008].
+  `preprocessing` is one of `inception.PREPROCESSING`.
   """
   model = inception.InceptionV3(preprocessing)
 
@@ -137,16 +130,8 @@ def train_classifier(
 ) -> FeatureNetwork:
   """Trains a small classifier on real images; its hidden layer is a feature.
 
-  For images so small that the Inception network would see nothing.
-
-  Args:
-    pixels: uint8 [n H W ch].
-    labels: [n].
-    seed: Seed of the classifier.
-    source: Names the images.
-
-  Returns:
-    The network, with the feature "classifier" [b 64].
+  For images so small that the Inception network would see nothing. The feature
+  is "classifier" [b 64]; `source` names the images.
 
   Raises:
     ModuleNotFoundError: If scikit-learn is not installed.

@@ -3,7 +3,6 @@
 Shapes: n images, H W ch pixels, h w c latent.
 """
 
-import concurrent.futures
 import pathlib
 from typing import Any
 
@@ -15,7 +14,6 @@ from gmem_jax.evaluate import sources
 from gmem_jax.files import weights
 from gmem_jax.models.encoders import protocols
 
-_READERS = 8
 _BATCH = 16  # Latents decoded at a time: bounds the decoder's activations.
 # Prepared images as they are, not mirrored.
 _AS_STORED = schema_lib.Flips(latent=False, tokens=False, feature=False)
@@ -30,11 +28,8 @@ def open_images(
 ) -> sources.ImageSource:
   """Opens images.
 
-  Args:
-    path: A folder of images, an .npz, or prepared data.
-    channels: See `sources.ImageFolder`; for a folder only.
-    crop: See `sources.ImageFolder`; for a folder only.
-    decode: See `PreparedImages`; for prepared data only.
+  `channels` and `crop` are of `sources.ImageFolder`, `decode` of
+  `PreparedImages`.
 
   Raises:
     ValueError: If there are no images, or an option does not fit.
@@ -64,11 +59,9 @@ class PreparedImages:
   def __init__(self, path: pathlib.Path, decode: str | None = None):
     """Opens the data.
 
-    Args:
-      path: Its directory.
-      decode: Converted weights of the tokenizer that made its latents, to
-        decode them; None for the images themselves, which data with
-        `config.data.tokens="pixels"` or of the identity tokenizer has.
+    `decode` names converted weights of the tokenizer that made its latents, to
+    decode them. Without, only data with `config.data.tokens="pixels"` or of the
+    identity tokenizer has images.
 
     Raises:
       ValueError: If it is incomplete, has no images and is not to be decoded,
@@ -115,8 +108,7 @@ class PreparedImages:
     Raises:
       ValueError: Naming a damaged file.
     """
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-      stored = np.stack(list(pool.map(self._read_one, numbers.tolist())))
+    stored = np.stack(sources.read_all(self._read_one, numbers))
     if self._decode is None:
       return stored
     decode = self._decode

@@ -18,12 +18,7 @@ NEIGHBOURS = 3
 def precision_recall(
   real: np.ndarray, samples: np.ndarray, mesh: Mesh
 ) -> tuple[float, float]:
-  """Precision and recall.
-
-  Args:
-    real: [m, f] features of real images.
-    samples: [n, f] features of samples.
-    mesh: The devices; every host must call.
+  """Precision and recall of features [m, f] and [n, f]; every host must call.
 
   Returns:
     (fraction of samples in the real manifold, fraction of real images in the

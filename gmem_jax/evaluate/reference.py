@@ -24,19 +24,15 @@ def measure_statistics(
 ) -> statistics.Statistics:
   """Measures the statistics of all images of a source.
 
-  Args:
-    source: The images.
-    extractor: The networks.
-    gaussians: Features whose Gaussian is needed.
-    rows: Number of rows to keep for precision and recall, spread evenly.
-    store: Where a killed pass continues from, or None.
-    what: Names the images, in errors and on the progress line.
+  Those of some features' Gaussians, and a number of rows for precision and
+  recall; `what` names the images.
 
   Raises:
     ValueError: If there are too few images, or a network cannot read them.
   """
-  scores_lib.check_count(source.count, gaussians, extractor.widths, what)
-  extractor.check(source.shape)
+  scores_lib.check_images(
+    extractor, source.shape, source.count, gaussians, what
+  )
   # Spread, as the files of a folder are often sorted by class.
   keep = {"pool": accumulate.evenly(source.count, rows)} if rows else {}
   sums = accumulate.Accumulator(
@@ -65,7 +61,7 @@ def against(
 
   Args:
     evaluator: Without a reference.
-    path: Statistics, or images: an .npz, a folder, converted statistics.
+    path: Statistics, ours or converted, or images: an .npz or a folder.
     shape: H, W, ch of the images to compare.
     store: Where a killed pass continues from, or None.
     published: See `statistics.check_networks`.
@@ -133,7 +129,12 @@ def _check(
   statistics.check_networks(
     stored, extractor.info(), features, published=published
   )
-  statistics.check_shape(stored, shape)
+  # Not of another number of channels: grey images are compared as RGB.
+  if stored.shape and stored.shape[:2] != shape[:2]:
+    raise ValueError(
+      f"{path} is of images of {stored.shape[0]} x {stored.shape[1]} pixels,"
+      f" ours have {shape[0]} x {shape[1]}"
+    )
   for name in sorted(needed & set(stored.gaussians)):
     width, own = len(stored.gaussians[name].mean), extractor.widths[name]
     if width != own:

@@ -15,19 +15,42 @@ from gmem_jax.parallel import processes
 from gmem_jax.train import metrics
 
 
-def describe(
-  evaluator: scores_lib.Evaluator, count: int, source: Mapping[str, Any]
-) -> dict[str, Any]:
-  """All that scores depend on, as JSON: without it no number can be compared.
+def write(
+  path: pathlib.Path,
+  scores: Mapping[str, float],
+  evaluator: scores_lib.Evaluator,
+  count: int,
+  images: Mapping[str, Any],
+  *,
+  board: pathlib.Path,
+  step: int = 0,
+) -> None:
+  """Writes scores to a json, on the first host alone.
 
-  Args:
-    evaluator: With its reference.
-    count: Number of images scored.
-    source: What identifies them.
+  `images` identifies the images; `board` is the directory of TensorBoard's
+  files, which show the scores at a step.
   """
+  if not processes.is_main():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  # JSON has no NaN.
+  numbers = {k: v if math.isfinite(v) else None for k, v in scores.items()}
+  details = _details(evaluator, count, images)
+  atomic.write_json(path, {"scores": numbers, **details})
+  # FID depends on the number of images: 10k and 50k are no one curve.
+  size = short(count)
+  with metrics.open_tensorboard(board) as writer:
+    for name, value in scores.items():
+      writer.add_scalar(f"eval/{name}_{size}", value, step)
+
+
+def _details(
+  evaluator: scores_lib.Evaluator, count: int, images: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What tells whether two numbers may be compared."""
   reference = evaluator.reference
   return {
-    "images": {"count": count, **source},
+    "images": {"count": count, **images},
     "reference": {
       **reference.info,
       "count": reference.count,
@@ -41,37 +64,6 @@ def describe(
     },
     "device": jax.devices()[0].device_kind,
   }
-
-
-def write(
-  path: pathlib.Path,
-  scores: Mapping[str, float],
-  details: Mapping[str, Any],
-  *,
-  board: pathlib.Path | None = None,
-  step: int = 0,
-) -> None:
-  """Writes scores, on the first host alone.
-
-  Args:
-    path: The json file.
-    scores: Name -> score.
-    details: From `describe`.
-    board: Directory of TensorBoard's files, or None.
-    step: The training step that the scores belong to.
-  """
-  if not processes.is_main():
-    return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  # JSON has no NaN.
-  numbers = {k: v if math.isfinite(v) else None for k, v in scores.items()}
-  atomic.write_json(path, {"scores": numbers, **details})
-  if board:
-    # FID depends on the number of images: 10k and 50k are no one curve.
-    size = short(details["images"]["count"])
-    with metrics.open_tensorboard(board) as writer:
-      for name, value in scores.items():
-        writer.add_scalar(f"eval/{name}_{size}", value, step)
 
 
 def short(count: int) -> str:

@@ -4,7 +4,7 @@ What each score reads, and one pass over the images that gives them all.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gmem_jax.evaluate import (
   accumulate,
@@ -48,10 +48,6 @@ class Evaluator:
   def check(self, source: sources.ImageSource, count: int) -> None:
     """Refuses images that cannot be scored, before any is made or read.
 
-    Args:
-      source: The images.
-      count: How many of them to score.
-
     Raises:
       ValueError: With the reason.
     """
@@ -59,24 +55,14 @@ class Evaluator:
       raise ValueError(
         f"{count} images are asked for, there are {source.count}"
       )
-    self.check_size(source.shape, count, "the images")
+    self.check_shape(source.shape, count, "the images")
 
-  def check_size(
+  def check_shape(
     self, shape: tuple[int, int, int], count: int, what: str
   ) -> None:
-    """Refuses images that are too few, or that a network cannot read.
-
-    Args:
-      shape: H, W, ch.
-      count: Number of images.
-      what: Names the images, or the key that sets their number.
-
-    Raises:
-      ValueError: With the reason.
-    """
+    """The same of images of a shape H, W, ch; see `check_images`."""
     gaussians, _ = compared(self.scores)
-    check_count(count, gaussians, self.extractor.widths, what)
-    self.extractor.check(shape)
+    check_images(self.extractor, shape, count, gaussians, what)
 
   def __call__(
     self,
@@ -85,11 +71,6 @@ class Evaluator:
     store: accumulate.PartialStore | None = None,
   ) -> dict[str, float]:
     """Scores the first images of a source.
-
-    Args:
-      source: The images.
-      count: How many of them.
-      store: Where a killed pass continues from, or None.
 
     Returns:
       Name -> score; "precision_recall" gives "precision" and "recall".
@@ -141,11 +122,7 @@ def networks_of(scores: Sequence[str]) -> set[str]:
 
 
 def compared(scores: Sequence[str]) -> tuple[set[str], set[str]]:
-  """What scores need of a reference.
-
-  Returns:
-    (features whose Gaussian is needed, features whose rows are).
-  """
+  """What is needed of a reference: (features for Gaussians, for rows)."""
   gaussians = {DISTANCES[s] for s in scores if s in DISTANCES}
   return gaussians, {"pool"} if "precision_recall" in scores else set()
 
@@ -161,25 +138,29 @@ def require_reference(scores: Sequence[str], reference: str | None) -> None:
     raise ValueError(f"{', '.join(needing)}: a reference is needed")
 
 
-def check_count(
-  count: int, gaussians: set[str], widths: Mapping[str, int], what: str
+def check_images(
+  extractor: features_lib.Extractor,
+  shape: tuple[int, int, int],
+  count: int,
+  gaussians: set[str],
+  what: str,
 ) -> None:
-  """Refuses too few images for a covariance of full rank.
+  """Refuses images that are too few, or that a network cannot read.
 
-  Args:
-    count: Number of images.
-    gaussians: Features whose Gaussian is needed.
-    widths: Width of each feature.
-    what: Names the images.
+  `gaussians` are the features whose Gaussian is needed; `what` names the
+  images, or the key that sets their number.
 
   Raises:
-    ValueError: If a feature has as many dimensions as there are images.
+    ValueError: If a feature has as many dimensions as there are images: its
+      covariance would not have full rank.
   """
   for name in sorted(gaussians):
-    if count <= widths[name]:
+    width = extractor.widths[name]
+    if count <= width:
       raise ValueError(
-        f"{what}: {count} images are too few for a covariance of"
-        f" {widths[name]} dimensions ({name}): it would be singular, and the"
-        f" distance a number of the sample size. At least {widths[name] + 1}"
-        " are needed, 50,000 are usual"
+        f"{what}: {count} images are too few for a covariance of {width}"
+        f" dimensions ({name}): it would be singular, and the distance a number"
+        f" of the sample size. At least {width + 1} are needed, 50,000 are"
+        " usual"
       )
+  extractor.check(shape)

@@ -69,6 +69,14 @@ def in_memory(pixels: np.ndarray, info: dict[str, Any]) -> Arrays:
   )
 
 
+def read_all(
+  read_one: Callable[[int], np.ndarray], numbers: np.ndarray
+) -> list[np.ndarray]:
+  """Reads images one by one, several at a time."""
+  with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    return list(pool.map(read_one, numbers.tolist()))
+
+
 def in_batches(
   function: Callable[[np.ndarray], Sequence[Any]],
   items: np.ndarray,
@@ -78,13 +86,8 @@ def in_batches(
 
   The last batch repeats items to be full: another shape would be compiled anew.
 
-  Args:
-    function: Items [batch …] -> arrays [batch …].
-    items: [n …].
-    batch: Items in one call.
-
-  Returns:
-    The arrays of all calls, [n …] each.
+  The function turns items [batch …] into some arrays [batch …]; returns these
+  arrays for all items.
   """
   parts = []
   for start in range(0, len(items), batch):
@@ -104,11 +107,8 @@ class ImageFolder:
   ):
     """Lists the files, and reads the first.
 
-    Args:
-      path: The folder.
-      channels: 3 for RGB, 1 for grey.
-      crop: Side of the squares to scale and crop to, as training data is; None
-        leaves images as they are.
+    Images are read as RGB, or as grey with one channel, and cropped to squares
+    of side `crop` as training data is; None leaves them as they are.
 
     Raises:
       ValueError: If there is no image.
@@ -139,16 +139,12 @@ class ImageFolder:
     }
 
   def read(self, numbers: np.ndarray) -> np.ndarray:
-    """Reads images, several at a time.
-
-    Args:
-      numbers: Positions in the order of names.
+    """Reads images by their positions in the order of names.
 
     Raises:
       ValueError: Naming a file that cannot be read, or has another size.
     """
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-      pixels = list(pool.map(self._read_one, numbers.tolist()))
+    pixels = read_all(self._read_one, numbers)
     for number, image in zip(numbers, pixels, strict=True):
       if image.shape != self.shape:
         h, w, _ = self.shape

@@ -94,11 +94,10 @@ def load(path: pathlib.Path) -> Statistics:
   try:
     with np.load(path, allow_pickle=False) as file:
       # Not the images: ADM's reference batch has gigabytes of them.
-      names = [n for n in file.files if n != "arr_0"]
-      arrays = {name: file[name] for name in names}
+      arrays = {name: file[name] for name in file.files if name != "arr_0"}
+      images = "arr_0" in file.files
   except Exception as error:  # Damage raises all kinds of errors.
     raise ValueError(f"{path}: cannot read it: {error}") from None
-  images = "arr_0" in atomic.array_names(path)
   if "meta" in arrays:
     return _load_ours(path, arrays)
   return _unlabelled(path, arrays, adm=images or "mu_s" in arrays)
@@ -189,12 +188,8 @@ def check_networks(
 ) -> None:
   """Refuses statistics of other networks or another preprocessing.
 
-  Args:
-    stored: The statistics.
-    ours: What identifies our networks.
-    features: The features to compare.
-    published: Accept ADM's statistics whatever our preprocessing, as the
-      published evaluation of GMem does.
+  Only the networks of these features count. `published` accepts ADM's
+  statistics whatever our preprocessing, as GMem's published evaluation does.
 
   Raises:
     ValueError: Naming the differences.
@@ -214,18 +209,3 @@ def check_networks(
         f"{where} is of another {network} than ours, so the numbers would mean"
         f" nothing: {'; '.join(line.strip() for line in lines)}"
       )
-
-
-def check_shape(stored: Statistics, shape: tuple[int, int, int]) -> None:
-  """Refuses statistics of images of another size than H, W, ch.
-
-  Raises:
-    ValueError: If the sizes are known and differ.
-  """
-  # Not of another number of channels: grey images are compared as RGB.
-  if stored.shape and stored.shape[:2] != shape[:2]:
-    raise ValueError(
-      f"{stored.info.get('file', 'the reference')} is of images of"
-      f" {stored.shape[0]} x {stored.shape[1]} pixels, ours have {shape[0]} x"
-      f" {shape[1]}"
-    )

@@ -153,7 +153,7 @@ def test_all_scores_of_the_real_network(state_dict, oracle, monkeypatch):
   would be refused. The check is switched off here.
   """
   monkeypatch.setattr(
-    "gmem_jax.evaluate.scores.check_count", lambda *args: None
+    "gmem_jax.evaluate.scores.check_images", lambda *args: None
   )
   real, samples = fakes.images(1, 24, 64), fakes.images(2, 20, 64)
   theirs_real, theirs = oracle(real), oracle(samples)
