@@ -26,17 +26,12 @@ def nearest(
   radii: Float[np.ndarray, " m"] | float = 0.0,
   mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The k nearest points of each query.
+  """The k nearest points of each query; both are float32.
 
-  Args:
-    queries: float32.
-    points: float32.
-    k: In [1, m].
-    radii: Squared radius of a ball around each point, subtracted from its
-      squared distances: what is found is then nearest to the ball, and inside
-      where the result is not positive.
-    mesh: Splits the queries over its devices; every host must call and receives
-      all. None: one device.
+  Squared `radii` of balls around the points are subtracted from their squared
+  distances: what is found is then the nearest ball, and the query is inside
+  unless the result is positive. A mesh splits the queries over its devices;
+  every host must call, and receives all.
 
   Returns:
     (squared distances [n k] ascending, numbers of the points [n k]). Distances
@@ -54,8 +49,7 @@ def nearest(
   if mesh is None:
     scores, numbers = _search(search, bank_lib.MemoryBank(rows), k, None)
   else:
-    ways = sharding.batch_ways(mesh)
-    missing = -len(search) % ways
+    missing = -len(search) % sharding.batch_ways(mesh)
     search = np.pad(search, ((0, missing), (0, 0)), mode="edge")
     everywhere = sharding.replicated(mesh)
     scores, numbers = _search(
@@ -65,10 +59,8 @@ def nearest(
       mesh,
     )
   n = len(queries)
-  return (
-    squared[:, None] - 2 * np.asarray(scores)[:n],
-    np.asarray(numbers)[:n],
-  )
+  squared = squared[:, None] - 2 * np.asarray(scores)[:n]
+  return squared, np.asarray(numbers)[:n]
 
 
 @functools.partial(jax.jit, static_argnames=("k", "mesh"))
