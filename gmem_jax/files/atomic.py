@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what is often asked of them."""
+"""Files written whole or not at all, and common questions about them."""
 
 import contextlib
 import json
@@ -15,12 +15,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
   A reader sees the old file or the whole new one. After an error, or a kill,
   the old one stays.
-
-  Args:
-    path: The file. The temporary one lies beside it, since only within a file
-      system a rename is atomic, and keeps its suffix, by which some libraries
-      choose the format.
   """
+  # Beside the file, since only within a file system a rename is atomic. Some
+  # libraries choose the format by the suffix, so it stays.
   temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
   try:
     yield temporary
@@ -50,6 +47,7 @@ def read_json(path: pathlib.Path) -> Any:
     return json.loads(path.read_text())
   except FileNotFoundError:
     raise ValueError(f"{path} is missing") from None
+  # Nesting a thousand deep is damage too.
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is damaged: {error}") from None
 
@@ -63,16 +61,10 @@ def differences(
 ) -> list[str]:
   """Lists the keys in which stored settings differ from those given now.
 
-  Args:
-    stored: JSON.
-    given: What takes its place; values that JSON would change (tuples) count as
-      what it makes of them.
-    prefix: Put before each key.
-    ignored: Keys, or beginnings of keys, that may differ.
-
-  Returns:
-    A line for each, sorted by key, indented by two blanks.
+  Keys that begin with one of `ignored` may differ. Each difference is a line,
+  sorted by key and indented by two blanks, with `prefix` before the key.
   """
+  # As the stored ones went: JSON makes lists of tuples.
   given = json.loads(json.dumps(given))
   return [
     f"  {prefix}{key}: {stored.get(key)!r} there, {given.get(key)!r} now"

@@ -147,10 +147,7 @@ def _safetensors_metadata(path: pathlib.Path) -> Any:
 def load_converted(
   path: str | os.PathLike, tree: str = "params"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads one tree of converted weights.
-
-  Returns:
-    (nested dicts of numpy arrays, metadata).
+  """Reads one tree of converted weights: (nested dicts of arrays, metadata).
 
   Raises:
     FileNotFoundError: If the path does not exist.
@@ -184,16 +181,7 @@ def load_kind(
 def load_configured(
   key: str, path: str, kinds: Sequence[str], tree: str = "params"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads the converted weights that a key of the config names.
-
-  Args:
-    key: Without the prefix "config.".
-    path: The key's value.
-    kinds: What the weights may be.
-    tree: Which of their trees.
-
-  Returns:
-    (nested dicts of numpy arrays, metadata).
+  """Reads the converted weights, of certain kinds, that a config's key names.
 
   Raises:
     ValueError: Naming the key, if there is nothing or something else.
@@ -223,12 +211,9 @@ def origin(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
-  """Writes a run's tree atomically; all processes call it.
+  """Writes a run's tree, and JSON, atomically; all processes call it.
 
-  Args:
-    path: A directory; replaced if it exists.
-    tree: Arrays, on any mesh.
-    metadata: JSON.
+  The path is a directory, replaced if it exists; the arrays are on any mesh.
   """
   with uncompressed():
     ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
@@ -246,12 +231,9 @@ def holds_tree(path: pathlib.Path) -> bool:
 def load_tree(
   path: pathlib.Path, sharding: jax.sharding.Sharding | None
 ) -> tuple[Any, dict[str, Any]]:
-  """Reads what `save_tree` wrote.
+  """Reads what `save_tree` wrote: (nested dicts of arrays, metadata).
 
   Every array gets the sharding; None gives numpy arrays.
-
-  Returns:
-    (nested dicts of arrays, metadata).
 
   Raises:
     ValueError: If there is nothing of the kind.
@@ -305,11 +287,7 @@ _digest_all = jax.jit(lambda leaves: [_digest(leaf) for leaf in leaves])
 
 
 def digests(tree: Any) -> dict[str, int]:
-  """The digest of every jax array of a tree; other leaves are left out.
-
-  Returns:
-    Path in the tree, joined by "/" -> digest.
-  """
+  """The digest of every jax array of a tree, by its path joined with "/"."""
   arrays = {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

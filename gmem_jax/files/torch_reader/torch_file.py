@@ -25,14 +25,9 @@ _FIELDS = (0, 2, 3, 9, 10)  # magic, flags, method, sizes of name and extra
 _CHUNK = 1 << 20
 # What zipfile, struct and the pickle reader raise on files made to break them.
 _DAMAGE = (
-  zipfile.BadZipFile,
-  struct.error,
-  ValueError,
-  LookupError,
-  NotImplementedError,
-  RuntimeError,
-  OSError,
-)
+  zipfile.BadZipFile, struct.error, ValueError, LookupError,
+  NotImplementedError, RuntimeError, OSError,
+)  # fmt: skip
 
 
 class TorchFileError(ValueError):
@@ -50,11 +45,9 @@ class _Member:
 
 
 def _members(archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, _Member]:
-  """Finds the bytes of every member; checks both of the zip's indices.
-
-  The central index has no start of the bytes, so the local headers are read
-  too, and two indices that disagree could show two programs different weights.
-  """
+  """Finds the bytes of every member; checks both of the zip's indices."""
+  # The central index does not tell where the bytes start, so the local headers
+  # are read too. Where they disagree, two programs could see two files.
   members: dict[str, _Member] = {}
   length = os.fstat(file.fileno()).st_size
   for info in archive.infolist():
@@ -153,8 +146,7 @@ class TorchFile:
   def verify(self, progress: Callable[[int], Any] = lambda _: None) -> None:
     """Reads the whole file and compares the checksum of every member.
 
-    Args:
-      progress: Called with the number of bytes read since the last call.
+    Progress is called with the number of bytes read since the last call.
 
     Raises:
       TorchFileError: Naming the members that differ.

@@ -4,9 +4,6 @@ FID's published Inception weights are such a file. It is five pickles in a row:
 a number that marks the format, its version, the sizes of the machine's
 integers, the value, and the names of the storages. Then the storages in that
 order, each as its number of elements and their bytes. There are no checksums.
-
-Where the storages are is known only after the value was read, so it is read
-twice: for the sizes of its storages, and with their places.
 """
 
 import mmap
@@ -68,6 +65,8 @@ def load(buffer: mmap.mmap) -> Any:
       raise inert_pickle.PickleError(f"storage {key!r} has two sizes")
     return storage
 
+  # Twice: the places of the storages follow from their sizes and order, which
+  # stand in the value and behind it.
   read(note)
   names, place = _plain(buffer, end)
   placed = _place(buffer, storages, names, place)

@@ -175,10 +175,7 @@ def _parameter(data: Any, *_) -> np.ndarray:
 
 
 def known(buffer: Any) -> dict[str, Any]:
-  """The names that the reader accepts.
-
-  Args:
-    buffer: Bytes of the file, of which tensors become views.
+  """The names that the reader accepts; tensors become views of the buffer.
 
   Returns:
     "module.name" -> a function that checks its arguments, or a value.
