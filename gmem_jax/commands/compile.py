@@ -34,13 +34,8 @@ def compile_mode(
 ) -> tuple[examine.Needs, ...]:
   """Compiles a config's programs for a machine and prints what they need.
 
-  Args:
-    config: The run.
-    name: The machine; see `topology.HELP`.
-    bank_rows: Rows of the bank.
-
-  Returns:
-    What the training step and the sampler need.
+  The machine's names are in `topology.HELP`. Returns what the training step and
+  the sampler need.
 
   Raises:
     ValueError: If the config does not fit, with what to change.
@@ -78,12 +73,8 @@ def training(
 ) -> examine.Program:
   """The training step, on shapes.
 
-  Args:
-    config: The run.
-    mesh: The devices.
-    bank_rows: Rows of the bank.
-    device_memory: Bytes of a device, which decide where the bank goes if
-      `bank.placement` is "auto"; None if unknown.
+  The bytes of a device, if known, decide where the bank goes if
+  `bank.placement` is "auto".
 
   Raises:
     ValueError: If the batch does not divide.

@@ -1,6 +1,6 @@
 """The report of digits, with and without memory: three pictures and a table.
 
-Shapes: n images, H W pixels.
+Shapes: n images, H W pixels, q held-out images, k neighbours.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Integer, UInt8
 
 from gmem_jax.data import images
 from gmem_jax.evaluate import audit as audit_lib
@@ -28,28 +29,18 @@ ROWS = (
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """One kind of sample, beside what it was made of.
+  """Samples, and the rows that their snippets have in their bank."""
 
-  Attributes:
-    pixels: uint8 [n H W channels].
-    rows: [n] the snippet's row in its bank.
-  """
-
-  pixels: np.ndarray
-  rows: np.ndarray
+  pixels: UInt8[np.ndarray, "n H W channels"]
+  rows: Integer[np.ndarray, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
 class NearestMemories:
-  """The nearest memories of the first held-out images.
+  """The first held-out images' nearest rows of the bank, by falling cosine."""
 
-  Attributes:
-    scores: [q k] cosines, descending.
-    rows: [q k] rows of the bank.
-  """
-
-  scores: np.ndarray
-  rows: np.ndarray
+  scores: Float[np.ndarray, "q k"]
+  rows: Integer[np.ndarray, "q k"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,14 +163,8 @@ def write(
 ) -> str:
   """Writes samples.png, neighbours.png, curves.png and report.{json,txt}.
 
-  Args:
-    material: Images and samples.
-    memory_run: Directory of the run with memory; receives the files.
-    other_run: Directory of the run without memory.
-    steps: Training steps of both runs.
-
-  Returns:
-    The table as text.
+  They go into the directory of the run with memory, `memory_run`. Returns the
+  table as text.
   """
   values = numbers(material, memory_run, other_run)
   text = table(values, steps)

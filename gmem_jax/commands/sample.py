@@ -19,7 +19,7 @@ def sample_mode(
 
   Args:
     config: The run.
-    workdir: Its directory.
+    workdir: Directory of the run, or of the images of converted weights.
     images: Files to make samples like (--image).
     ends: Two bank rows or files to go between (--interpolate), or nothing.
 

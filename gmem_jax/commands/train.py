@@ -110,14 +110,9 @@ def make_run(
 ) -> loop.Run:
   """Puts a run together; its evaluation scores fresh samples.
 
-  Args:
-    config: The run.
-    workdir: Receives the memory, so that sampling needs no data set.
-    mesh: The devices.
-    dataset: The images.
-    memory: The bank and what else sampling needs.
-    evaluator: Scores images; None to make the pictures alone.
+  Without an evaluator it only makes pictures.
   """
+  # Sampling needs no data set, only this directory.
   setup.save_memory(workdir / "memory", memory)
   sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
   # The decoder is read here and not at every evaluation; on the host it waits
@@ -200,13 +195,8 @@ def draw_samples(
 ) -> report.Samples:
   """The samples of an evaluation: always the same rows and noise.
 
-  Args:
-    config: The run.
-    sampler: Makes the images.
-    weights: The sampler's arrays.
-    bank: Where the snippets come from.
-    outside: Whether neighbours come from another bank; then no row is left out
-      of the lookup as an image's own.
+  If the bank is `outside` of the one that neighbours are looked up in, no row
+  is left out there as an image's own.
   """
   numbers = np.arange(config.eval.count)
   rows, features = draw_snippets(config, bank, numbers)

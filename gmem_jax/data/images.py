@@ -40,13 +40,9 @@ def make_grid(
   scale: int = 1,
   gap: int = 2,
 ) -> UInt8[np.ndarray, "height width channels"]:
-  """Arranges images in rows on a white ground.
+  """Arranges images in rows on a white ground, each pixel `scale` times as big.
 
-  Args:
-    images: The images, all of one size.
-    columns: Images a row.
-    scale: Whole-number enlargement of each pixel.
-    gap: Pixels between images, and around them.
+  The gap, in pixels, is between the images and around them.
   """
   images = images.repeat(scale, axis=1).repeat(scale, axis=2)
   n, h, w, channels = images.shape
@@ -65,12 +61,7 @@ def make_grid(
 def label_rows(
   grid: UInt8[np.ndarray, "H W channels"], labels: Sequence[str]
 ) -> UInt8[np.ndarray, "H width channels"]:
-  """Writes a label to the left of each row of a grid.
-
-  Args:
-    grid: Rows of equal height.
-    labels: One for each row.
-  """
+  """Writes a label to the left of each row of a grid; one for each row."""
   column = Image.new("L", (LABEL_WIDTH, len(grid)), 255)
   draw, font = ImageDraw.Draw(column), ImageFont.load_default()
   for i, label in enumerate(labels):

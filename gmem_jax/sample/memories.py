@@ -19,13 +19,7 @@ from gmem_jax.models.encoders import protocols
 
 @dataclasses.dataclass(frozen=True)
 class Snippet:
-  """One memory snippet.
-
-  Attributes:
-    label: Its name for people.
-    feature: [d].
-    info: Where it comes from; JSON.
-  """
+  """One memory snippet: its name for people, feature [d], and origin (JSON)."""
 
   label: str
   feature: np.ndarray
@@ -72,12 +66,7 @@ class Reader:
     self._bank_rows, self._encoder = bank_rows, None
 
   def snippet(self, text: str, key: str) -> Snippet:
-    """A bank row if `text` is a number, else the feature of an image file.
-
-    Args:
-      text: What the user gave.
-      key: The flag, for errors.
-    """
+    """A bank row if `text` is a number, else the feature of an image file."""
     if not text.isdecimal():
       return self.image(text, key)
     row, rows = int(text), self._bank_rows()

@@ -24,9 +24,7 @@ THREADS = min(8, os.cpu_count() or 1)
 def claim(directory: pathlib.Path, settings: dict[str, Any]) -> None:
   """Makes a directory these settings', or checks that it already is.
 
-  Args:
-    directory: Will hold the images.
-    settings: All that the images depend on; JSON.
+  The settings (JSON) are all that the images depend on.
 
   Raises:
     ValueError: If it holds images of other settings; lists them.
@@ -62,7 +60,7 @@ def write_images(
 
   Args:
     directory: Receives 000000.png and so on.
-    count: Number of images in all.
+    count: Number of images in all, also of those that exist.
     batch_size: Images at a time.
     make: Image numbers -> uint8 [n H W channels].
 

@@ -96,7 +96,7 @@ def plan_manipulation(
 
   Args:
     config: The run.
-    source: What to sample with.
+    source: Has the bank that rows are taken from.
     images: Files to make samples like (--image).
     ends: Two bank rows or files to go between (--interpolate).
 
