@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gmem_jax.diffusion import guidance, samplers, schedule, solvers
+from gmem_jax.diffusion import dopri5, guidance, samplers, schedule
 
 
 def normal_log_density(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
@@ -64,7 +64,7 @@ def log_likelihood(
     )
   change = jnp.zeros(x1.shape[:1], x1.dtype)
   if config.method == "ode_dopri5":
-    states, _ = solvers.solve_dopri5(
+    states, _ = dopri5.solve(
       lambda y, t: _derivative(config, network, y, t, probe),
       (x1, change),
       schedule.grid(config)[[-1, 0]],
@@ -99,7 +99,7 @@ def integrate(
       lambda y, t, i=i: _derivative(config, network, y, t, probe(first + i))
       for i in range(len(branches))
     ]
-    return solvers.runge_kutta_step(tableau, fields, y, times, length)
+    return schedule.runge_kutta_step(tableau, fields, y, times, length)
 
   y = x1, jnp.zeros(x1.shape[:1], x1.dtype)
   steps = schedule.plan(config, reverse=True)

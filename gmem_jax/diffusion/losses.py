@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gmem_jax.diffusion import paths, schedule
+from gmem_jax.diffusion import paths
 
 # Norms are kept above these: the defaults of PyTorch's `cosine_similarity` and
 # `normalize`, with which the published losses are written.
@@ -97,8 +97,8 @@ def sample_time(
     t = jax.random.uniform(key, (batch,))
   eps = config.train_eps
   if eps is None:
-    eps = schedule.default_train_eps(config.path, config.prediction)
-  t0, t1 = schedule.interval(config.path, config.prediction, eps=eps)
+    eps = paths.default_train_eps(config.path, config.prediction)
+  t0, t1 = paths.interval(config.path, config.prediction, eps=eps)
   return t0 + (t1 - t0) * t
 
 

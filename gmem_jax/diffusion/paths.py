@@ -180,7 +180,7 @@ def to_velocity(
 ) -> Float[Array, "b ..."]:
   """Reads a network's output at (x, t) as the velocity there.
 
-  Regular where `schedule.interval` says so.
+  Regular where `interval` says so.
   """
   if prediction == "velocity":
     return output
@@ -234,3 +234,50 @@ def diffusion(
   if form == "decreasing":
     return (norm * jnp.cos(math.pi * t) + 1) ** 2 / 4
   return norm * jnp.sin(math.pi * t) ** 2
+
+
+def default_train_eps(path: Path, prediction: Prediction) -> float:
+  """Epsilon of the training interval where the configuration gives none."""
+  if path == "vp":
+    return 1e-5
+  return 0.0 if prediction == "velocity" else 1e-3
+
+
+def default_sample_eps(path: Path, prediction: Prediction) -> float:
+  """Epsilon of the sampling interval where the configuration gives none."""
+  regular = path != "vp" and prediction == "velocity"
+  return 0.0 if regular else 1e-3
+
+
+def interval(
+  path: Path,
+  prediction: Prediction,
+  *,
+  eps: float,
+  sde: bool = False,
+  diffusion_form: DiffusionForm = "linear",
+  last_step_size: float = 0.0,
+) -> tuple[float, float]:
+  """The times (t0, t1) on which a network is trained or integrated.
+
+  Some conversions divide by alpha (zero at t=0) or sigma (zero at t=1). Where
+  one is needed, the interval keeps the distance `eps` from that end, or leaves
+  `last_step_size` to an SDE's last step. The ODE of a velocity network on
+  "linear" or "gvp" needs none; an SDE needs the score, and with the diffusion
+  form "sbdm" is also singular at t=0.
+
+  Returns:
+    0 <= t0 < t1 <= 1.
+  """
+  # The published table has two accidents that are not kept: it replaces a given
+  # epsilon by 0 for velocity networks on "linear" and "gvp", and leaves the
+  # sampling epsilon undefined for all others.
+  end = 1 - last_step_size if sde and last_step_size else 1 - eps
+  if path == "vp":
+    # This path never reaches pure noise: alpha(0) is exp(-5).
+    return 0.0, end
+  if prediction != "velocity":
+    return eps, end
+  if not sde:
+    return 0.0, 1.0
+  return (eps if diffusion_form == "sbdm" else 0.0), end

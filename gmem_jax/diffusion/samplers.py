@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from gmem_jax.diffusion import guidance, paths, schedule, solvers
+from gmem_jax.diffusion import dopri5, guidance, paths, schedule
 
 # Maps a step's index, 0 to steps - 2, to its standard normal draw [b ...].
 Noise = Callable[[Int[Array, ""]], Float[Array, "b ..."]]
@@ -121,7 +121,7 @@ def _solve_ode(config, network, x, pair, *, reverse=False, keep=False):
   def advance(tableau, branches, x, step):
     _, times, length = step
     fields = [velocity_field(config, select(branch)) for branch in branches]
-    return solvers.runge_kutta_step(tableau, fields, x, times, length)
+    return schedule.runge_kutta_step(tableau, fields, x, times, length)
 
   steps = schedule.plan(config, reverse=reverse)
   last, states = scan_plan(steps, advance, x, keep=keep)
@@ -135,7 +135,7 @@ def _solve_adaptive(config, network, x, pair, reverse, keep):
   times = grid if keep else grid[[0, -1]]
   kept = [x[None]]
   for branch, part in schedule.segments(config, times):
-    states, _ = solvers.solve_dopri5(
+    states, _ = dopri5.solve(
       velocity_field(config, _select(config, network, pair, branch)),
       x,
       part,
@@ -156,7 +156,7 @@ def _select(config, network, pair, branch) -> guidance.Network:
 
 def velocity_field(
   config: schedule.SamplerConfig, network: guidance.Network
-) -> solvers.Field:
+) -> schedule.Field:
   """The drift of the probability-flow ODE."""
 
   def field(x, t):
@@ -226,11 +226,11 @@ def _solve_sde(config, network, x, noise, pair, keep):
     # As published: Heun adds the noise first, so that both slopes of a step see
     # it; Euler-Maruyama adds it at the end.
     if config.method == "sde_heun":
-      return solvers.runge_kutta_step(
+      return schedule.runge_kutta_step(
         tableau, fields, x + increment, times, length
       )
     return (
-      solvers.runge_kutta_step(tableau, fields, x, times, length) + increment
+      schedule.runge_kutta_step(tableau, fields, x, times, length) + increment
     )
 
   x, states = scan_plan(schedule.plan(config), advance, x, keep=keep)
@@ -239,7 +239,7 @@ def _solve_sde(config, network, x, noise, pair, keep):
   return x, (jnp.concatenate([states, x[None]]) if keep else None)
 
 
-def _drift_field(config, network) -> solvers.Field:
+def _drift_field(config, network) -> schedule.Field:
   """The drift v + w score of the SDE, from one network call."""
   path, prediction = config.path, config.prediction
 

@@ -1,18 +1,57 @@
-"""The static half of a flow: its time interval, settings, grid, steps, cost.
+"""The steps of a sampler: its settings, time grid, methods, cost.
 
 A fixed-step sampler is a list of steps, each with its method, its stage times
 and the guidance branch of each stage, all known before anything is traced.
+
+A fixed step takes one vector field per stage, because guidance makes the field
+depend on the stage. The methods and their names are torchdiffeq's.
 
 Source: SiT, section 3 and appendix B; GMem (arXiv 2412.08781), section 4.
 """
 
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import Array, Float, PyTree
 
-from gmem_jax.diffusion import guidance, paths, solvers
+from gmem_jax.diffusion import guidance, paths
+
+# Maps (state, times) to the state's derivative.
+Field = Callable[[Any, Any], Any]
+
+
+class Tableau(NamedTuple):
+  """Butcher tableau of an explicit method.
+
+  Attributes:
+    a: For each stage, the weights of the slopes before it.
+    b: Weights of all slopes in the step.
+    c: Times of the stages, as fractions of the step.
+  """
+
+  a: tuple[tuple[float, ...], ...]
+  b: tuple[float, ...]
+  c: tuple[float, ...]
+
+
+EULER = Tableau(a=((),), b=(1.0,), c=(0.0,))
+MIDPOINT = Tableau(a=((), (1 / 2,)), b=(0.0, 1.0), c=(0.0, 1 / 2))
+HEUN2 = Tableau(a=((), (1.0,)), b=(1 / 2, 1 / 2), c=(0.0, 1.0))
+HEUN3 = Tableau(
+  a=((), (1 / 3,), (0.0, 2 / 3)),
+  b=(1 / 4, 0.0, 3 / 4),
+  c=(0.0, 1 / 3, 2 / 3),
+)
+# Kutta's 3/8 rule, not the classical one: it is what torchdiffeq calls rk4.
+RK4 = Tableau(
+  a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+  b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+  c=(0.0, 1 / 3, 2 / 3, 1.0),
+)
 
 Method = Literal[
   "sde_euler",
@@ -27,62 +66,15 @@ Method = Literal[
 ]
 
 _TABLEAUX = {
-  "sde_euler": solvers.EULER,
-  "sde_heun": solvers.HEUN2,
-  "ode_euler": solvers.EULER,
-  "ode_midpoint": solvers.MIDPOINT,
-  "ode_heun2": solvers.HEUN2,
-  "ode_heun2_euler": solvers.HEUN2,
-  "ode_heun3": solvers.HEUN3,
-  "ode_rk4": solvers.RK4,
+  "sde_euler": EULER,
+  "sde_heun": HEUN2,
+  "ode_euler": EULER,
+  "ode_midpoint": MIDPOINT,
+  "ode_heun2": HEUN2,
+  "ode_heun2_euler": HEUN2,
+  "ode_heun3": HEUN3,
+  "ode_rk4": RK4,
 }
-
-
-def default_train_eps(path: paths.Path, prediction: paths.Prediction) -> float:
-  """Epsilon of the training interval where the configuration gives none."""
-  if path == "vp":
-    return 1e-5
-  return 0.0 if prediction == "velocity" else 1e-3
-
-
-def default_sample_eps(path: paths.Path, prediction: paths.Prediction) -> float:
-  """Epsilon of the sampling interval where the configuration gives none."""
-  regular = path != "vp" and prediction == "velocity"
-  return 0.0 if regular else 1e-3
-
-
-def interval(
-  path: paths.Path,
-  prediction: paths.Prediction,
-  *,
-  eps: float,
-  sde: bool = False,
-  diffusion_form: paths.DiffusionForm = "linear",
-  last_step_size: float = 0.0,
-) -> tuple[float, float]:
-  """The times (t0, t1) on which a network is trained or integrated.
-
-  Some conversions divide by alpha (zero at t=0) or sigma (zero at t=1). Where
-  one is needed, the interval keeps the distance `eps` from that end, or leaves
-  `last_step_size` to an SDE's last step. The ODE of a velocity network on
-  "linear" or "gvp" needs none; an SDE needs the score, and with the diffusion
-  form "sbdm" is also singular at t=0.
-
-  Returns:
-    0 <= t0 < t1 <= 1.
-  """
-  # The published table has two accidents that are not kept: it replaces a given
-  # epsilon by 0 for velocity networks on "linear" and "gvp", and leaves the
-  # sampling epsilon undefined for all others.
-  end = 1 - last_step_size if sde and last_step_size else 1 - eps
-  if path == "vp":
-    # This path never reaches pure noise: alpha(0) is exp(-5).
-    return 0.0, end
-  if prediction != "velocity":
-    return eps, end
-  if not sde:
-    return 0.0, 1.0
-  return (eps if diffusion_form == "sbdm" else 0.0), end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +95,8 @@ class SamplerConfig:
     timestep_shift: s > 0 moves the ODE's grid to s t / (1 + (s-1) t), finer
       near the noise for s < 1; 0 leaves it even.
     sample_eps: Distance of the grid from the path's singular ends where it
-      would touch one (see `interval`), or None for 0 (velocity on "linear" and
-      "gvp") or 1e-3 (the rest).
+      would touch one (see `paths.interval`); None: 0 for velocity on "linear"
+      and "gvp", 1e-3 for the rest.
     step_control: "ode_dopri5" chooses its steps for each "image", so that an
       image does not depend on the others, or for the "batch", as published.
     atol, rtol: Tolerances of "ode_dopri5", absolute and relative.
@@ -190,9 +182,9 @@ class SamplerConfig:
     """First and last time of the grid."""
     eps = self.sample_eps
     if eps is None:
-      eps = default_sample_eps(self.path, self.prediction)
+      eps = paths.default_sample_eps(self.path, self.prediction)
     size = 0.0 if self.last_step == "none" else self.last_step_size
-    return interval(
+    return paths.interval(
       self.path,
       self.prediction,
       eps=eps,
@@ -208,7 +200,7 @@ class Step(NamedTuple):
   Everything in it is static.
   """
 
-  tableau: solvers.Tableau
+  tableau: Tableau
   branches: tuple[guidance.Branch, ...]
   times: tuple[float, ...]
   length: float
@@ -235,7 +227,7 @@ def plan(config: SamplerConfig, *, reverse: bool = False) -> list[Step]:
     tableau = _TABLEAUX[config.method]
     # The first release's Heun leaves out the correction of its last step.
     if config.method == "ode_heun2_euler" and index == config.steps - 2:
-      tableau = solvers.EULER
+      tableau = EULER
     # now + (after - now) can miss `after` by a rounding, and the guidance
     # interval is compared with the grid's own points.
     times = tuple(
@@ -288,3 +280,42 @@ def num_calls(config: SamplerConfig) -> tuple[int, int] | None:
   conditional = len(branches)
   unconditional = sum(b != guidance.Branch.CONDITIONAL for b in branches)
   return conditional, unconditional
+
+
+def add_slopes(
+  y: PyTree[Array],
+  h: Float[Array, "*b"],
+  weights: Sequence[float],
+  slopes: Sequence[PyTree[Array]],
+) -> PyTree[Array]:
+  """Returns y + h sum_i weights_i slopes_i; `h` is one number or one each."""
+  # XLA would keep 0 * slope, which is NaN where the slope is infinite.
+  used = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
+  if not used:
+    return y
+  weights, slopes = zip(*used, strict=True)
+
+  def leaf(value, *derivatives):
+    length = h if not h.ndim else h.reshape((-1,) + (1,) * (value.ndim - 1))
+    total = sum(w * k for w, k in zip(weights, derivatives, strict=True))
+    return value + length * total
+
+  return jax.tree.map(leaf, y, *slopes)
+
+
+def runge_kutta_step(
+  tableau: Tableau,
+  fields: Sequence[Field],
+  y: PyTree[Array],
+  times: Sequence[Float[Array, ""]] | Float[Array, " s"],
+  h: Float[Array, ""],
+) -> PyTree[Array]:
+  """The state after one step; each of the s stages has its field and time.
+
+  A negative length `h` integrates back in time.
+  """
+  slopes = []
+  for stage, field in enumerate(fields):
+    point = add_slopes(y, h, tableau.a[stage], slopes)
+    slopes.append(field(point, times[stage]))
+  return add_slopes(y, h, tableau.b, slopes)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.diffusion import losses, paths, schedule
+from gmem_jax.diffusion import losses, paths
 from tests.diffusion import common
 
 TOLERANCE = 1e-4
@@ -132,8 +132,8 @@ def test_times_stay_inside_the_interval(path, prediction):
     path=path, prediction=prediction, cosine=False, time="uniform"
   )
   t = losses.sample_time(config, jax.random.key(1), 10_000)
-  eps = schedule.default_train_eps(path, prediction)
-  t0, t1 = schedule.interval(path, prediction, eps=eps)
+  eps = paths.default_train_eps(path, prediction)
+  t0, t1 = paths.interval(path, prediction, eps=eps)
   assert t.dtype == jnp.float32
   assert t0 <= jnp.min(t) < t0 + 0.01
   assert t1 - 0.01 < jnp.max(t) <= t1

@@ -1,58 +1,23 @@
-"""Explicit Runge-Kutta methods: fixed steps, and adaptive Dormand-Prince.
+"""The adaptive Runge-Kutta method of Dormand and Prince.
 
-States are pytrees of arrays with a leading batch axis `b`. A fixed step takes
-one vector field per stage, because guidance makes the field depend on the
-stage.
+States are pytrees of arrays with a leading batch axis `b`.
 
 Source: Hairer, Norsett and Wanner, "Solving ordinary differential equations
-I": chapter II, II.4 (step size, first step) and II.5 (Dormand-Prince). The
-fixed-step methods and their names are torchdiffeq's.
+I": chapter II, II.4 (step size, first step) and II.5 (Dormand-Prince).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-# Maps (state, times) to the state's derivative.
-Field = Callable[[Any, Any], Any]
-
-
-class Tableau(NamedTuple):
-  """Butcher tableau of an explicit method.
-
-  Attributes:
-    a: For each stage, the weights of the slopes before it.
-    b: Weights of all slopes in the step.
-    c: Times of the stages, as fractions of the step.
-  """
-
-  a: tuple[tuple[float, ...], ...]
-  b: tuple[float, ...]
-  c: tuple[float, ...]
-
-
-EULER = Tableau(a=((),), b=(1.0,), c=(0.0,))
-MIDPOINT = Tableau(a=((), (1 / 2,)), b=(0.0, 1.0), c=(0.0, 1 / 2))
-HEUN2 = Tableau(a=((), (1.0,)), b=(1 / 2, 1 / 2), c=(0.0, 1.0))
-HEUN3 = Tableau(
-  a=((), (1 / 3,), (0.0, 2 / 3)),
-  b=(1 / 4, 0.0, 3 / 4),
-  c=(0.0, 1 / 3, 2 / 3),
-)
-# Kutta's 3/8 rule, not the classical one: it is what torchdiffeq calls rk4.
-RK4 = Tableau(
-  a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
-  b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
-  c=(0.0, 1 / 3, 2 / 3, 1.0),
-)
+from gmem_jax.diffusion import schedule
 
 # The last row of `a` equals `b`: the last slope is the first of the next step,
 # so a step costs six calls, not seven.
-DOPRI5 = Tableau(
+DOPRI5 = schedule.Tableau(
   a=(
     (),
     (1 / 5,),
@@ -84,45 +49,6 @@ _MIN_FACTOR = 0.2
 _MAX_FACTOR = 10.0
 
 
-def add_slopes(
-  y: PyTree[Array],
-  h: Float[Array, "*b"],
-  weights: Sequence[float],
-  slopes: Sequence[PyTree[Array]],
-) -> PyTree[Array]:
-  """Returns y + h sum_i weights_i slopes_i; `h` is one number or one each."""
-  # XLA would keep 0 * slope, which is NaN where the slope is infinite.
-  used = [(w, k) for w, k in zip(weights, slopes, strict=True) if w]
-  if not used:
-    return y
-  weights, slopes = zip(*used, strict=True)
-
-  def leaf(value, *derivatives):
-    length = h if not h.ndim else h.reshape((-1,) + (1,) * (value.ndim - 1))
-    total = sum(w * k for w, k in zip(weights, derivatives, strict=True))
-    return value + length * total
-
-  return jax.tree.map(leaf, y, *slopes)
-
-
-def runge_kutta_step(
-  tableau: Tableau,
-  fields: Sequence[Field],
-  y: PyTree[Array],
-  times: Sequence[Float[Array, ""]] | Float[Array, " s"],
-  h: Float[Array, ""],
-) -> PyTree[Array]:
-  """The state after one step; each of the s stages has its field and time.
-
-  A negative length `h` integrates back in time.
-  """
-  slopes = []
-  for stage, field in enumerate(fields):
-    point = add_slopes(y, h, tableau.a[stage], slopes)
-    slopes.append(field(point, times[stage]))
-  return add_slopes(y, h, tableau.b, slopes)
-
-
 class _Attempt(NamedTuple):
   """What a step of the adaptive solver starts from.
 
@@ -140,8 +66,8 @@ class _Attempt(NamedTuple):
   calls: Int[Array, ""]
 
 
-def solve_dopri5(
-  field: Field,
+def solve(
+  field: schedule.Field,
   y: PyTree[Array],
   times: np.ndarray,
   *,
@@ -218,7 +144,7 @@ def _first_attempt(forward, scaled, y) -> _Attempt:
   d0, d1 = scaled(y, y), scaled(slope, y)
   tiny = (d0 < 1e-5) | (d1 < 1e-5)
   h0 = jnp.where(tiny, 1e-6, 0.01 * d0 / jnp.where(tiny, 1, d1))
-  trial = forward(add_slopes(y, h0, (1.0,), (slope,)), h0)
+  trial = forward(schedule.add_slopes(y, h0, (1.0,), (slope,)), h0)
   change = jax.tree.map(jnp.subtract, trial, slope)
   d2 = scaled(change, y) / h0
   largest = jnp.maximum(d1, d2)
@@ -238,11 +164,11 @@ def _attempt(forward, scaled, state: _Attempt, end) -> _Attempt:
   slopes = [state.slope]
   point = y
   for a, c in zip(DOPRI5.a[1:], DOPRI5.c[1:], strict=True):
-    point = add_slopes(y, h, a, slopes)
+    point = schedule.add_slopes(y, h, a, slopes)
     slopes.append(forward(point, t + c * h))
 
   zero = jax.tree.map(jnp.zeros_like, y)
-  error = scaled(add_slopes(zero, h, _ERROR, slopes), y, point)
+  error = scaled(schedule.add_slopes(zero, h, _ERROR, slopes), y, point)
   passed = (error <= 1) & (t < end)
   # A step that passed does not shrink the next one.
   smallest = jnp.where(passed, 1.0, _MIN_FACTOR)
