@@ -80,25 +80,29 @@ def search(
 
   def run(query, rows, scales):
     if not axes:
-      found = one(query, rows, scales, k, whole)
-      return found.scores, found.rows, jax.lax.psum(found.fallbacks, split)
+      best_here = one(query, rows, scales, k, whole)
+      return (
+        best_here.scores,
+        best_here.rows,
+        jax.lax.psum(best_here.fallbacks, split),
+      )
     first = jax.lax.axis_index(axes) * local
     count = jnp.clip(bank.size - first, 0, local) if bank.padding else None
     # A shard may have fewer than k rows, all of which then take part.
-    found = one(query, rows, scales, min(k, local), count)
+    best_here = one(query, rows, scales, min(k, local), count)
     # Only k scores of a shard travel, not its rows. Shard after shard, each in
     # its order: equal scores stay in ascending order of their rows.
     scores, index = (
       jax.lax.all_gather(x, axes, axis=1, tiled=True)
-      for x in (found.scores, found.rows + first)
+      for x in (best_here.scores, best_here.rows + first)
     )
     best, at = jax.lax.top_k(scores, k)
     index = jnp.take_along_axis(index, at, axis=1)
-    total = jax.lax.psum(found.fallbacks, (*axes, *split))
+    total = jax.lax.psum(best_here.fallbacks, (*axes, *split))
     return best, index, total
 
   row_spec = P(axes or None)
-  found = jax.shard_map(
+  merged = jax.shard_map(
     run,
     mesh=placement.mesh,
     in_specs=(P(split or None), row_spec, row_spec),
@@ -107,4 +111,4 @@ def search(
     # cannot see.
     check_vma=False,
   )(query, bank.rows, bank.scales)
-  return topk_reference.TopK(*found)
+  return topk_reference.TopK(*merged)

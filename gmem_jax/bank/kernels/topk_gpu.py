@@ -138,13 +138,13 @@ def bin_maxima(
     interpret=interpret,
   )
   # Limbs side by side: a row of the matrix is a query.
-  found = kernel(limbs.transpose(1, 0, 2).reshape(padded, count * d), rows)
-  found = found[: two_stage.bins_of(m), :q]
+  maxima = kernel(limbs.transpose(1, 0, 2).reshape(padded, count * d), rows)
+  maxima = maxima[: two_stage.bins_of(m), :q]
   if m % BIN == 0:
-    return found
+    return maxima
   # TMA fills the end of the last bin with zeros, which may be the largest.
   last = topk_reference.scores(query, rows[m // BIN * BIN :], None)
-  return found.at[-1].set(jnp.max(last, axis=1))
+  return maxima.at[-1].set(jnp.max(last, axis=1))
 
 
 def _kernel(query_gmem, rows_gmem, out_gmem, *, tile: int, limbs: int) -> None:
@@ -255,11 +255,11 @@ def _rescore(
 
   query = jnp.pad(query.astype(jnp.float32), ((0, missing), (0, 0)))
   numbers = jnp.pad(numbers, ((0, missing), (0, 0)))
-  found = jax.lax.map(
+  scores = jax.lax.map(
     some,
     (
       query.reshape(parts, -1, query.shape[1]),
       numbers.reshape(parts, -1, numbers.shape[1]),
     ),
   )
-  return found.reshape(-1, take * BIN)[:q]
+  return scores.reshape(-1, take * BIN)[:q]

@@ -35,12 +35,12 @@ def scores(
   scales: Float32[Array, " m"] | None,
 ) -> Float32[Array, "q m"]:
   """All inner products, in float32 at the highest precision."""
-  found = jnp.matmul(
+  products = jnp.matmul(
     query.astype(jnp.float32),
     rows.astype(jnp.float32).T,
     precision=jax.lax.Precision.HIGHEST,
   )
-  return found if scales is None else found * scales[None]
+  return products if scales is None else products * scales[None]
 
 
 def top_k(
@@ -59,10 +59,12 @@ def top_k(
     k: In [1, m].
     count: Rows from this one on are padding: they come last, at -infinity.
   """
-  found = scores(query, rows, scales)
+  every_score = scores(query, rows, scales)
   if count is not None:
-    found = jnp.where(jnp.arange(rows.shape[0])[None] < count, found, -jnp.inf)
-  best, index = jax.lax.top_k(found, k)
+    every_score = jnp.where(
+      jnp.arange(rows.shape[0])[None] < count, every_score, -jnp.inf
+    )
+  best, index = jax.lax.top_k(every_score, k)
   return TopK(best, index, jnp.zeros((), jnp.int32))
 
 

@@ -119,7 +119,7 @@ def bin_maxima(
     operands.append(scales[None])
     specs.append(pl.BlockSpec((1, ROWS), lambda i, j: (0, i)))
   itemsize = rows.dtype.itemsize
-  found = pl.pallas_call(
+  maxima = pl.pallas_call(
     functools.partial(_maxima_kernel, m=m),
     out_shape=jax.ShapeDtypeStruct((two_stage.bins_of(m), padded), jnp.float32),
     # Queries vary fastest: a tile of the bank is read from HBM once.
@@ -138,7 +138,7 @@ def bin_maxima(
     interpret=interpret,
     name="bank_bin_maxima",
   )(*operands)
-  return found[:, :q]
+  return maxima[:, :q]
 
 
 def _maxima_kernel(query_ref, rows_ref, *refs, m: int) -> None:
@@ -193,7 +193,7 @@ def rescore(
       (BIN, d), lambda i, j, bins: (bins[i * take + j * GROUP + slot], 0)
     )
 
-  found = pl.pallas_call(
+  scores = pl.pallas_call(
     _rescore_kernel,
     out_shape=jax.ShapeDtypeStruct(
       (q, take // GROUP, 1, GROUP * BIN), jnp.float32
@@ -215,7 +215,7 @@ def rescore(
     interpret=interpret,
     name="bank_rescore",
   )(bins.reshape(-1), query.astype(jnp.float32)[:, None], *[rows] * GROUP)
-  return found.reshape(q, take * BIN)
+  return scores.reshape(q, take * BIN)
 
 
 def _rescore_kernel(_, query_ref, *refs) -> None:

@@ -40,8 +40,8 @@ def top_k(
     return topk_reference.top_k(query, rows, scales, k, count)
 
   def some(query):
-    found = two_stage.pad_rows(_scores(query, rows, scales, count), -jnp.inf)
-    wide = found.reshape(-1, two_stage.BIN, query.shape[0])
+    scores = two_stage.pad_rows(_scores(query, rows, scales, count), -jnp.inf)
+    wide = scores.reshape(-1, two_stage.BIN, query.shape[0])
     bins, _ = two_stage.select(jnp.max(wide, axis=1), k)
     each = jnp.arange(query.shape[0])[:, None]
     candidates = wide[bins, :, each].reshape(query.shape[0], -1)
@@ -78,16 +78,16 @@ def _scores(
       part = jax.lax.dynamic_slice_in_dim(rows, start, block_size)
       return product(part)
 
-    found = jax.lax.map(block, jnp.arange(m // block_size))
-    found = found.reshape(-1, query.shape[0])
+    scores = jax.lax.map(block, jnp.arange(m // block_size))
+    scores = scores.reshape(-1, query.shape[0])
     rest = rows[m // block_size * block_size :]
     if rest.shape[0]:
-      found = jnp.concatenate([found, product(rest)])
+      scores = jnp.concatenate([scores, product(rest)])
   else:
-    found = product(rows)
-  found = found[:, :q]
+    scores = product(rows)
+  scores = scores[:, :q]
   if scales is not None:
-    found = found * scales[:, None]
+    scores = scores * scales[:, None]
   if count is not None:
-    found = jnp.where(jnp.arange(m)[:, None] < count, found, -jnp.inf)
-  return found
+    scores = jnp.where(jnp.arange(m)[:, None] < count, scores, -jnp.inf)
+  return scores

@@ -104,12 +104,12 @@ def in_chunks(
     return function(query)
   count = -(-q // chunk)
   padded = jnp.pad(query, ((0, count * chunk - q), (0, 0)))
-  found = jax.lax.map(function, padded.reshape(count, chunk, -1))
-  k = found.scores.shape[-1]
+  parts = jax.lax.map(function, padded.reshape(count, chunk, -1))
+  k = parts.scores.shape[-1]
   return topk_reference.TopK(
-    found.scores.reshape(-1, k)[:q],
-    found.rows.reshape(-1, k)[:q],
-    jnp.sum(found.fallbacks),
+    parts.scores.reshape(-1, k)[:q],
+    parts.rows.reshape(-1, k)[:q],
+    jnp.sum(parts.fallbacks),
   )
 
 
@@ -177,9 +177,9 @@ def _repair(
     done, best, index = state
     # Past the end the slice moves back: a few are answered plainly twice.
     which = jax.lax.dynamic_slice_in_dim(order, done, step)
-    found = plain(query[which])
-    best = best.at[which].set(found.scores)
-    return done + step, best, index.at[which].set(found.rows)
+    plainly = plain(query[which])
+    best = best.at[which].set(plainly.scores)
+    return done + step, best, index.at[which].set(plainly.rows)
 
   start = (jnp.zeros((), jnp.int32), best, index)
   _, best, index = jax.lax.while_loop(lambda s: s[0] < fallbacks, body, start)
