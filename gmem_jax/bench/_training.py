@@ -20,7 +20,6 @@ from gmem_jax.diffusion import losses
 from gmem_jax.models import transformer
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
-  optimizer as optimizer_lib,
   setup,
   state as train_state,
   step as train_step,
@@ -130,7 +129,7 @@ def make_stages(
   """
   config, network = work.config, work.network
   project = config.loss.projection_weight > 0
-  tx = optimizer_lib.make_optimizer(config.optim)
+  tx = train_state.make_optimizer(config.optim)
 
   def loss_fn(params, drawn):
     def predict(x, t):

@@ -33,7 +33,6 @@ from gmem_jax.models import lightning_dit
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
-  optimizer as optimizer_lib,
   state as train_state,
   step as train_step,
 )
@@ -170,7 +169,7 @@ def _make_step() -> tuple[Any, Any]:
     projector_width=256,
     projector_depth=4,
   )
-  tx = optimizer_lib.make_optimizer(
+  tx = train_state.make_optimizer(
     training.OptimConfig(
       learning_rate=1e-4,
       schedule="constant",

@@ -12,20 +12,16 @@ Digests of such trees tell whether what was read is what was written.
 """
 
 import json
-import math
 import os
 import pathlib
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from gmem_jax.files import atomic
@@ -34,14 +30,10 @@ FORMAT_VERSION = 1
 FORMATS = ("orbax", "safetensors")
 # Where a safetensors file keeps the metadata.
 _HEADER_KEY = "gmem_jax"
-# An odd number without pattern: 2^32 over the golden ratio.
-_SPREAD = 2654435769
-_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-
 Tree = Mapping[str, Any]
 
 
-def uncompressed() -> ocp.Context:
+def _uncompressed() -> ocp.Context:
   """Orbax's context for arrays without compression.
 
   Several times faster to write and read, for a few percent of size.
@@ -90,7 +82,7 @@ def save_converted(
       safetensors.numpy.save_file(flat, temporary, header)
     return
   # Orbax itself writes beside the path and renames in the end.
-  context = uncompressed()
+  context = _uncompressed()
   # The copy guards against changes during an asynchronous save. This one
   # blocks, and a second network in memory is what the converter cannot afford.
   context.memory.deepcopy_host_arrays = False
@@ -215,7 +207,7 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
 
   The path is a directory, replaced if it exists; the arrays are on any mesh.
   """
-  with uncompressed():
+  with _uncompressed():
     ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
 
 
@@ -246,7 +238,7 @@ def load_tree(
 
   if not path.is_dir():
     raise ValueError(f"{path}: no such checkpoint directory")
-  with uncompressed():
+  with _uncompressed():
     stored = ocp.metadata(str(path))
     target = jax.tree.map(target_of, stored.metadata)
     return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
@@ -261,42 +253,3 @@ def _json_dict(value: Any) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise ValueError(f"checkpoint metadata is {value!r}, not a table")
   return value
-
-
-def _digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-  """The digest of one array of a type of at most four bytes.
-
-  The sum over all elements, modulo 2^32, of the element's bits times an odd
-  number that depends on its position: any one flipped bit changes it. Sums of
-  integers do not depend on their order, so every mesh gives the same.
-  """
-  bits = x
-  if x.dtype == jnp.bool:
-    bits = x.astype(jnp.uint8)
-  bits = jax.lax.bitcast_convert_type(bits, _BITS[bits.dtype.itemsize])
-  position = jnp.zeros(x.shape, jnp.uint32)
-  for axis in range(x.ndim):
-    stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
-    position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
-  odd = (position * jnp.uint32(_SPREAD)) * jnp.uint32(2) + jnp.uint32(1)
-  return jnp.sum(bits.astype(jnp.uint32) * odd, dtype=jnp.uint32)
-
-
-# One program for all leaves: a dispatch each would cost more than the sums.
-_digest_all = jax.jit(lambda leaves: [_digest(leaf) for leaf in leaves])
-
-
-def digests(tree: Any) -> dict[str, int]:
-  """The digest of every jax array of a tree, by its path joined with "/"."""
-  arrays = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    if isinstance(leaf, jax.Array)
-  }
-  values = jax.device_get(_digest_all(list(arrays.values())))
-  return {name: int(d) for name, d in zip(arrays, values, strict=True)}
-
-
-def json_digest(value: Any) -> int:
-  """The digest of a JSON value."""
-  return zlib.crc32(json.dumps(value, sort_keys=True).encode())

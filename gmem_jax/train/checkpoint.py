@@ -9,21 +9,29 @@ missing or cut short, not a flipped bit.
 
 import contextlib
 import itertools
+import json
 import logging
+import math
 import pathlib
 import typing
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from gmem_jax.config import training
-from gmem_jax.files import weights
 from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
+
+# An odd number without pattern: 2^32 over the golden ratio.
+_SPREAD = 2654435769
+_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 policies = ocp.training.preservation_policies
 
@@ -81,8 +89,7 @@ class Checkpoints:
       progress: What else a continued run needs; JSON.
     """
     metadata: dict[str, Any] = progress | {
-      "digests": weights.digests(state)
-      | {"progress": weights.json_digest(progress)}
+      "digests": digests_of(state) | {"progress": json_digest(progress)}
     }
     self._checkpointer.save_async(
       step, state, force=True, custom_metadata=metadata
@@ -210,7 +217,7 @@ def _load(
   state, progress, digests = loaded
   wrong = [
     name
-    for name, value in weights.digests(state).items()
+    for name, value in digests_of(state).items()
     if digests.get(name) != value
   ]
   if wrong:
@@ -229,7 +236,7 @@ def _read(
       raise ValueError("its metadata is damaged")
     progress = {k: v for k, v in metadata.items() if k != "digests"}
     digests = metadata["digests"]
-    if digests["progress"] != weights.json_digest(progress):
+    if digests["progress"] != json_digest(progress):
       raise ValueError("its metadata is damaged")
     return ocp.load(str(path), target_of(stored.metadata)), progress, digests
 
@@ -254,7 +261,8 @@ def _listed(directory: pathlib.Path) -> list[int]:
 
 def _context(*, alone: bool = False) -> ocp.Context:
   """Uncompressed arrays; `alone`, no process waits for one that cannot read."""
-  context = weights.uncompressed()
+  context = ocp.Context()
+  context.array.saving.use_compression = False
   if alone:
     me, options = jax.process_index(), context.multiprocessing
     options.primary_host, options.active_processes = me, {me}
@@ -276,3 +284,42 @@ def _root_cause(error: BaseException) -> str:
     error = error.__cause__
   message = str(error).strip() or "no message"
   return f"{type(error).__name__}: {message.splitlines()[0][:300]}"
+
+
+def _digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
+  """The digest of one array of a type of at most four bytes.
+
+  The sum over all elements, modulo 2^32, of the element's bits times an odd
+  number that depends on its position: any one flipped bit changes it. Sums of
+  integers do not depend on their order, so every mesh gives the same.
+  """
+  bits = x
+  if x.dtype == jnp.bool:
+    bits = x.astype(jnp.uint8)
+  bits = jax.lax.bitcast_convert_type(bits, _BITS[bits.dtype.itemsize])
+  position = jnp.zeros(x.shape, jnp.uint32)
+  for axis in range(x.ndim):
+    stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
+    position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
+  odd = (position * jnp.uint32(_SPREAD)) * jnp.uint32(2) + jnp.uint32(1)
+  return jnp.sum(bits.astype(jnp.uint32) * odd, dtype=jnp.uint32)
+
+
+# One program for all leaves: a dispatch each would cost more than the sums.
+_digest_all = jax.jit(lambda leaves: [_digest(leaf) for leaf in leaves])
+
+
+def digests_of(tree: Any) -> dict[str, int]:
+  """The digest of every jax array of a tree, by its path joined with "/"."""
+  arrays = {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    if isinstance(leaf, jax.Array)
+  }
+  values = jax.device_get(_digest_all(list(arrays.values())))
+  return {name: int(d) for name, d in zip(arrays, values, strict=True)}
+
+
+def json_digest(value: Any) -> int:
+  """The digest of a JSON value."""
+  return zlib.crc32(json.dumps(value, sort_keys=True).encode())

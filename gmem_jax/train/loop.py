@@ -31,7 +31,6 @@ from gmem_jax.train import (
   dataset as dataset_lib,
   init_from,
   metrics,
-  optimizer as optimizer_lib,
   setup,
   state as train_state,
   step as train_step,
@@ -121,7 +120,7 @@ def jit_step(
   """
   step_fn = train_step.make_train_step(
     network.clone(constrain=sharding.place_batch(mesh)),
-    optimizer_lib.make_optimizer(config.optim),
+    train_state.make_optimizer(config.optim),
     config.loss,
     stats,
     seed=config.seed,
@@ -150,7 +149,7 @@ def restore_or_init(
     train_state.make_init(
       run.network,
       run.memory.latent_shape,
-      optimizer_lib.make_optimizer(run.config.optim),
+      train_state.make_optimizer(run.config.optim),
       run.config.seed,
     )
   )

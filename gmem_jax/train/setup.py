@@ -22,7 +22,6 @@ from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
-  optimizer as optimizer_lib,
   state as train_state,
 )
 
@@ -68,7 +67,7 @@ def make_init(
   return train_state.make_init(
     network(config, memory),
     memory.latent_shape,
-    optimizer_lib.make_optimizer(config.optim),
+    train_state.make_optimizer(config.optim),
     config.seed,
   )
 

@@ -7,7 +7,7 @@ import pytest
 
 from gmem_jax.aot import flops
 from gmem_jax.bench import _products, _timing, _training, train
-from gmem_jax.train import optimizer as optimizer_lib, step as train_step
+from gmem_jax.train import state as train_state, step as train_step
 from tests.bench import shapes
 
 
@@ -55,7 +55,7 @@ def test_stages_compute_what_the_step_computes(work):
   drawn = _training.draws(work)
   update = train_step.make_update(
     work.network,
-    optimizer_lib.make_optimizer(work.config.optim),
+    train_state.make_optimizer(work.config.optim),
     work.config.loss,
     ema_decay=work.config.train.ema_decay,
   )
@@ -137,7 +137,7 @@ def test_torch_takes_the_same_step(work):
   drawn = _training.draws(work)
   tensors = train._tensors(torch_step, peer, work)
   # A fresh optimizer on both sides.
-  tx = optimizer_lib.make_optimizer(work.config.optim)
+  tx = train_state.make_optimizer(work.config.optim)
   fresh = work.state.replace(
     ema=work.state.params, opt_state=tx.init(work.state.params)
   )

@@ -12,7 +12,6 @@ from gmem_jax.models import retrieval
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
-  optimizer as optimizer_lib,
   setup,
   step as train_step,
 )
@@ -112,7 +111,7 @@ def make_step(mesh, dataset, placement="replicated"):
   bank = memory.unit
   step_fn = train_step.make_train_step(
     setup.network(settings, memory),
-    optimizer_lib.make_optimizer(settings.optim),
+    train_state.make_optimizer(settings.optim),
     settings.loss,
     memory.stats,
     seed=0,

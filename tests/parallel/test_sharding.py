@@ -7,7 +7,6 @@ from jax.sharding import AbstractMesh, PartitionSpec as P
 from gmem_jax.models import lightning_dit
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
-  optimizer as optimizer_lib,
   state as train_state,
 )
 from tests import tiny
@@ -108,7 +107,7 @@ def xl():
   network = lightning_dit.LightningDiT(
     channels=32, **lightning_dit.SIZES["XL/1"], token_dim=768
   )
-  tx = optimizer_lib.make_optimizer(tiny.make_config().optim)
+  tx = train_state.make_optimizer(tiny.make_config().optim)
   init = train_state.make_init(network, (16, 16, 32), tx, seed=0)
   with jax.numpy_dtype_promotion("standard"):
     return jax.eval_shape(init)

@@ -13,7 +13,6 @@ from gmem_jax.config import training as training_lib
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import dit
 from gmem_jax.train import (
-  optimizer as optimizer_lib,
   state as train_state,
   step as train_step,
 )
@@ -49,7 +48,7 @@ def training(golden_dir):
   data = common.load(golden_dir, "train_steps.npz")
   hyper = json.loads(str(data["hyper"]))
   golden = networks.load(golden_dir, "lightningdit_b_model")
-  tx = optimizer_lib.make_optimizer(
+  tx = train_state.make_optimizer(
     training_lib.OptimConfig(
       learning_rate=hyper["lr"],
       schedule="constant",

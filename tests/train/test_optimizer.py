@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from gmem_jax.config import training
-from gmem_jax.train import optimizer as optimizer_lib
+from gmem_jax.train import state as train_state
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -32,7 +32,7 @@ def test_step_is_clipped_adamw():
   rng = np.random.default_rng(0)
   w = rng.normal(size=(3, 4)).astype(np.float32)
   params = {"kernel": jnp.asarray(w)}
-  tx = optimizer_lib.make_optimizer(replace(weight_decay=0.1))
+  tx = train_state.make_optimizer(replace(weight_decay=0.1))
   state = tx.init(params)
   m = v = np.zeros_like(w)
   for i in range(1, 4):
@@ -47,7 +47,7 @@ def test_step_is_clipped_adamw():
 
 
 def test_small_gradients_are_not_clipped():
-  tx = optimizer_lib.make_optimizer(CONFIG)
+  tx = train_state.make_optimizer(CONFIG)
   params = {"kernel": jnp.zeros((2,))}
   small = {"kernel": jnp.array([0.3, -0.4])}
   chained, _ = tx.update(small, tx.init(params), params)
@@ -58,7 +58,7 @@ def test_small_gradients_are_not_clipped():
 
 def test_frozen_parameters_do_not_decay():
   params = {"pos_embed": jnp.ones((2,)), "kernel": jnp.ones((2,))}
-  tx = optimizer_lib.make_optimizer(replace(weight_decay=0.5))
+  tx = train_state.make_optimizer(replace(weight_decay=0.5))
   zero = jax.tree.map(jnp.zeros_like, params)
   updates, _ = tx.update(zero, tx.init(params), params)
   np.testing.assert_array_equal(updates["pos_embed"], np.zeros(2))
@@ -77,7 +77,7 @@ def test_frozen_parameters_do_not_decay():
   ],
 )
 def test_schedule(changes, expected):
-  schedule = optimizer_lib.learning_rate(replace(**changes))
+  schedule = train_state.learning_rate(replace(**changes))
   for step, value in expected.items():
     assert float(schedule(step)) == pytest.approx(value, abs=1e-9)
 

@@ -11,7 +11,6 @@ from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
   loop,
-  optimizer as optimizer_lib,
   setup,
   step as train_step,
 )
@@ -131,7 +130,7 @@ def step_once(config, dataset, batch):
   memory = setup.make_memory(config, dataset, mesh)
   step_fn = train_step.make_train_step(
     setup.network(config, memory),
-    optimizer_lib.make_optimizer(config.optim),
+    train_state.make_optimizer(config.optim),
     config.loss,
     memory.stats,
     seed=config.seed,
@@ -188,7 +187,7 @@ def test_each_step_draws_from_its_own_streams(dataset, batch):
   network = setup.network(config, memory)
   step_fn = train_step.make_train_step(
     network,
-    optimizer_lib.make_optimizer(config.optim),
+    train_state.make_optimizer(config.optim),
     config.loss,
     memory.stats,
     seed=config.seed,
