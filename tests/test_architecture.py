@@ -60,6 +60,24 @@ def test_the_top_level_can_be_held_in_the_head():
   assert len(entries) <= 20
 
 
+def test_public_classes_have_one_name_each():
+  doubled = {
+    name: modules
+    for name, modules in layout.classes().items()
+    if len(modules) > 1
+  }
+  assert not doubled
+
+
+def test_tests_mirror_the_package():
+  inside = {p.relative_to(layout.PACKAGE) for p in layout.PACKAGE.glob("**/")}
+  ours = {"golden", "launch", "without_torch"}
+  for folder in (ROOT / "tests").glob("**/"):
+    relative = folder.relative_to(ROOT / "tests")
+    if not ours & set(relative.parts) and "__pycache__" not in relative.parts:
+      assert relative in inside, f"tests/{relative} mirrors no package"
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_pure_core_imports_only_the_numerical_libraries(path):
   name = module_name(path)

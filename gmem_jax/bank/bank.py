@@ -62,6 +62,11 @@ class MemoryBank:
     """How the rows are stored."""
     return str(self.rows.dtype)
 
+  @property
+  def sharding(self) -> jax.sharding.Sharding:
+    """Where the arrays of a bank on devices are, the same for all of them."""
+    return self.rows.sharding
+
 
 @flax.struct.dataclass
 class LowRankBank:

@@ -5,12 +5,15 @@ divide evenly; reading some costs one all-reduce of what was read.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import Array, Float32
 
 from gmem_jax.bank import bank as bank_lib, sharded_lookup
 from gmem_jax.config import networks
@@ -95,41 +98,37 @@ def place(
   return dataclasses.replace(jax.tree.map(split, bank), padding=padding)
 
 
-def of(bank: bank_lib.Bank) -> jax.sharding.Sharding:
-  """The sharding of a bank on devices, the same for all its arrays."""
-  return jax.tree.leaves(bank)[0].sharding
-
-
-def lookup_placement(bank: bank_lib.Bank) -> sharded_lookup.Placement | None:
+def lookup_placement(
+  bank: bank_lib.MemoryBank,
+) -> sharded_lookup.Placement | None:
   """What `lookup.nearest` must know of a bank on devices.
 
   Returns:
     None for a bank on a single device.
   """
-  where = of(bank)
+  where = bank.sharding
   if not isinstance(where, NamedSharding) or where.mesh.size == 1:
     return None
   rows = sharding.AXES if len(where.spec) else ()
   return sharded_lookup.Placement(cast(Mesh, where.mesh), rows=rows)
 
 
-def read_rows(bank: bank_lib.Bank, rows: np.ndarray) -> np.ndarray:
-  """Reads features from a bank anywhere to the host of every process.
-
-  Args:
-    bank: The bank; if it is on devices, all processes call this.
-    rows: [n] row numbers in [0, m).
+def make_reader(
+  bank: bank_lib.Bank,
+) -> Callable[[np.ndarray], Float32[Array, "n d"] | Float32[np.ndarray, "n d"]]:
+  """Makes the function that reads features from a bank to every process.
 
   Returns:
-    float32 [n, d].
+    Row numbers [n] in [0, m) -> float32 [n, d]. If the bank is on devices, all
+    processes call it together.
   """
   where = getattr(jax.tree.leaves(bank)[0], "sharding", None)
   if not isinstance(where, NamedSharding):
-    return np.asarray(bank_lib.features(bank, rows))
+    return functools.partial(bank_lib.features, bank)
   # A host reads an array only if its own devices hold all of it.
   everywhere = NamedSharding(where.mesh, P())
   read = jax.jit(bank_lib.features, out_shardings=everywhere)
-  return np.asarray(read(bank, jax.device_put(rows, everywhere)))
+  return functools.partial(read, bank)
 
 
 def to_save(bank: bank_lib.Bank) -> bank_lib.Bank:

@@ -1,6 +1,6 @@
 """LightningDiT and its loss in PyTorch, for comparison; ours, like the rest.
 
-The same network as `models.lightning_dit` on the same parameters, written as
+The same network as `models.dit.LightningDiT` on the same parameters, written as
 one would write it in PyTorch: fused attention, linear layers on tokens, and
 under `torch.compile` one graph. Importing this module needs torch.
 """

@@ -28,7 +28,6 @@ from gmem_jax.train import (
   dataset as dataset_lib,
   loop,
   metrics,
-  run_directory,
   setup,
 )
 
@@ -111,7 +110,7 @@ def measure(
     workdir: Its directory; a finished run there is not trained again.
   """
   print(f"{name}: training {config.train.steps} steps", flush=True)
-  run_directory.claim(config, workdir)
+  setup.claim(config, workdir)
   mesh = train_command.make_mesh(config)
   dataset = dataset_lib.load(config)
   images, heldout = dataset.train_images, dataset.heldout

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmem_jax.convert import torch_export, transformer
-from gmem_jax.models import lightning_dit
+from gmem_jax.models import dit
 
 _MEMORY_LIMIT = 1.3
 
@@ -29,7 +29,7 @@ def make_checkpoint(path: pathlib.Path, size: str) -> int:
   Returns:
     The bytes of its tensors.
   """
-  network = lightning_dit.LightningDiT(channels=32, **lightning_dit.SIZES[size])
+  network = dit.LightningDiT(channels=32, **dit.LIGHTNING_DIT_SIZES[size])
   shapes = transformer.state_dict_shapes(network, grid=16)
   largest = max(int(np.prod(shape)) for shape in shapes.values())
   noise = np.random.default_rng(0).standard_normal(largest, np.float32)
@@ -71,7 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   parser = argparse.ArgumentParser(prog="python -m gmem_jax.bench convert")
   parser.add_argument(
-    "--size", choices=lightning_dit.SIZES, default="XL/1", help="of the network"
+    "--size",
+    choices=dit.LIGHTNING_DIT_SIZES,
+    default="XL/1",
+    help="of the network",
   )
   parser.add_argument("--dir", help="where to write (three times the file)")
   args = parser.parse_args(argv)

@@ -29,7 +29,7 @@ from gmem_jax.bench import _data_files as files
 from gmem_jax.config import training
 from gmem_jax.data import pipeline, store, upstream
 from gmem_jax.diffusion import losses
-from gmem_jax.models import lightning_dit
+from gmem_jax.models import dit
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
@@ -158,7 +158,7 @@ def _make_step() -> tuple[Any, Any]:
   h, w, c = files.LATENT
   # Small, so that the step is short and the loader's part in it large: larger
   # networks hide more of the loader.
-  network = lightning_dit.LightningDiT(
+  network = dit.LightningDiT(
     channels=c,
     snippet_dim=files.WIDTH,
     token_dim=files.TOKENS[1],

@@ -33,12 +33,11 @@ from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _recipe, _reference_sampler, _results, _timing
 from gmem_jax.commands import compile as compile_command
 from gmem_jax.config import sections
-from gmem_jax.data import images as images_lib
+from gmem_jax.data import images, images as images_lib
 from gmem_jax.diffusion import schedule
 from gmem_jax.models import retrieval
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import output
 from gmem_jax.train import setup
 
 OURS, REFERENCE = "gmem_jax", "the reference's calls"
@@ -137,7 +136,7 @@ def png_seconds(pixels: np.ndarray) -> dict[str, float]:
     for path, image in zip(paths, pixels, strict=True):
       images_lib.save_png(path, image)
     found["one"] = time.perf_counter() - start
-    with concurrent.futures.ThreadPoolExecutor(output.THREADS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(images.THREADS) as pool:
       start = time.perf_counter()
       list(pool.map(images_lib.save_png, paths, pixels))
       found["threads"] = time.perf_counter() - start
@@ -214,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, seconds in (
       ("decoding", found["decode"]),
       ("PNG, one thread", png["one"]),
-      (f"PNG, {output.THREADS} threads", png["threads"]),
+      (f"PNG, {images.THREADS} threads", png["threads"]),
     )
   ]
   table = (

@@ -20,7 +20,7 @@ from gmem_jax.evaluate import (
 )
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import output, plan as plan_lib, source as source_lib
+from gmem_jax.sample import plan as plan_lib, source as source_lib
 from gmem_jax.train import dataset as dataset_lib
 
 
@@ -97,7 +97,7 @@ def _sampled(
   info = plan_lib.record(config, source, plan)
   if config.eval.keep_images:
     directory = plan_lib.directory_of(config, workdir, source, plan)
-    output.claim(directory, info)
+    images_lib.claim(directory, info)
     make = _keeping(make, directory)
   tokenizer = source.weights.tokenizer
   shape = protocols.image_shape(tokenizer, source.sampler.latent_shape)

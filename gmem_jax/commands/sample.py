@@ -4,9 +4,10 @@ import pathlib
 from collections.abc import Sequence
 
 from gmem_jax.config import sections
+from gmem_jax.data import images as images_lib
 from gmem_jax.diffusion import schedule
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import output, plan as plan_lib, source as source_lib
+from gmem_jax.sample import plan as plan_lib, source as source_lib
 
 
 def sample_mode(
@@ -33,7 +34,7 @@ def sample_mode(
   else:
     plan = plan_lib.plan_rows(config, source)
   directory = plan_lib.directory_of(config, workdir, source, plan)
-  output.claim(directory, plan_lib.record(config, source, plan))
+  images_lib.claim(directory, plan_lib.record(config, source, plan))
   made = _write(config.sample, source, plan, directory)
   if processes.is_main():
     cost = describe_cost(config.sampler)
@@ -48,21 +49,21 @@ def _write(
 ) -> int:
   """Makes what is missing; returns how many images that was."""
   count = plan.count
-  packed = output.adm_file(directory, count).exists()
+  packed = images_lib.adm_file(directory, count).exists()
   # Its PNG files were removed: they must not look as if they were missing.
   if config.format == "npz" and processes.agree(packed):
     return 0
   make = plan_lib.make_fn(source, plan)
-  made = output.write_images(directory, count, config.batch_size, make)
+  made = images_lib.write_images(directory, count, config.batch_size, make)
   if not processes.is_main():
     return made
   if config.grid:
     shown = min(count, config.grid)
-    output.write_grid(directory, shown, config.per_row, plan.labels)
+    images_lib.write_grid(directory, shown, config.per_row, plan.labels)
   if config.format != "png":
-    output.write_adm(directory, count)
+    images_lib.write_adm(directory, count)
   if config.format == "npz":
-    output.remove_pngs(directory, count)
+    images_lib.remove_pngs(directory, count)
   return made
 
 

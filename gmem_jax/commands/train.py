@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from gmem_jax.evaluate import build, scores, sources
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.sample import sampler as sampler_lib, source as source_lib
-from gmem_jax.train import dataset as dataset_lib, loop, run_directory, setup
+from gmem_jax.train import dataset as dataset_lib, loop, setup
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   # First what needs no device and no data: a wrong config fails in a second.
   dataset_lib.require(config)
   mesh = make_mesh(config)
-  run_directory.claim(config, workdir)
+  setup.claim(config, workdir)
   dataset = dataset_lib.load(config)
   memory = setup.make_memory(config, dataset, mesh)
   evaluator = make_evaluator(
@@ -56,7 +57,7 @@ def _compare(
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
   directory = run.workdir / "unconditional"
-  run_directory.claim(other, directory)
+  setup.claim(other, directory)
   other_run = make_run(other, directory, run.mesh, dataset, memory, evaluator)
   other_params = loop.train(other_run).ema
   _log.info("sampling for the report")
@@ -119,6 +120,7 @@ def make_run(
   # without taking memory of the devices.
   fixed = source_lib.make_weights(config, memory, None)
   shape = protocols.image_shape(fixed.tokenizer, memory.latent_shape)
+  draw = snippet_drawing(config, memory.bank)
   count, shown = config.eval.count, config.eval.grid
 
   def evaluate_fn(step: int, params: Any):
@@ -126,7 +128,7 @@ def make_run(
     first: list[np.ndarray] = []
 
     def read(numbers):
-      rows, features = draw_snippets(config, memory.bank, numbers)
+      rows, features = draw(numbers)
       pixels = sampler(weights, numbers, features, rows)
       # The picture shows images that are scored anyway.
       if numbers[0] < shown:
@@ -199,22 +201,29 @@ def draw_samples(
   is left out there as an image's own.
   """
   numbers = np.arange(config.eval.count)
-  rows, features = draw_snippets(config, bank, numbers)
+  rows, features = snippet_drawing(config, bank)(numbers)
   own = None if outside else rows
   return report.Samples(sampler(weights, numbers, features, own), rows)
 
 
-def draw_snippets(
-  config: sections.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the snippets of images [n]; each depends on (seed, number) alone.
+def snippet_drawing(
+  config: sections.Config, bank: bank_lib.MemoryBank
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+  """Makes the function that draws images' snippets from a bank.
 
   Returns:
-    Rows of the bank [n], and their features [n d].
+    Image numbers [n] -> (rows of the bank [n], their features [n d]); each
+    depends on (seed, number) alone.
   """
-  images = jnp.asarray(numbers.astype(np.int32))
-  rows = np.asarray(bank_lib.draw_rows(config.seed, images, bank.size))
-  return rows, bank_sharding.read_rows(bank, rows)
+  # Compiled once here, not at every evaluation.
+  read = bank_sharding.make_reader(bank)
+
+  def draw(numbers):
+    images = jnp.asarray(numbers.astype(np.int32))
+    rows = np.asarray(bank_lib.draw_rows(config.seed, images, bank.size))
+    return rows, np.asarray(read(rows))
+
+  return draw
 
 
 def make_mesh(config: sections.Config) -> jax.sharding.Mesh:

@@ -9,10 +9,13 @@ from gmem_jax.convert import manifest, rules
 from gmem_jax.convert.detect import Contents
 from gmem_jax.convert.manifest import Identity, Shapes
 from gmem_jax.convert.names import dit
-from gmem_jax.models import lightning_dit, sit, transformer as networks
+from gmem_jax.models import dit as dit_lib, transformer as networks
 
 _LABELS = {"sit": "SiT", "lightning_dit": "LightningDiT"}
-_SIZES = {"sit": sit.SIZES, "lightning_dit": lightning_dit.SIZES}
+_SIZES = {
+  "sit": dit_lib.SIT_SIZES,
+  "lightning_dit": dit_lib.LIGHTNING_DIT_SIZES,
+}
 # Fields that say how to run a network, not what it is.
 _RUNTIME = (
   "parent", "name", "dtype", "float8", "scan_layers", "remat", "attention",
@@ -78,7 +81,7 @@ def read_network(shapes: Shapes, **settings: Any) -> networks.FlowTransformer:
   """
   is_sit = any(name.startswith("projectors.") for name in shapes)
   kind = "sit" if is_sit else "lightning_dit"
-  family = sit.SiT if is_sit else lightning_dit.LightningDiT
+  family = dit_lib.SiT if is_sit else dit_lib.LightningDiT
   projector = "projectors.0" if is_sit else "projector.0"
   modulation = "blocks.0.adaLN_modulation.1.weight"
   kernel, table, final, condition, first, last, *rest = manifest.deciding(

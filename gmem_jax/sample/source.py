@@ -15,10 +15,10 @@ from gmem_jax.bank import (
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.files import weights as weights_lib
-from gmem_jax.models import build, transformer
+from gmem_jax.models import dit, transformer
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sampler as sampler_lib
-from gmem_jax.train import checkpoint, run_directory, setup
+from gmem_jax.train import checkpoint, setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +114,10 @@ def _from_run(
       f"--workdir={workdir}: no run was trained there, and"
       " config.sample.network names no converted weights"
     )
-  run_directory.claim(config, workdir)
-  memory = setup.load_memory(workdir / "memory", mesh, config.bank.placement)
+  setup.claim(config, workdir)
+  searched = transformer.uses_cross(config.model.conditioning)
+  placement = config.bank.placement if searched else None
+  memory = setup.load_memory(workdir / "memory", mesh, placement)
   step, params = load_params(config, workdir, mesh)
   name = f"step_{step:07d}_{config.sample.weights}"
   if config.sample.bank:
@@ -124,7 +126,9 @@ def _from_run(
   else:
     unit = setup.lookup_bank(config, memory.bank)
     memory = dataclasses.replace(memory, unit=unit)
-    rows = bank_lib.decode(bank_sharding.to_save(memory.bank))
+    rows = bank_lib.decode(
+      bank_sharding.to_save(memory.bank) if searched else memory.bank
+    )
     bank = HostBank(rows, None, {"digest": memory.info.digest})
   return SampleSource(
     name=name,
@@ -212,7 +216,7 @@ def _from_converted(
   return SampleSource(
     name=f"{name}_{info['weights']}" if info["weights"] else name,
     sampler=sampler_lib.Sampler(
-      network=build.build(
+      network=dit.build(
         config.model,
         channels=channels,
         snippet_dim=model["snippet_dim"],
@@ -234,7 +238,7 @@ def _from_converted(
 def _check_model(config: sections.Config, stored: dict[str, Any]) -> None:
   """Refuses a network that is not the config's; lists the keys that differ."""
   path = config.sample.network
-  differing = build.differing_keys(config.model, stored)
+  differing = dit.differing_keys(config.model, stored)
   if not differing:
     return
   if stored["conditioning"] != config.model.conditioning:

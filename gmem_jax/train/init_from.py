@@ -17,7 +17,7 @@ import numpy as np
 
 from gmem_jax.config import sections
 from gmem_jax.files import weights
-from gmem_jax.models import build, sit
+from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
 from gmem_jax.train import checkpoint, state as train_state
 
@@ -66,7 +66,7 @@ def _converted(config: sections.Config, where: str) -> dict[str, Any]:
   given, metadata = weights.load_configured(
     "train.init_from", config.train.init_from, kinds
   )
-  differing = build.differing_keys(
+  differing = dit.differing_keys(
     config.model, metadata["model"], ignored=("conditioning",)
   )
   if differing:
@@ -75,7 +75,7 @@ def _converted(config: sections.Config, where: str) -> dict[str, Any]:
     )
   # The first release's time runs from data to noise, a run's the other way. The
   # parameters are turned exactly, not approximately.
-  return sit.turn_params(given) if metadata["kind"] == "sit" else given
+  return dit.turn_params(given) if metadata["kind"] == "sit" else given
 
 
 def _of_run(

@@ -20,7 +20,7 @@ import numpy as np
 from clu import parameter_overview
 
 from gmem_jax import progress as progress_lib, rngs
-from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
+from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
 from gmem_jax.data import images, pipeline
 from gmem_jax.models import retrieval, transformer
@@ -128,7 +128,7 @@ def jit_step(
     accumulation=config.train.accumulation,
     retrieve=retrieve,
   )
-  where, everywhere = bank_sharding.of(bank), sharding.replicated(mesh)
+  where, everywhere = bank.sharding, sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh, steps_axis=True)
   return jax.jit(
     train_step.repeat(step_fn),

@@ -1,4 +1,4 @@
-"""From a config and its data to the parts of a run."""
+"""From a config and its data to a run: its directory, memory and network."""
 
 import dataclasses
 import functools
@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import flax.traverse_util
 import jax
 from jax.sharding import Mesh
 
@@ -16,14 +17,36 @@ from gmem_jax.bank import (
   sharding as bank_sharding,
 )
 from gmem_jax.config import networks, sections
-from gmem_jax.files import weights
-from gmem_jax.models import build, retrieval, transformer
+from gmem_jax.files import atomic, weights
+from gmem_jax.models import dit, retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
   state as train_state,
 )
+
+# Keys, or beginnings of keys, that a continued run may change: they decide how
+# long and where it runs and what is shown of it, not what is computed.
+FREE = (
+  "compile_cache", "train.steps", "train.steps_per_dispatch",
+  "train.accumulation", "train.log_every", "mesh.", "checkpoint.", "sampler.",
+  "sample.", "data.path", "data.prepared", "data.shard_size",
+  "data.device_batch", "bank.placement", "encoder.tokenizer_weights",
+  "encoder.features_weights", "eval.", "report.", "model.scan_layers",
+  "model.remat", "model.attention",
+)  # fmt: skip
+
+# What runs did that were started before a key existed.
+BEFORE = {
+  "bank.storage": "float32",
+  "model.cross_every": 1,
+  "model.float8": False,
+  "retrieval.neighbours": 8,
+  "retrieval.exclude_own": True,
+  "retrieval.dropout": 0.1,
+  "train.init_from": "",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +71,49 @@ class RunMemory:
   unit: bank_lib.MemoryBank | None = None
 
 
+def claim(config: sections.Config, workdir: pathlib.Path) -> None:
+  """Makes a directory this run's, or checks that it already is.
+
+  Raises:
+    ValueError: If it belongs to a run of another config; lists the keys that
+      differ. Keys in `FREE` may differ; the new values are noted.
+  """
+  path = workdir / "config.json"
+  if path.exists():
+    stored = BEFORE | _flatten(atomic.read_json(path))
+    given = _flatten(dataclasses.asdict(config))
+    differing = atomic.differences(
+      stored, given, prefix="config.", ignored=FREE
+    )
+    if differing:
+      hint = "\nTake another --workdir, or give these keys their old values."
+      if stored.get("model.conditioning") != given["model.conditioning"]:
+        hint += (
+          "\nTo train on from its parameters with the new conditioning, take"
+          f" another --workdir and --config.train.init_from={workdir}"
+        )
+      raise ValueError(
+        f"--workdir={workdir} belongs to a run of another config:\n"
+        + "\n".join(differing)
+        + hint
+      )
+  # Before the first write: a process with a directory of its own would only
+  # fail much later, when it looks for checkpoints.
+  processes.check_shared(workdir, "--workdir")
+  if processes.is_main():
+    atomic.write_json(path, dataclasses.asdict(config))
+
+
+def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
+  """Nested dicts to dotted keys."""
+  return flax.traverse_util.flatten_dict(tree, sep=".")
+
+
 def network(
   config: sections.Config, memory: RunMemory
 ) -> transformer.FlowTransformer:
   """Builds the network, whose outer widths the data decide."""
-  return build.build(
+  return dit.build(
     config.model,
     channels=memory.latent_shape[-1],
     snippet_dim=memory.bank.width,
@@ -87,7 +148,7 @@ def lookup_bank(
   if not transformer.uses_cross(config.model.conditioning):
     return None
   retrieval.check_bank(config.retrieval, bank)
-  where = bank_sharding.of(bank)
+  where = bank.sharding
   # The kernels want multiples of 8 rows, of every shard.
   multiple = 8 if where.is_fully_replicated else 8 * where.num_devices
   # Normalised once, as every step's lookup goes through all rows.
@@ -177,9 +238,14 @@ def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
 
 
 def load_memory(
-  path: pathlib.Path, mesh: Mesh, placement: networks.Placement = "auto"
+  path: pathlib.Path, mesh: Mesh, placement: networks.Placement | None = "auto"
 ) -> RunMemory:
   """Reads the memory of a run and puts it on a mesh.
+
+  Args:
+    path: The directory that `save_memory` wrote.
+    mesh: For the latent statistics, and the bank.
+    placement: None leaves the bank on the host: sampling reads a few rows.
 
   Raises:
     ValueError: If there is none.
@@ -187,8 +253,10 @@ def load_memory(
   tree, metadata = weights.load_tree(path, None)
   stats = {name: tree.pop(name) for name in ("mean", "std")}
   bank = bank_lib.MemoryBank(**tree)
+  if placement is not None:
+    bank = bank_sharding.place(bank, mesh, placement)
   return RunMemory(
-    bank=bank_sharding.place(bank, mesh, placement),
+    bank=bank,
     info=bank_lib.BankInfo(**metadata["info"]),
     stats=protocols.LatentStats(
       **sharding.place(stats, sharding.replicated(mesh))

@@ -15,7 +15,7 @@ from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.train import run_directory, setup
+from gmem_jax.train import setup
 from tests import tiny
 from tests.convert import helpers
 
@@ -217,7 +217,7 @@ def test_runs_made_before_banks_had_a_storage_are_read(rows, mesh, tmp_path):
   then = resolve.to_json(now)
   del then["bank"]
   (tmp_path / "config.json").write_text(json.dumps(then))
-  run_directory.claim(now, tmp_path)
+  setup.claim(now, tmp_path)
   (tmp_path / "config.json").write_text(json.dumps(then))
   with pytest.raises(ValueError, match=r"bank\.storage: 'float32' there"):
-    run_directory.claim(tiny.make_config(bank__storage="int8"), tmp_path)
+    setup.claim(tiny.make_config(bank__storage="int8"), tmp_path)

@@ -53,7 +53,7 @@ def test_sharded_snippets_equal_replicated(mesh, storage):
   assert "all-reduce" in text
   assert f"[{SIZE + 1},{WIDTH}]" not in text
   np.testing.assert_array_equal(
-    bank_sharding.read_rows(split, rows), bank_lib.features(host, rows)
+    bank_sharding.make_reader(split)(rows), bank_lib.features(host, rows)
   )
 
 
@@ -100,5 +100,5 @@ def test_auto_splits_what_does_not_fit(mesh, monkeypatch):
     monkeypatch.setattr(
       bank_sharding, "memory_limit", lambda _, limit=limit: limit
     )
-    where = bank_sharding.of(bank_sharding.place(host, mesh, "auto"))
+    where = bank_sharding.place(host, mesh, "auto").sharding
     assert bool(len(where.spec)) == split, limit

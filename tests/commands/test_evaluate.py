@@ -19,7 +19,6 @@ from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
-  run_directory,
   setup,
 )
 from tests import tiny
@@ -34,7 +33,7 @@ def workdir(tmp_path_factory):
   """A run at step 8 whose network is untrained."""
   directory = tmp_path_factory.mktemp("run")
   config = tiny.make_config()
-  run_directory.claim(config, directory)
+  setup.claim(config, directory)
   mesh = sharding.make_mesh(config.mesh)
   memory = setup.make_memory(config, dataset_lib.load(config), mesh)
   setup.save_memory(directory / "memory", memory)

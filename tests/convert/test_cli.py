@@ -25,7 +25,7 @@ from gmem_jax.convert import (
 )
 from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
-from gmem_jax.models import lightning_dit, sit
+from gmem_jax.models import dit
 from tests.convert import helpers
 
 
@@ -94,7 +94,7 @@ def test_converted_networks_compute_what_the_published_code_does(
   golden_dir, tmp_path
 ):
   """From the file to the output, with nothing but the converter's metadata."""
-  families = {"sit": sit.SiT, "lightning_dit": lightning_dit.LightningDiT}
+  families = {"sit": dit.SiT, "lightning_dit": dit.LightningDiT}
   compared = 0
   for path in helpers.golden_files(golden_dir):
     for name in ("ema", "model", None):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from gmem_jax.convert import detect, rules, transformer
-from gmem_jax.models import lightning_dit, sit
+from gmem_jax.models import dit
 
-LIGHTNING = lightning_dit.LightningDiT(
+LIGHTNING = dit.LightningDiT(
   channels=3, patch=2, width=24, depth=4, heads=3, token_dim=5
 )
-SIT = sit.SiT(
+SIT = dit.SiT(
   channels=3, patch=2, width=24, depth=8, heads=3, token_dim=5, learn_sigma=True
 )
 

@@ -13,7 +13,7 @@ import numpy as np
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import dit
 from gmem_jax.files.torch_reader import torch_file
-from gmem_jax.models import lightning_dit, sit, transformer
+from gmem_jax.models import dit as dit_lib, transformer
 
 # Golden file: its weights, and the path to the state dict inside.
 WEIGHTS = {
@@ -67,8 +67,8 @@ def from_config(config: dict[str, Any]) -> transformer.FlowTransformer:
     assert not config["qk_norm"]
     assert config["mlp_ratio"] == 4
     (token_dim,) = config["z_dims"]
-    return sit.SiT(token_dim=token_dim, **common)
-  return lightning_dit.LightningDiT(
+    return dit_lib.SiT(token_dim=token_dim, **common)
+  return dit_lib.LightningDiT(
     token_dim=config["z_dim"],
     snippet_dropout=config["dropout_prob"],
     swiglu=config["use_swiglu"],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.models import blocks, conditioning, lightning_dit, sit
+from gmem_jax.models import blocks, conditioning, dit
 from gmem_jax.train import init_from
 from tests.models import networks
 
@@ -21,7 +21,7 @@ COMMON = {
   "token_dim": 7,
   "scan_layers": True,  # Fast to compile.
 }
-FAMILIES = {"sit": sit.SiT, "lightning_dit": lightning_dit.LightningDiT}
+FAMILIES = {"sit": dit.SiT, "lightning_dit": dit.LightningDiT}
 # The small published networks; `b` is of the same kind as `a`.
 FAST = ("lightningdit_a", "sit_tiny")
 GOLDEN = [

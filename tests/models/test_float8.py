@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from gmem_jax.aot import topology
-from gmem_jax.models import float8, lightning_dit, sit
+from gmem_jax.models import dit, float8
 
 FORMATS = [float8.FORWARD, float8.BACKWARD]
 SIZE = dict(
   channels=4, patch=1, width=32, depth=2, heads=2, snippet_dim=8, token_dim=0
 )
 NETWORKS = {
-  "sit": sit.SiT(**SIZE),
-  "lightning_dit": lightning_dit.LightningDiT(
+  "sit": dit.SiT(**SIZE),
+  "lightning_dit": dit.LightningDiT(
     **SIZE, swiglu=True, rope=True, rms_norm=True
   ),
 }

@@ -11,13 +11,16 @@ import pytest
 
 from gmem_jax.convert import rules, transformer as convert
 from gmem_jax.convert.names import dit
-from gmem_jax.models import layers, lightning_dit, sit
+from gmem_jax.models import dit as dit_lib, layers
 from tests import recipe
 from tests.models import networks
 
 pytestmark = pytest.mark.golden
 
-FAMILY = {"LightningDiT": lightning_dit, "SiT": sit}
+FAMILY = {
+  "LightningDiT": (dit_lib.LightningDiT, dit_lib.LIGHTNING_DIT_SIZES),
+  "SiT": (dit_lib.SiT, dit_lib.SIT_SIZES),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -197,9 +200,9 @@ def test_published_size(golden_dir, name):
     data = dict(file)
   x, t, c = networks.inputs(data)
   family, size = str(data["model"]).split("-")
-  module = FAMILY[family]
-  network = getattr(module, family)(
-    channels=x.shape[-1], snippet_dim=c.shape[-1], **module.SIZES[size]
+  network_class, sizes = FAMILY[family]
+  network = network_class(
+    channels=x.shape[-1], snippet_dim=c.shape[-1], **sizes[size]
   )
   side = networks.grid(network, x)
   weights = recipe.recipe_state_dict(

@@ -13,6 +13,7 @@ from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
   setup,
+  state as train_state,
   step as train_step,
 )
 from tests import tiny

@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from gmem_jax.convert import rules, transformer as convert
 from gmem_jax.convert.names import dit
-from gmem_jax.models import blocks, layers, lightning_dit, sit
+from gmem_jax.models import blocks, dit as dit_lib, layers
 from tests import recipe
 
 COMMON = {
@@ -28,9 +28,9 @@ COMMON = {
 }
 # Together they take both sides of every switch.
 FAMILIES = {
-  "sit": lambda **kw: sit.SiT(**{**COMMON, **kw}),
-  "published": lambda **kw: lightning_dit.LightningDiT(**{**COMMON, **kw}),
-  "switched": lambda **kw: lightning_dit.LightningDiT(
+  "sit": lambda **kw: dit_lib.SiT(**{**COMMON, **kw}),
+  "published": lambda **kw: dit_lib.LightningDiT(**{**COMMON, **kw}),
+  "switched": lambda **kw: dit_lib.LightningDiT(
     **{
       **COMMON,
       "swiglu": False,
@@ -358,10 +358,8 @@ def test_initial_moments_are_the_published_ones():
   channels = moments["x_embedder.proj.weight"]["shape"][1]
   tokens = moments["pos_embed"]["shape"][1]
   # Blocks are alike, so that two stand for the first and the last.
-  size = {**lightning_dit.SIZES["B/1"], "depth": 2}
-  network = lightning_dit.LightningDiT(
-    channels=channels, projector_depth=1, **size
-  )
+  size = {**dit_lib.LIGHTNING_DIT_SIZES["B/1"], "depth": 2}
+  network = dit_lib.LightningDiT(channels=channels, projector_depth=1, **size)
   side = round(tokens**0.5)
   variables = _init(network, *_inputs(channels, side, 768))
   state_dict = rules.to_torch(
@@ -395,16 +393,18 @@ def test_initial_moments_are_the_published_ones():
 @pytest.mark.parametrize(
   ("name", "module", "size", "channels"),
   [
-    ("lightningdit-b-1", lightning_dit.LightningDiT, "B/1", 32),
-    ("lightningdit-xl-1", lightning_dit.LightningDiT, "XL/1", 32),
-    ("sit-xl-2", sit.SiT, "XL/2", 4),
+    ("lightningdit-b-1", dit_lib.LightningDiT, "B/1", 32),
+    ("lightningdit-xl-1", dit_lib.LightningDiT, "XL/1", 32),
+    ("sit-xl-2", dit_lib.SiT, "XL/2", 4),
   ],
 )
 def test_published_sizes(name, module, size, channels):
   """Every name and shape, and the number of parameters."""
   manifest = json.loads((recipe.MANIFESTS / f"{name}.json").read_text())
   shapes = recipe.manifest_shapes(name)
-  sizes = sit.SIZES if module is sit.SiT else lightning_dit.SIZES
+  sizes = (
+    dit_lib.SIT_SIZES if module is dit_lib.SiT else dit_lib.LIGHTNING_DIT_SIZES
+  )
   network = module(channels=channels, **sizes[size])
   assert convert.read_network(shapes) == network
   grid = round(shapes["pos_embed"][1] ** 0.5)
@@ -420,12 +420,17 @@ def test_published_sizes(name, module, size, channels):
   assert trainable == manifest["trainable_parameters"]
 
 
-@pytest.mark.parametrize("module", [sit, lightning_dit])
-def test_every_size_can_be_built(module):
-  family = sit.SiT if module is sit else lightning_dit.LightningDiT
+@pytest.mark.parametrize(
+  ("family", "sizes"),
+  [
+    (dit_lib.SiT, dit_lib.SIT_SIZES),
+    (dit_lib.LightningDiT, dit_lib.LIGHTNING_DIT_SIZES),
+  ],
+)
+def test_every_size_can_be_built(family, sizes):
   widths = {"S": 384, "B": 768, "L": 1024, "XL": 1152}
   widths |= {"1p0B": 1536, "1p6B": 1792}
-  for name, size in module.SIZES.items():
+  for name, size in sizes.items():
     network = family(channels=4, **size)
     width, patch = name.split("/")
     assert (network.width, network.patch) == (widths[width], int(patch))

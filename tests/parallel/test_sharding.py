@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec as P
 
-from gmem_jax.models import lightning_dit
+from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   state as train_state,
@@ -104,8 +104,8 @@ def test_a_large_array_that_cannot_be_split_at_all_is_an_error():
 @pytest.fixture(scope="module")
 def xl():
   """The abstract training state of XL/1 with its projector."""
-  network = lightning_dit.LightningDiT(
-    channels=32, **lightning_dit.SIZES["XL/1"], token_dim=768
+  network = dit.LightningDiT(
+    channels=32, **dit.LIGHTNING_DIT_SIZES["XL/1"], token_dim=768
   )
   tx = train_state.make_optimizer(tiny.make_config().optim)
   init = train_state.make_init(network, (16, 16, 32), tx, seed=0)

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax.data import images as images_lib
+from gmem_jax.data import images, images as images_lib
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import output, source as source_lib
+from gmem_jax.sample import source as source_lib
 from gmem_jax.train import dataset as dataset_lib, setup
 from tests import tiny
 
@@ -81,10 +81,10 @@ def test_images_are_numbered_and_continue(tmp_path):
     return fake(images)
 
   with pytest.raises(KeyboardInterrupt):
-    output.write_images(tmp_path, 20, 5, make)
+    images.write_images(tmp_path, 20, 5, make)
   assert len(list(tmp_path.glob("*.png"))) == 5
-  assert output.write_images(tmp_path, 20, 5, fake) == 15
-  assert output.write_images(tmp_path, 20, 5, fake) == 0
+  assert images.write_images(tmp_path, 20, 5, fake) == 15
+  assert images.write_images(tmp_path, 20, 5, fake) == 0
   for i in range(20):
     pixels = images_lib.read_png(tmp_path / f"{i:06d}.png")
     np.testing.assert_array_equal(pixels, np.full((8, 8, 1), i))
@@ -108,15 +108,15 @@ def test_colour_images_are_saved(tmp_path):
 
 
 def test_directory_of_other_settings_is_refused(tmp_path):
-  output.claim(tmp_path / "d", {"seed": 0, "step": 5})
-  output.claim(tmp_path / "d", {"seed": 0, "step": 5})
+  images.claim(tmp_path / "d", {"seed": 0, "step": 5})
+  images.claim(tmp_path / "d", {"seed": 0, "step": 5})
   with pytest.raises(ValueError, match=r"seed: 0 there, 1 now"):
-    output.claim(tmp_path / "d", {"seed": 1, "step": 5})
+    images.claim(tmp_path / "d", {"seed": 1, "step": 5})
   stored = json.loads((tmp_path / "d" / "sample.json").read_text())
   assert stored == {"seed": 0, "step": 5}
 
 
 def test_grid_file(tmp_path):
-  output.write_images(tmp_path, 5, 5, fake)
-  output.write_grid(tmp_path, 5)
+  images.write_images(tmp_path, 5, 5, fake)
+  images.write_grid(tmp_path, 5)
   assert images_lib.read_png(tmp_path / "grid.png").shape[1] > 3 * 64

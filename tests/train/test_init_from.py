@@ -17,7 +17,6 @@ from gmem_jax.train import (
   dataset as dataset_lib,
   init_from,
   loop,
-  run_directory,
   setup,
 )
 from tests import tiny
@@ -173,7 +172,7 @@ def test_a_path_without_parameters_is_named(parts, fresh, tmp_path, made):
 
 
 def test_a_workdir_of_another_conditioning_tells_how_to_continue(tmp_path):
-  run_directory.claim(tiny.make_config(), tmp_path)
+  setup.claim(tiny.make_config(), tmp_path)
   message = rf"model\.conditioning.*(.|\n)*train\.init_from={tmp_path}"
   with pytest.raises(ValueError, match=message):
-    run_directory.claim(tiny.make_config(**CROSS), tmp_path)
+    setup.claim(tiny.make_config(**CROSS), tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from gmem_jax.models import lightning_dit
+from gmem_jax.models import dit
 from gmem_jax.train import state as train_state
 
 
@@ -25,7 +25,7 @@ def test_ema_converges_geometrically():
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_init_is_pure_and_starts_the_average_at_the_parameters():
-  network = lightning_dit.LightningDiT(
+  network = dit.LightningDiT(
     channels=2,
     snippet_dim=6,
     token_dim=0,

@@ -12,6 +12,7 @@ from gmem_jax.train import (
   dataset as dataset_lib,
   loop,
   setup,
+  state as train_state,
   step as train_step,
 )
 from tests import tiny

@@ -9,7 +9,7 @@ import pytest
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.models import lightning_dit
+from gmem_jax.models import dit
 from gmem_jax.models.encoders import protocols, random_conv
 from gmem_jax.train import state as train_state, step as train_step
 from tests.diffusion import common
@@ -21,7 +21,7 @@ B, SHAPE, WIDTH = 4, (4, 4, 2), 8
 @pytest.fixture(scope="module")
 def parts():
   """(state, step, batch without tokens, bank)."""
-  network = lightning_dit.LightningDiT(
+  network = dit.LightningDiT(
     channels=2,
     snippet_dim=WIDTH,
     token_dim=192,

@@ -5,7 +5,7 @@ the other names, a network has those that its flags call for.
 """
 
 from gmem_jax.convert.rules import layer, norm, Rule
-from gmem_jax.models import sit, transformer
+from gmem_jax.models import dit, transformer
 
 _BLOCK = r"blocks\.(?P<i>\d+)\."
 
@@ -51,4 +51,4 @@ LIGHTNING_DIT: tuple[Rule, ...] = (
 
 def table(network: transformer.FlowTransformer) -> tuple[Rule, ...]:
   """The table of a network's family."""
-  return SIT if isinstance(network, sit.SiT) else LIGHTNING_DIT
+  return SIT if isinstance(network, dit.SiT) else LIGHTNING_DIT

@@ -3,17 +3,17 @@ import json
 import pytest
 
 from gmem_jax.config import resolve
-from gmem_jax.train import run_directory
+from gmem_jax.train import setup
 from tests import tiny
 
 
 def test_a_directory_of_another_config_is_refused_with_the_keys(tmp_path):
   ours = tiny.make_config()
-  run_directory.claim(ours, tmp_path / "run")
-  run_directory.claim(ours, tmp_path / "run")
+  setup.claim(ours, tmp_path / "run")
+  setup.claim(ours, tmp_path / "run")
   depth = ours.model.depth
   with pytest.raises(ValueError, match="another config") as error:
-    run_directory.claim(
+    setup.claim(
       tiny.make_config(model__depth=depth + 1, seed=7), tmp_path / "run"
     )
   message = str(error.value)
@@ -25,8 +25,8 @@ def test_a_directory_of_another_config_is_refused_with_the_keys(tmp_path):
 
 
 def test_free_keys_may_change(tmp_path):
-  run_directory.claim(tiny.make_config(), tmp_path)
-  run_directory.claim(
+  setup.claim(tiny.make_config(), tmp_path)
+  setup.claim(
     tiny.make_config(train__steps=1600, mesh__fsdp=2, model__scan_layers=True),
     tmp_path,
   )
@@ -36,5 +36,5 @@ def test_free_keys_may_change(tmp_path):
 
 def test_free_keys_exist():
   flat = resolve.flatten(resolve.to_json(tiny.make_config()))
-  for key in run_directory.FREE:
+  for key in setup.FREE:
     assert any(k.startswith(key) for k in flat), key

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gmem_jax.data import images as images_lib
-from gmem_jax.sample import output
 
 
 def pictures(numbers):
@@ -31,7 +30,7 @@ def test_files_are_written_while_the_next_images_are_made(
     save(path, pixels)
 
   monkeypatch.setattr(images_lib, "save_png", slow)
-  assert output.write_images(tmp_path, 5, 2, make) == 5
+  assert images_lib.write_images(tmp_path, 5, 2, make) == 5
   assert made == [2, 2, 1]
   assert len(list(tmp_path.glob("*.png"))) == 5
 
@@ -42,4 +41,4 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
 
   monkeypatch.setattr(images_lib, "save_png", full)
   with pytest.raises(OSError, match=r"000000\.png: no space left"):
-    output.write_images(tmp_path, 2, 2, pictures)
+    images_lib.write_images(tmp_path, 2, 2, pictures)
