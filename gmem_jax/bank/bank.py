@@ -1,6 +1,6 @@
 """The memory bank: what the model remembers, kept outside of its weights.
 
-Reading, drawing and checking its rows; `gmem_jax.bank.files` keeps banks on
+Reading and checking its rows; `gmem_jax.bank.files` keeps banks on
 disk, `gmem_jax.bank.edit` makes new banks from old ones.
 
 Shapes: m bank rows, d feature width, r rank, b batch.
@@ -14,9 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, Integer
-
-from gmem_jax import rngs
+from jaxtyping import Array, Float, Float32, Integer
 
 # Of a bank on devices, or on the host.
 Table = Array | np.ndarray
@@ -195,47 +193,6 @@ def normalise(features: Float[Table, "*b d"]) -> Float[Array, "*b d"]:
   norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
   # The zero vector is the null condition, and stays zero.
   return features / jnp.maximum(norm, 1e-12)
-
-
-def draw_rows(
-  seed: int, images: Integer[Array, " b"], size: int
-) -> Integer[Array, " b"]:
-  """Draws a row in [0, size) for each image, uniformly.
-
-  `images` are global image numbers: image i's row depends on (seed, i) alone.
-  """
-  keys = rngs.keys(seed, "sample/row", images)
-  return jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
-
-
-def select_row(
-  noise: Float[Array, "b ..."],
-  frequencies: Int[Array, " m"] | Int[np.ndarray, " m"],
-) -> Int[Array, " b"]:
-  """Draws a row for each image by frequency, from the image's own noise.
-
-  The mean of a noise tensor, scaled to a standard normal, gives a uniform
-  number; the inverse of the cumulative frequencies maps it to a row.
-
-  Args:
-    noise: Standard normal; its mean is taken in its own dtype.
-    frequencies: How often each row occurred; not negative, not all zero.
-
-  Returns:
-    Row numbers in [0, m).
-
-  Source: GMem (arXiv 2412.08781), release of December 2024.
-  """
-  size = noise[0].size
-  normal = jnp.mean(noise.reshape(noise.shape[0], size), axis=1) * size**0.5
-  uniform = jax.scipy.stats.norm.cdf(normal)
-  dtype = uniform.dtype
-  cumulative = jnp.cumsum(jnp.asarray(frequencies).astype(dtype))
-  row = jnp.searchsorted(cumulative / cumulative[-1], uniform, side="right")
-  # A uniform number that rounds to 1 gives m, outside of the bank, where the
-  # published code fails. It means the last row that ever occurred.
-  last = jnp.searchsorted(cumulative, cumulative[-1], side="left")
-  return jnp.minimum(row, last)
 
 
 def check_rows(rows: np.ndarray, size: int, key: str) -> None:

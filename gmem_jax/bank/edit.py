@@ -183,6 +183,8 @@ def _apart(
 ) -> Bool[np.ndarray, " m"]:
   """Whether each row repeats no earlier row that stays."""
   size, batch = len(rows), min(BATCH, len(rows))
+  # Rounding leaves the cosine of equal rows a little below 1, or above.
+  threshold = min(threshold, 1 - 1e-6)
   units = np.asarray(bank_lib.normalise(rows))
   keep = np.zeros(size, bool)
   # The rows that stay, in their places among zeros: a zero row's cosine is

@@ -5,15 +5,12 @@ divide evenly; reading some costs one all-reduce of what was read.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Float32
 
 from gmem_jax.bank import bank as bank_lib, sharded_lookup
 from gmem_jax.config import networks
@@ -113,22 +110,23 @@ def lookup_placement(
   return sharded_lookup.Placement(cast(Mesh, where.mesh), rows=rows)
 
 
-def make_reader(
-  bank: bank_lib.Bank,
-) -> Callable[[np.ndarray], Float32[Array, "n d"] | Float32[np.ndarray, "n d"]]:
-  """Makes the function that reads features from a bank to every process.
+def read_rows(bank: bank_lib.Bank, rows: np.ndarray) -> np.ndarray:
+  """Reads features from a bank anywhere to the host of every process.
+
+  Args:
+    bank: If it is on devices, all processes call this.
+    rows: [n] row numbers in [0, m).
 
   Returns:
-    Row numbers [n] in [0, m) -> float32 [n, d]. If the bank is on devices, all
-    processes call it together.
+    float32 [n, d].
   """
   where = getattr(jax.tree.leaves(bank)[0], "sharding", None)
   if not isinstance(where, NamedSharding):
-    return functools.partial(bank_lib.features, bank)
+    return np.asarray(bank_lib.features(bank, rows))
   # A host reads an array only if its own devices hold all of it.
   everywhere = NamedSharding(where.mesh, P())
   read = jax.jit(bank_lib.features, out_shardings=everywhere)
-  return functools.partial(read, bank)
+  return np.asarray(read(bank, jax.device_put(rows, everywhere)))
 
 
 def to_save(bank: bank_lib.Bank) -> bank_lib.Bank:

@@ -33,7 +33,7 @@ from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _recipe, _reference_sampler, _results, _timing
 from gmem_jax.commands import compile as compile_command
 from gmem_jax.config import sections
-from gmem_jax.data import images, images as images_lib
+from gmem_jax.data import write_images
 from gmem_jax.diffusion import schedule
 from gmem_jax.models import retrieval
 from gmem_jax.models.encoders import protocols
@@ -134,11 +134,11 @@ def png_seconds(pixels: np.ndarray) -> dict[str, float]:
     paths = [pathlib.Path(name) / f"{i}.png" for i in range(len(pixels))]
     start = time.perf_counter()
     for path, image in zip(paths, pixels, strict=True):
-      images_lib.save_png(path, image)
+      write_images.save_png(path, image)
     found["one"] = time.perf_counter() - start
-    with concurrent.futures.ThreadPoolExecutor(images.THREADS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(write_images.THREADS) as pool:
       start = time.perf_counter()
-      list(pool.map(images_lib.save_png, paths, pixels))
+      list(pool.map(write_images.save_png, paths, pixels))
       found["threads"] = time.perf_counter() - start
   return found
 
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, seconds in (
       ("decoding", found["decode"]),
       ("PNG, one thread", png["one"]),
-      (f"PNG, {images.THREADS} threads", png["threads"]),
+      (f"PNG, {write_images.THREADS} threads", png["threads"]),
     )
   ]
   table = (

@@ -24,7 +24,7 @@ from gmem_jax.bank import (
   lookup,
   storage,
 )
-from gmem_jax.data import encode_files, image_files, images
+from gmem_jax.data import decode_image, encode_files, write_images
 
 # Skipped files that are named; the others are counted.
 NAMED = 20
@@ -99,7 +99,7 @@ def search(args: argparse.Namespace) -> None:
   if sheet is not None:
     near = [_images(args, stored, numbers) for numbers in rows]
     picture, missing = _draw(queries, near)
-    images.save_png(sheet, picture)
+    write_images.save_png(sheet, picture)
     print(f"wrote {sheet}" + (f"; {missing} images missing" if missing else ""))
 
 
@@ -298,9 +298,9 @@ def _draw(
       if path is not None:
         # A bank outlives its images: what has moved leaves a gap.
         try:
-          tile = image_files.load(path, 3, SIDE)
-        except image_files.BadImageError:
+          tile = decode_image.load(path, 3, SIDE)
+        except decode_image.BadImageError:
           missing += 1
       tiles.append(tile)
-  grid = images.make_grid(np.stack(tiles), 1 + len(neighbours[0]), gap=4)
-  return images.label_rows(grid, queries.labels), missing
+  grid = write_images.make_grid(np.stack(tiles), 1 + len(neighbours[0]), gap=4)
+  return write_images.label_rows(grid, queries.labels), missing

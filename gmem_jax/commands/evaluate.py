@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.data import images as images_lib
+from gmem_jax.data import write_images
 from gmem_jax.evaluate import (
   accumulate,
   audit as audit_lib,
@@ -20,7 +20,7 @@ from gmem_jax.evaluate import (
 )
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import plan as plan_lib, source as source_lib
+from gmem_jax.sample import draw, source as source_lib
 from gmem_jax.train import dataset as dataset_lib
 
 
@@ -92,17 +92,17 @@ def _sampled(
 ) -> Subject:
   """The images that `--mode=sample` would make, made as they are needed."""
   source = source_lib.load(config, workdir, mesh)
-  plan = plan_lib.plan_rows(config, source)
-  make = plan_lib.make_fn(source, plan)
-  info = plan_lib.record(config, source, plan)
+  plan = draw.plan_rows(config, source)
+  make = draw.make_fn(source, plan)
+  info = draw.record(config, source, plan)
   if config.eval.keep_images:
-    directory = plan_lib.directory_of(config, workdir, source, plan)
-    images_lib.claim(directory, info)
+    directory = draw.directory_of(config, workdir, source, plan)
+    write_images.claim(directory, info)
     make = _keeping(make, directory)
   tokenizer = source.weights.tokenizer
   shape = protocols.image_shape(tokenizer, source.sampler.latent_shape)
   images = sources.Arrays(info, plan.count, shape, make, collective=True)
-  name, step = plan_lib.name_of(config, source, plan), source.info.get("step")
+  name, step = draw.name_of(config, source, plan), source.info.get("step")
   return Subject(name, images, {"samples": info}, step or 0)
 
 
@@ -113,12 +113,12 @@ def _keeping(make, directory: pathlib.Path):
     paths = [directory / f"{number:06d}.png" for number in numbers]
     missing = np.array([not path.exists() for path in paths])
     if not processes.agree(missing).any():
-      return np.stack([images_lib.read_png(path) for path in paths])
+      return np.stack([write_images.read_png(path) for path in paths])
     # All of the batch, as all hosts must make the same.
     pixels = make(numbers)
     if processes.is_main():
       for path, image in zip(paths, pixels, strict=True):
-        images_lib.save_png(path, image)
+        write_images.save_png(path, image)
     return pixels
 
   return kept

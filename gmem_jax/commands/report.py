@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
-from gmem_jax.data import images
+from gmem_jax.data import write_images
 from gmem_jax.evaluate import audit as audit_lib
 from gmem_jax.files import atomic
 from gmem_jax.train import metrics
@@ -76,8 +76,8 @@ def picture(material: Material) -> np.ndarray:
     held.pixels[:COLUMNS],
     material.unconditional.pixels[:COLUMNS],
   ]
-  grid = images.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
-  return images.label_rows(grid, ROWS)
+  grid = write_images.make_grid(np.concatenate(rows), COLUMNS, scale=5, gap=4)
+  return write_images.label_rows(grid, ROWS)
 
 
 def neighbours_picture(material: Material) -> np.ndarray:
@@ -90,12 +90,12 @@ def neighbours_picture(material: Material) -> np.ndarray:
   for held, near in zip(material.heldout, nearest.rows, strict=False):
     rows += [held, np.full_like(held, 255), *material.train[near]]
   columns = 2 + nearest.rows.shape[1]
-  grid = images.make_grid(np.stack(rows), columns, scale=5, gap=4)
+  grid = write_images.make_grid(np.stack(rows), columns, scale=5, gap=4)
   labels = [
     f"held-out, then {best:.2f}-{worst:.2f}"
     for best, *_, worst in nearest.scores
   ]
-  return images.label_rows(grid, labels)
+  return write_images.label_rows(grid, labels)
 
 
 def numbers(
@@ -168,8 +168,10 @@ def write(
   """
   values = numbers(material, memory_run, other_run)
   text = table(values, steps)
-  images.save_png(memory_run / "samples.png", picture(material))
-  images.save_png(memory_run / "neighbours.png", neighbours_picture(material))
+  write_images.save_png(memory_run / "samples.png", picture(material))
+  write_images.save_png(
+    memory_run / "neighbours.png", neighbours_picture(material)
+  )
   _plot(memory_run / "curves.png", memory_run, other_run)
   # JSON has no NaN; json.dumps would write one that other readers refuse.
   stored = {k: None if np.isnan(v) else v for k, v in values.items()}

@@ -4,10 +4,10 @@ import pathlib
 from collections.abc import Sequence
 
 from gmem_jax.config import sections
-from gmem_jax.data import images as images_lib
+from gmem_jax.data import write_images
 from gmem_jax.diffusion import schedule
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import plan as plan_lib, source as source_lib
+from gmem_jax.sample import draw, source as source_lib
 
 
 def sample_mode(
@@ -30,11 +30,11 @@ def sample_mode(
   mesh = sharding.make_mesh(config.mesh)
   source = source_lib.load(config, workdir, mesh)
   if images or ends:
-    plan = plan_lib.plan_manipulation(config, source, images, ends)
+    plan = draw.plan_manipulation(config, source, images, ends)
   else:
-    plan = plan_lib.plan_rows(config, source)
-  directory = plan_lib.directory_of(config, workdir, source, plan)
-  images_lib.claim(directory, plan_lib.record(config, source, plan))
+    plan = draw.plan_rows(config, source)
+  directory = draw.directory_of(config, workdir, source, plan)
+  write_images.claim(directory, draw.record(config, source, plan))
   made = _write(config.sample, source, plan, directory)
   if processes.is_main():
     cost = describe_cost(config.sampler)
@@ -44,26 +44,26 @@ def sample_mode(
 def _write(
   config: sections.SampleConfig,
   source: source_lib.SampleSource,
-  plan: plan_lib.Plan,
+  plan: draw.Plan,
   directory: pathlib.Path,
 ) -> int:
   """Makes what is missing; returns how many images that was."""
   count = plan.count
-  packed = images_lib.adm_file(directory, count).exists()
+  packed = write_images.adm_file(directory, count).exists()
   # Its PNG files were removed: they must not look as if they were missing.
   if config.format == "npz" and processes.agree(packed):
     return 0
-  make = plan_lib.make_fn(source, plan)
-  made = images_lib.write_images(directory, count, config.batch_size, make)
+  make = draw.make_fn(source, plan)
+  made = write_images.write_folder(directory, count, config.batch_size, make)
   if not processes.is_main():
     return made
   if config.grid:
     shown = min(count, config.grid)
-    images_lib.write_grid(directory, shown, config.per_row, plan.labels)
+    write_images.write_grid(directory, shown, config.per_row, plan.labels)
   if config.format != "png":
-    images_lib.write_adm(directory, count)
+    write_images.write_adm(directory, count)
   if config.format == "npz":
-    images_lib.remove_pngs(directory, count)
+    write_images.remove_pngs(directory, count)
   return made
 
 

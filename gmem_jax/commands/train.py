@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,11 +13,11 @@ import numpy as np
 from gmem_jax.bank import bank as bank_lib, lookup, sharding as bank_sharding
 from gmem_jax.commands import report
 from gmem_jax.config import sections
-from gmem_jax.data import images, load_encoders, sources as data_sources
+from gmem_jax.data import load_encoders, sources as data_sources, write_images
 from gmem_jax.evaluate import build, scores, sources
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import sampler as sampler_lib, source as source_lib
+from gmem_jax.sample import draw, sampler as sampler_lib, source as source_lib
 from gmem_jax.train import dataset as dataset_lib, loop, setup
 
 _log = logging.getLogger(__name__)
@@ -120,16 +119,18 @@ def make_run(
   # without taking memory of the devices.
   fixed = source_lib.make_weights(config, memory, None)
   shape = protocols.image_shape(fixed.tokenizer, memory.latent_shape)
-  draw = snippet_drawing(config, memory.bank)
   count, shown = config.eval.count, config.eval.grid
+  # Every evaluation samples the same memories: they are drawn once.
+  rows, features = draw_snippets(
+    config, memory.bank, np.arange(max(count, shown))
+  )
 
   def evaluate_fn(step: int, params: Any):
     weights = dataclasses.replace(fixed, params=params)
     first: list[np.ndarray] = []
 
     def read(numbers):
-      rows, features = draw(numbers)
-      pixels = sampler(weights, numbers, features, rows)
+      pixels = sampler(weights, numbers, features[numbers], rows[numbers])
       # The picture shows images that are scored anyway.
       if numbers[0] < shown:
         first.append(pixels)
@@ -145,7 +146,7 @@ def make_run(
       values = evaluator(samples, count)
     pixels = np.concatenate(first)[:shown]
     scale = max(1, 32 // pixels.shape[1])
-    return values, {"bank": images.make_grid(pixels, 16, scale=scale)}
+    return values, {"bank": write_images.make_grid(pixels, 16, scale=scale)}
 
   return loop.Run(
     config,
@@ -168,8 +169,8 @@ def make_evaluator(
   """What scores the samples during training, or None if no score is asked for.
 
   Args:
-    config: The run.
-    mesh: The devices.
+    config: Names the scores.
+    mesh: Where features are computed.
     latent_shape: h, w, c.
     own: The training images, if they are in memory; else
       `config.eval.reference` must name what to compare with.
@@ -201,29 +202,22 @@ def draw_samples(
   is left out there as an image's own.
   """
   numbers = np.arange(config.eval.count)
-  rows, features = snippet_drawing(config, bank)(numbers)
+  rows, features = draw_snippets(config, bank, numbers)
   own = None if outside else rows
   return report.Samples(sampler(weights, numbers, features, own), rows)
 
 
-def snippet_drawing(
-  config: sections.Config, bank: bank_lib.MemoryBank
-) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-  """Makes the function that draws images' snippets from a bank.
+def draw_snippets(
+  config: sections.Config, bank: bank_lib.MemoryBank, numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws the snippets of images [n]; each depends on (seed, number) alone.
 
   Returns:
-    Image numbers [n] -> (rows of the bank [n], their features [n d]); each
-    depends on (seed, number) alone.
+    Rows of the bank [n], and their features [n d].
   """
-  # Compiled once here, not at every evaluation.
-  read = bank_sharding.make_reader(bank)
-
-  def draw(numbers):
-    images = jnp.asarray(numbers.astype(np.int32))
-    rows = np.asarray(bank_lib.draw_rows(config.seed, images, bank.size))
-    return rows, np.asarray(read(rows))
-
-  return draw
+  images = jnp.asarray(numbers.astype(np.int32))
+  rows = np.asarray(draw.draw_rows(config.seed, images, bank.size))
+  return rows, bank_sharding.read_rows(bank, rows)
 
 
 def make_mesh(config: sections.Config) -> jax.sharding.Mesh:

@@ -17,7 +17,7 @@ import numpy as np
 
 from gmem_jax import progress as progress_lib
 from gmem_jax.config import resolve, sections
-from gmem_jax.data import batching, image_files, load_encoders, sources
+from gmem_jax.data import batching, decode_image, load_encoders, sources
 from gmem_jax.files import atomic
 from gmem_jax.models.encoders import protocols
 
@@ -70,7 +70,7 @@ class FileEncoder:
 
     def readable(images: Iterator[Any]) -> Iterator[tuple[int, np.ndarray]]:
       for number, image in enumerate(images):
-        if isinstance(image, image_files.BadImageError):
+        if isinstance(image, decode_image.BadImageError):
           skipped.append((str(files[number]), str(image)))
         else:
           yield number, image
@@ -84,7 +84,7 @@ class FileEncoder:
         filled = batching.fill(np.stack(pixels), BATCH)
         yield numbers, self._encode(jnp.asarray(filled))
 
-    with image_files.threads() as pool:
+    with decode_image.threads() as pool:
       images = batching.read_ahead(pool, self._read, files, 2 * BATCH)
       for numbers, rows in batching.one_ahead(started(images)):
         features.append(np.asarray(rows, np.float32)[: len(numbers)])
@@ -96,11 +96,13 @@ class FileEncoder:
       tuple(skipped),
     )
 
-  def _read(self, path: pathlib.Path) -> np.ndarray | image_files.BadImageError:
+  def _read(
+    self, path: pathlib.Path
+  ) -> np.ndarray | decode_image.BadImageError:
     """The pixels that the encoder sees, or why there are none."""
     try:
-      return image_files.load(path, self._channels, self.size)
-    except image_files.BadImageError as error:
+      return decode_image.load(path, self._channels, self.size)
+    except decode_image.BadImageError as error:
       return error
 
 

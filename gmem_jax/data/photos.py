@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from gmem_jax import rngs
-from gmem_jax.data import image_files
+from gmem_jax.data import decode_image
 from gmem_jax.files import weights
 from gmem_jax.models.encoders import dinov2, vae
 
@@ -61,7 +61,7 @@ def write_photos(directory: pathlib.Path) -> int:
       continue
     for file in files:
       contents = (importlib.resources.files(package) / file).read_bytes()
-      photo, _ = image_files.read(io.BytesIO(contents))
+      photo, _ = decode_image.read(io.BytesIO(contents))
       folder = directory / pathlib.Path(file).stem
       folder.mkdir(parents=True, exist_ok=True)
       height, width = photo.shape[:2]

@@ -20,8 +20,8 @@ import numpy as np
 from gmem_jax import progress as progress_lib
 from gmem_jax.data import (
   batching,
+  decode_image,
   encode,
-  image_files,
   prepare_join,
   schema as schema_lib,
   shards,
@@ -135,7 +135,7 @@ def _write_shards(
   if done:
     _log.info("continuing: %d of %d images are there", done, total)
   progress = _Progress(done, total)
-  with image_files.threads() as pool:
+  with decode_image.threads() as pool:
     read = functools.partial(_read, source, schema.image_shape[0])
     # One stream of pictures over all shards: the threads never run dry.
     numbers = (n for shard in missing for n in _images(schema, shard))
@@ -186,7 +186,7 @@ def _read(source: sources.Source, size: int, number: int) -> sources.Picture:
   pixels = picture.pixels
   if pixels is None or pixels.shape[:2] == (size, size):
     return picture
-  cut = image_files.center_crop(pixels, size)
+  cut = decode_image.center_crop(pixels, size)
   return sources.Picture(picture.name, picture.label, cut, picture.note)
 
 

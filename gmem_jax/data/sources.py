@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from gmem_jax import rngs
-from gmem_jax.data import image_files
+from gmem_jax.data import decode_image
 
 # Of the files in a folder; others are counted and left alone.
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -186,8 +186,8 @@ class Folder:
     name = self.names[index]
     label = self._labels[_class(name)]
     try:
-      pixels, note = image_files.read(self.root / name, self._size)
-    except image_files.BadImageError as error:
+      pixels, note = decode_image.read(self.root / name, self._size)
+    except decode_image.BadImageError as error:
       return Picture(name, label, None, str(error))
     return Picture(name, label, pixels, note)
 

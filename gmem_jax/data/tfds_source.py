@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from gmem_jax.data import image_files, sources
+from gmem_jax.data import decode_image, sources
 
 
 class TfdsImages:
@@ -86,8 +86,8 @@ class TfdsImages:
     label = -1 if self._label is None else int(record[self._label])
     try:
       contents = io.BytesIO(record[self._image])
-      pixels, note = image_files.read(contents, self._size)
-    except image_files.BadImageError as error:
+      pixels, note = decode_image.read(contents, self._size)
+    except decode_image.BadImageError as error:
       return sources.Picture(name, label, None, str(error))
     return sources.Picture(name, label, pixels, note)
 

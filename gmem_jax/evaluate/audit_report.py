@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax.data import images as images_lib
+from gmem_jax.data import write_images
 from gmem_jax.evaluate import audit as audit_lib
 from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
@@ -26,8 +26,8 @@ def contact_sheet(audit: audit_lib.Audit) -> np.ndarray:
   )
   # So that digits of 8 pixels can be told apart.
   scale = max(1, 64 // rows.shape[1])
-  grid = images_lib.make_grid(rows, len(order), scale=scale)
-  return images_lib.label_rows(
+  grid = write_images.make_grid(rows, len(order), scale=scale)
+  return write_images.label_rows(
     grid, ("sample", "nearest latent", "nearest memory")
   )
 
@@ -69,7 +69,7 @@ def write(stem: pathlib.Path, audit: audit_lib.Audit, info: Any) -> str:
         "of": info,
       },
     )
-    images_lib.save_png(
+    write_images.save_png(
       stem.with_name(f"{stem.name}_audit.png"), contact_sheet(audit)
     )
     _plot(stem.with_name(f"{stem.name}_audit_histogram.png"), edges, histograms)

@@ -75,9 +75,9 @@ def against(
   # Stored statistics come first, as in the ADM suite: those of its reference
   # batch are of more images than the file has.
   if stored:
-    _check(path, stored, extractor, shape, gaussians | rows, published)
-    gaussians = gaussians - set(stored.gaussians)
-    rows = rows - set(stored.rows)
+    used = gaussians & set(stored.gaussians), rows & set(stored.rows)
+    _check(path, stored, extractor, shape, *used, published)
+    gaussians, rows = gaussians - used[0], rows - used[1]
   if not gaussians and not rows:
     reference = stored or scores_lib.NO_REFERENCE
     return dataclasses.replace(evaluator, reference=reference)
@@ -121,13 +121,17 @@ def _check(
   stored: statistics.Statistics,
   extractor: features_lib.Extractor,
   shape: tuple[int, int, int],
-  needed: set[str],
+  gaussians: set[str],
+  rows: set[str],
   published: bool,
 ) -> None:
-  """Refuses stored statistics that do not fit the networks or images."""
-  features = needed & (set(stored.gaussians) | set(stored.rows))
+  """Refuses stored statistics that do not fit the networks or images.
+
+  `gaussians` and `rows` are the features whose stored ones are used: the others
+  may be of any network.
+  """
   statistics.check_networks(
-    stored, extractor.info(), features, published=published
+    stored, extractor.info(), gaussians | rows, published=published
   )
   # Not of another number of channels: grey images are compared as RGB.
   if stored.shape and stored.shape[:2] != shape[:2]:
@@ -135,7 +139,7 @@ def _check(
       f"{path} is of images of {stored.shape[0]} x {stored.shape[1]} pixels,"
       f" ours have {shape[0]} x {shape[1]}"
     )
-  for name in sorted(needed & set(stored.gaussians)):
+  for name in sorted(gaussians):
     width, own = len(stored.gaussians[name].mean), extractor.widths[name]
     if width != own:
       raise ValueError(

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from gmem_jax.data import image_files, sources as data_sources
+from gmem_jax.data import decode_image, sources as data_sources
 from gmem_jax.files import atomic
 
 # Decoding releases the GIL; more threads than this wait for the disk alone.
@@ -158,8 +158,8 @@ class ImageFolder:
   def _read_one(self, number: int) -> np.ndarray:
     path = self._root / self._files[number]
     try:
-      return image_files.load(path, self._channels, self._crop)
-    except image_files.BadImageError as error:
+      return decode_image.load(path, self._channels, self._crop)
+    except decode_image.BadImageError as error:
       raise ValueError(f"cannot read {path} as an image: {error}") from None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import sections
-from gmem_jax.data import image_files, load_encoders
+from gmem_jax.data import decode_image, load_encoders
 from gmem_jax.models.encoders import protocols
 
 
@@ -57,7 +57,7 @@ class Reader:
     """Keeps the parts; the feature encoder is loaded at its first use.
 
     Args:
-      config: The run.
+      config: Its encoder must be the one that made the bank.
       channels: Channels of the images.
       width: Width of the features that the network takes.
       bank_rows: Called if a row is named, as there may be no bank.
@@ -81,12 +81,12 @@ class Reader:
     """
     path, reading = pathlib.Path(file), self._config.sample.reading
     size = self._config.encoder.image_size
-    crop = image_files.center_crop
+    crop = decode_image.center_crop
     if reading == "published":
-      crop = image_files.bilinear_crop
+      crop = decode_image.bilinear_crop
     try:
-      pixels = image_files.load(path, self._channels, size, crop)
-    except image_files.BadImageError as error:
+      pixels = decode_image.load(path, self._channels, size, crop)
+    except decode_image.BadImageError as error:
       raise ValueError(
         f"{key}: cannot read {path} as an image: {error}"
       ) from None
@@ -104,6 +104,7 @@ class Reader:
       )
     info = {
       "image": path.name,
+      # Another file of the same name makes other images.
       "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
       "encoder": encoder.name,
       "reading": reading,
@@ -135,6 +136,7 @@ def between(config: sections.SampleConfig, ends: Sequence[Snippet]) -> Snippets:
   # Between unit vectors, or the longer end would dominate the middle.
   a, b = (bank_lib.normalise(jnp.asarray(end.feature)) for end in ends)
   method = config.interpolation
+  # Only "mask" draws: which elements come from which end.
   key = rngs.key(config.seed, "sample/mask")
   features = np.asarray(
     jax.jit(interpolate.between, static_argnums=(0, 3))(
@@ -142,6 +144,7 @@ def between(config: sections.SampleConfig, ends: Sequence[Snippet]) -> Snippets:
     )
   )
   names = [end.label for end in ends]
+  # The others have no position on the way, so their points are numbered.
   if method in ("linear", "spherical"):
     labels = [f"{alpha:.2f}" for alpha in np.linspace(0, 1, len(features))]
     labels[0] += f" {names[0]}"

@@ -6,7 +6,6 @@ width, m bank rows.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, cast
 
 import flax.struct
@@ -52,7 +51,7 @@ class Sampler:
   of the cores, or of NPROC, and at least that of the (fake) devices.
 
   Attributes:
-    network: The network.
+    network: With its projector or without; sampling does not run it.
     config: Method, steps and guidance.
     latent_shape: h, w, c.
     mesh: The devices; images are split over the axes of the batch.
@@ -95,9 +94,11 @@ class Sampler:
     if rows is None:
       rows = np.full(len(numbers), retrieval.OUTSIDE)
     where = NamedSharding(self.mesh, sharding.BATCH)
+    # A no-op for weights that are placed already.
     images, weights = [], self.place(weights)
     for start in range(0, len(numbers), self.call_size):
       part = np.arange(start, start + self.call_size)
+      # The last call repeats its last image, as one shape is compiled.
       part = part.clip(max=len(numbers) - 1)
       pixels = self.jitted(
         weights,
@@ -180,10 +181,12 @@ class Sampler:
       return (samplers.turn_time(bound) if turned else bound)(x, t)
 
     def pair(x, t):
+      # Guidance drops the whole memory: snippet, neighbours and their scores.
       null = jax.tree.map(jnp.zeros_like, condition)
       return guidance.pair(apply, x, t, condition, null)
 
     def increments(step):
+      # By number and step: neither batch nor device count changes a draw.
       def one(number):
         key = rngs.key(self.seed, "sample/kick", number, step)
         return jax.random.normal(key, self.latent_shape)
@@ -193,36 +196,12 @@ class Sampler:
     return samplers.sample(
       self.config,
       lambda x, t: apply(x, t, condition),
-      self._noise(numbers),
+      self.noise(numbers),
       increments,
       pair,
     )
 
-  def _noise(self, numbers: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+  def noise(self, numbers: Int[Array, " b"]) -> Float[Array, "b h w c"]:
     """The noise that each image begins with."""
     keys = rngs.keys(self.seed, "sample/noise", numbers)
     return jax.vmap(lambda k: jax.random.normal(k, self.latent_shape))(keys)
-
-  def row_fn(
-    self, frequencies: np.ndarray
-  ) -> Callable[[np.ndarray], np.ndarray]:
-    """Makes the function by which images choose their rows from their noise.
-
-    Args:
-      frequencies: [m] how often each row occurred in training.
-
-    Returns:
-      Image numbers [n] -> rows [n].
-
-    Source: the first release, see `bank.select_row`.
-    """
-    counts = jnp.asarray(frequencies.astype(np.int32))
-
-    @jax.jit
-    def one(number, counts):
-      return bank_lib.select_row(self._noise(number[None]), counts)[0]
-
-    # One by one: the mean over the noise of several images may round otherwise.
-    return lambda numbers: np.array(
-      [int(one(jnp.int32(i), counts)) for i in numbers], np.int64
-    )

@@ -115,21 +115,20 @@ def _from_run(
       " config.sample.network names no converted weights"
     )
   setup.claim(config, workdir)
-  searched = transformer.uses_cross(config.model.conditioning)
-  placement = config.bank.placement if searched else None
-  memory = setup.load_memory(workdir / "memory", mesh, placement)
+  memory = setup.load_memory(workdir / "memory", mesh, None)
   step, params = load_params(config, workdir, mesh)
   name = f"step_{step:07d}_{config.sample.weights}"
   if config.sample.bank:
     bank = load_bank(config)
     name += f"_bank_{pathlib.Path(config.sample.bank).name}"
   else:
-    unit = setup.lookup_bank(config, memory.bank)
-    memory = dataclasses.replace(memory, unit=unit)
-    rows = bank_lib.decode(
-      bank_sharding.to_save(memory.bank) if searched else memory.bank
-    )
+    # On the host: on devices, a process may have only some of the rows.
+    rows = bank_lib.decode(memory.bank)
     bank = HostBank(rows, None, {"digest": memory.info.digest})
+    if transformer.uses_cross(config.model.conditioning):
+      placed = bank_sharding.place(memory.bank, mesh, config.bank.placement)
+      unit = setup.lookup_bank(config, placed)
+      memory = dataclasses.replace(memory, unit=unit)
   return SampleSource(
     name=name,
     sampler=make_sampler(config, memory, mesh, config.sample.seed),

@@ -22,7 +22,7 @@ from clu import parameter_overview
 from gmem_jax import progress as progress_lib, rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
-from gmem_jax.data import images, pipeline
+from gmem_jax.data import pipeline, write_images
 from gmem_jax.models import retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
@@ -54,7 +54,7 @@ class Run:
 
   Attributes:
     workdir: Where checkpoints, metrics and pictures go.
-    mesh: The devices.
+    mesh: The devices of all processes.
     dataset: The encoded images.
     memory: What sampling needs, too.
     network: Of `setup.network`.
@@ -292,6 +292,6 @@ def _evaluate(run, step, state, train_seconds, writer) -> None:
     directory = run.workdir / "samples"
     directory.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-      images.save_png(directory / f"{name}_{step:07d}.png", picture)
+      write_images.save_png(directory / f"{name}_{step:07d}.png", picture)
   shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
   _log.info("step %d  %s", step, shown)

@@ -53,7 +53,7 @@ def test_sharded_snippets_equal_replicated(mesh, storage):
   assert "all-reduce" in text
   assert f"[{SIZE + 1},{WIDTH}]" not in text
   np.testing.assert_array_equal(
-    bank_sharding.make_reader(split)(rows), bank_lib.features(host, rows)
+    bank_sharding.read_rows(split, rows), bank_lib.features(host, rows)
   )
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from gmem_jax.bank import bank as bank_lib, files as bank_files, storage
 from gmem_jax.commands import bank as bank_command
-from gmem_jax.data import encode_files, images
+from gmem_jax.data import encode_files, write_images
 from gmem_jax.files import weights
 from tests import tiny
 
@@ -112,9 +112,9 @@ def test_search_finds_rows_images_and_features(work, run):
 def test_the_sheet_shows_query_and_neighbours(work, run, tmp_path):
   sheet = tmp_path / "sheet.png"
   run("search", work / "bank", "--row", 0, 4, "-k", 2, "--sheet", sheet)
-  picture = images.read_png(sheet)
-  assert picture.shape == (204, images.LABEL_WIDTH + 304, 3)
-  shown = picture[4:100, images.LABEL_WIDTH :]
+  picture = write_images.read_png(sheet)
+  assert picture.shape == (204, write_images.LABEL_WIDTH + 304, 3)
+  shown = picture[4:100, write_images.LABEL_WIDTH :]
   # The nearest row to a row is the row itself.
   np.testing.assert_array_equal(shown[:, 4:100], shown[:, 104:200])
   assert shown[:, 4:100].std() > 1

@@ -13,7 +13,7 @@ from gmem_jax.commands import (
   train as train_command,
 )
 from gmem_jax.config import sections
-from gmem_jax.data import images as images_lib
+from gmem_jax.data import write_images
 from gmem_jax.evaluate import build, networks, scores
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
@@ -105,7 +105,7 @@ def test_kept_samples_are_read_when_they_are_there(workdir, tmp_path):
   assert len(list(output.glob("*.png"))) == 80
   for i in range(40):  # other images in their place: they are what is scored
     image = np.zeros((8, 8, 1), np.uint8)
-    images_lib.save_png(output / f"{i:06d}.png", image)
+    write_images.save_png(output / f"{i:06d}.png", image)
   again, _ = evaluate(workdir, **changes)
   assert again["frechet"] > 1.5 * found["frechet"]
 

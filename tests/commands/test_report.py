@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.commands import report
-from gmem_jax.data import images, sources
+from gmem_jax.data import sources, write_images
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ def test_files_and_table(material, runs):
   assert (memory_run / "report.txt").read_text() == text.lstrip()
   stored = json.loads((memory_run / "report.json").read_text())
   assert stored["seconds/memory"] == 30
-  picture = images.read_png(memory_run / "samples.png")
-  assert picture.shape[1] - images.LABEL_WIDTH > 16 * 40
-  assert images.read_png(memory_run / "curves.png").std() > 0
+  picture = write_images.read_png(memory_run / "samples.png")
+  assert picture.shape[1] - write_images.LABEL_WIDTH > 16 * 40
+  assert write_images.read_png(memory_run / "curves.png").std() > 0
 
 
 def test_picture_has_its_rows_in_order(material):
-  picture = report.picture(material)[:, images.LABEL_WIDTH :]
+  picture = report.picture(material)[:, write_images.LABEL_WIDTH :]
   cell = 8 * 5 + 4
   for row, expected in (
     (0, material.train[3]),
@@ -86,8 +86,8 @@ def test_picture_has_its_rows_in_order(material):
 
 def test_neighbours_stand_behind_their_image(material, runs):
   report.write(material, *runs, steps=500)
-  picture = images.read_png(runs[0] / "neighbours.png")
-  picture = picture[:, images.LABEL_WIDTH :]
+  picture = write_images.read_png(runs[0] / "neighbours.png")
+  picture = picture[:, write_images.LABEL_WIDTH :]
   cell = 8 * 5 + 4
   assert picture.shape[:2] == (3 * cell + 4, 6 * cell + 4)
   for row, column, expected in (

@@ -15,8 +15,8 @@ from array_record.python import array_record_data_source
 from PIL import Image
 
 from gmem_jax.data import (
+  decode_image,
   encode as encode_lib,
-  image_files,
   prepare,
   prepare_join,
   schema as schema_lib,
@@ -179,7 +179,7 @@ def test_rows_records_and_images_stay_aligned(prepared, networks):
     if name == "b/grey16.png":  # Pillow clips these to white.
       pixels = source.read(source.names.index(name)).pixels
       assert 50 < pixels.mean() < 200
-    pixels = image_files.center_crop(pixels, SIZE)
+    pixels = decode_image.center_crop(pixels, SIZE)
     for view in range(2):
       record, inside = opened.schema.locate(i, view)
       values = schema_lib.decode(layout, records[record], inside)
@@ -198,7 +198,7 @@ def test_rows_records_and_images_stay_aligned(prepared, networks):
 def test_statistics_are_those_of_the_images_as_they_are(prepared):
   directory, source, _, bad = prepared
   pixels = [
-    image_files.center_crop(source.read(i).pixels, SIZE)
+    decode_image.center_crop(source.read(i).pixels, SIZE)
     for i, name in enumerate(source.names)
     if name not in bad
   ]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from gmem_jax.data import images as images_lib, load_encoders, store
+from gmem_jax.data import load_encoders, store, write_images
 from gmem_jax.evaluate import audit, audit_report, sources
 from gmem_jax.models.encoders import protocols
 from gmem_jax.train import dataset as dataset_lib
@@ -63,13 +63,13 @@ def test_copies_are_found(tmp_path):
   assert stored["of"] == {"seed": 3}
   assert sum(stored["histogram"]["samples"]) == 4
   assert sum(stored["histogram"]["real_images"]) == len(pixels)
-  sheet = images_lib.read_png(tmp_path / "x_audit.png")
-  sheet = sheet[:, images_lib.LABEL_WIDTH :]
+  sheet = write_images.read_png(tmp_path / "x_audit.png")
+  sheet = sheet[:, write_images.LABEL_WIDTH :]
   cell = 8 * 8 + 2  # enlarged eight times, and a gap
   for row in range(3):  # sample, nearest latent, nearest memory
     shown = sheet[row * cell + 2 :, cell + 2 :][:64:8, :64:8]
     np.testing.assert_array_equal(shown, pixels[300])
-  assert images_lib.read_png(tmp_path / "x_audit_histogram.png").std() > 0
+  assert write_images.read_png(tmp_path / "x_audit_histogram.png").std() > 0
 
 
 def test_latents_that_are_not_in_memory(tmp_path):

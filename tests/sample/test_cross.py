@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.commands import sample as sample_command
-from gmem_jax.data import images as images_lib
+from gmem_jax.data import write_images
 from gmem_jax.diffusion import guidance
 from gmem_jax.files import weights
 from gmem_jax.models import retrieval
@@ -85,7 +85,7 @@ def make(workdir, output, images=(), ends=(), **changes):
   sample_command.sample_mode(config, workdir, images, ends)
   files = sorted(pathlib.Path(output).glob("[0-9]*.png"))
   record = json.loads((pathlib.Path(output) / "sample.json").read_text())
-  return np.stack([images_lib.read_png(f) for f in files]), record
+  return np.stack([write_images.read_png(f) for f in files]), record
 
 
 def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
@@ -134,7 +134,7 @@ def test_where_the_bank_lies_changes_no_sample(run, tmp_path):
 def test_images_and_points_between_rows_are_looked_up(run, tmp_path):
   workdir, dataset, _ = run
   path = tmp_path / "seven.png"
-  images_lib.save_png(path, dataset.heldout_images.pixels[7])
+  write_images.save_png(path, dataset.heldout_images.pixels[7])
   pixels, record = make(
     workdir, str(tmp_path / "image"), images=[str(path)], sample__rows=()
   )

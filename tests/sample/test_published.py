@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from gmem_jax import rngs
-from gmem_jax.bank import bank as bank_lib, interpolate
+from gmem_jax.bank import interpolate
 from gmem_jax.commands import sample as sample_command, train as train_command
-from gmem_jax.data import image_files, images as images_lib, load_encoders
+from gmem_jax.data import decode_image, load_encoders, write_images
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import source as source_lib
+from gmem_jax.sample import draw, source as source_lib
 from tests import published, tiny
 
 pytestmark = [pytest.mark.golden, pytest.mark.process]
@@ -65,7 +65,7 @@ def pictures(workdir: pathlib.Path) -> dict[str, bytes]:
 
 def pixels_of(workdir: pathlib.Path) -> np.ndarray:
   found = sorted((workdir / "images").rglob("0*.png"))
-  return np.stack([images_lib.read_png(path) for path in found])
+  return np.stack([write_images.read_png(path) for path in found])
 
 
 def record(workdir: pathlib.Path):
@@ -133,7 +133,7 @@ def test_pth_to_png_agrees_with_a_plain_loop(converted, cache, tmp_path):
   run(tmp_path, values, cache, config="b_in1k.py:ode")
   config = published.make_config("b_in1k", values, "ode")
   bank = source_lib.load_bank(config).rows
-  rows = bank_lib.draw_rows(0, jnp.arange(6), len(bank))
+  rows = draw.draw_rows(0, jnp.arange(6), len(bank))
   assert_same_pixels(pixels_of(tmp_path), euler(config, bank[np.asarray(rows)]))
   found = record(tmp_path)
   assert found["network_calls"] == {"conditional": 2, "unconditional": 0}
@@ -213,10 +213,10 @@ def test_rows_and_several_samples_of_each(converted, tmp_path):
     assert file["arr_0"].dtype == np.uint8
     np.testing.assert_array_equal(file["arr_0"], pixels)
   (grid,) = tmp_path.rglob("grid.png")
-  height, width, _ = images_lib.read_png(grid).shape
+  height, width, _ = write_images.read_png(grid).shape
   side = pixels.shape[1]
   assert (height, width) == (2 * side + 6, 160 + 2 * side + 6)
-  labels = images_lib.read_png(grid)[:, :160]
+  labels = write_images.read_png(grid)[:, :160]
   assert (labels[: height // 2] < 128).any()
   assert (labels[height // 2 :] < 128).any()
 
@@ -250,7 +250,9 @@ def photographs(tmp_path_factory):
 def feature(config, path, *, published_reading=False):
   pixels = np.asarray(Image.open(path).convert("RGB"))
   cut = (
-    image_files.bilinear_crop if published_reading else image_files.center_crop
+    decode_image.bilinear_crop
+    if published_reading
+    else decode_image.center_crop
   )
   floats = cut(pixels, 256).astype(np.float32) / 127.5 - 1
   if published_reading:
@@ -332,7 +334,7 @@ def test_first_release(converted, golden_dir, tmp_path):
   sampler, bank = source.sampler, source.bank
   keys = rngs.keys(0, "sample/noise", jnp.arange(6))
   noise = jnp.stack([jax.random.normal(k, sampler.latent_shape) for k in keys])
-  rows = np.asarray(bank_lib.select_row(noise, bank.frequencies))
+  rows = np.asarray(draw.select_row(noise, bank.frequencies))
   assert len(set(rows.tolist())) > 1
   assert_same_pixels(pixels, euler(config, bank.rows[rows], release=True))
   assert record(tmp_path)["draw"] == "noise"

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax.data import images, images as images_lib
+from gmem_jax.data import write_images
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import source as source_lib
 from gmem_jax.train import dataset as dataset_lib, setup
@@ -81,19 +81,19 @@ def test_images_are_numbered_and_continue(tmp_path):
     return fake(images)
 
   with pytest.raises(KeyboardInterrupt):
-    images.write_images(tmp_path, 20, 5, make)
+    write_images.write_folder(tmp_path, 20, 5, make)
   assert len(list(tmp_path.glob("*.png"))) == 5
-  assert images.write_images(tmp_path, 20, 5, fake) == 15
-  assert images.write_images(tmp_path, 20, 5, fake) == 0
+  assert write_images.write_folder(tmp_path, 20, 5, fake) == 15
+  assert write_images.write_folder(tmp_path, 20, 5, fake) == 0
   for i in range(20):
-    pixels = images_lib.read_png(tmp_path / f"{i:06d}.png")
+    pixels = write_images.read_png(tmp_path / f"{i:06d}.png")
     np.testing.assert_array_equal(pixels, np.full((8, 8, 1), i))
   assert len(list(tmp_path.iterdir())) == 20, "no temporary file is left"
 
 
 def test_grid_keeps_every_image():
   images = fake(range(1, 8))
-  grid = images_lib.make_grid(images, 3, scale=2, gap=1)
+  grid = write_images.make_grid(images, 3, scale=2, gap=1)
   assert grid.shape == (3 * 17 + 1, 3 * 17 + 1, 1)
   assert grid[1, 1, 0] == 1
   assert grid[18, 18, 0] == 5
@@ -103,20 +103,22 @@ def test_grid_keeps_every_image():
 
 def test_colour_images_are_saved(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
-  images_lib.save_png(tmp_path / "a.png", pixels)
-  np.testing.assert_array_equal(images_lib.read_png(tmp_path / "a.png"), pixels)
+  write_images.save_png(tmp_path / "a.png", pixels)
+  np.testing.assert_array_equal(
+    write_images.read_png(tmp_path / "a.png"), pixels
+  )
 
 
 def test_directory_of_other_settings_is_refused(tmp_path):
-  images.claim(tmp_path / "d", {"seed": 0, "step": 5})
-  images.claim(tmp_path / "d", {"seed": 0, "step": 5})
+  write_images.claim(tmp_path / "d", {"seed": 0, "step": 5})
+  write_images.claim(tmp_path / "d", {"seed": 0, "step": 5})
   with pytest.raises(ValueError, match=r"seed: 0 there, 1 now"):
-    images.claim(tmp_path / "d", {"seed": 1, "step": 5})
+    write_images.claim(tmp_path / "d", {"seed": 1, "step": 5})
   stored = json.loads((tmp_path / "d" / "sample.json").read_text())
   assert stored == {"seed": 0, "step": 5}
 
 
 def test_grid_file(tmp_path):
-  images.write_images(tmp_path, 5, 5, fake)
-  images.write_grid(tmp_path, 5)
-  assert images_lib.read_png(tmp_path / "grid.png").shape[1] > 3 * 64
+  write_images.write_folder(tmp_path, 5, 5, fake)
+  write_images.write_grid(tmp_path, 5)
+  assert write_images.read_png(tmp_path / "grid.png").shape[1] > 3 * 64

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from gmem_jax.data import images as images_lib
+from gmem_jax.data import write_images
 
 
 def pictures(numbers):
@@ -15,7 +15,7 @@ def pictures(numbers):
 def test_files_are_written_while_the_next_images_are_made(
   tmp_path, monkeypatch
 ):
-  second, save = threading.Event(), images_lib.save_png
+  second, save = threading.Event(), write_images.save_png
   made = []
 
   def make(numbers):
@@ -29,8 +29,8 @@ def test_files_are_written_while_the_next_images_are_made(
     assert second.wait(20)
     save(path, pixels)
 
-  monkeypatch.setattr(images_lib, "save_png", slow)
-  assert images_lib.write_images(tmp_path, 5, 2, make) == 5
+  monkeypatch.setattr(write_images, "save_png", slow)
+  assert write_images.write_folder(tmp_path, 5, 2, make) == 5
   assert made == [2, 2, 1]
   assert len(list(tmp_path.glob("*.png"))) == 5
 
@@ -39,6 +39,6 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
   def full(path, pixels):
     raise OSError(f"{path.name}: no space left")
 
-  monkeypatch.setattr(images_lib, "save_png", full)
+  monkeypatch.setattr(write_images, "save_png", full)
   with pytest.raises(OSError, match=r"000000\.png: no space left"):
-    images_lib.write_images(tmp_path, 2, 2, pictures)
+    write_images.write_folder(tmp_path, 2, 2, pictures)

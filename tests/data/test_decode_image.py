@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from gmem_jax.data import image_files
+from gmem_jax.data import decode_image
 
-CROPS = image_files.center_crop, image_files.bilinear_crop
+CROPS = decode_image.center_crop, decode_image.bilinear_crop
 
 
 def _images(data):
@@ -22,7 +22,7 @@ def test_center_crop_golden(golden_dir):
   for name, image in _images(data).items():
     number = name.removeprefix("img")
     size = int(data[f"size{number}"])
-    actual = image_files.center_crop(image, size)
+    actual = decode_image.center_crop(image, size)
     np.testing.assert_array_equal(actual, data[f"crop{number}"], name)
 
 
@@ -35,7 +35,7 @@ def test_bilinear_crop_golden(golden_dir):
   for key in keys:
     match = pattern.fullmatch(key)
     assert match, f"unknown key {key}"
-    actual = image_files.bilinear_crop(data[match[2]], int(match[1]))
+    actual = decode_image.bilinear_crop(data[match[2]], int(match[1]))
     expected = np.moveaxis(data[match[0]], 0, -1)  # float32, u8 / 255
     np.testing.assert_allclose(actual / np.float32(255), expected, atol=1e-6)
 
@@ -65,17 +65,17 @@ def test_crop_is_central(function):
 def test_odd_pixel_left_over():
   image = np.random.default_rng(0).integers(0, 256, (4, 7, 3), np.uint8)
   np.testing.assert_array_equal(
-    image_files.center_crop(image, 4), image[:, 1:5]
+    decode_image.center_crop(image, 4), image[:, 1:5]
   )
   np.testing.assert_array_equal(
-    image_files.bilinear_crop(image, 4), image[:, 2:6]
+    decode_image.bilinear_crop(image, 4), image[:, 2:6]
   )
 
 
 def test_argument_is_left_alone():
   image = np.zeros((40, 30, 3), np.uint8)
   image.setflags(write=False)
-  result = image_files.center_crop(image, 30)
+  result = decode_image.center_crop(image, 30)
   result[...] = 1
   assert not image.any()
 

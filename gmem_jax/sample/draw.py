@@ -1,19 +1,72 @@
-"""Which images `--mode=sample` and `--mode=evaluate` make, and from what."""
+"""Draws the memory that each image is made from: a row, or an image file's.
+
+A `Plan` has all that `--mode=sample` and `--mode=evaluate` need to know of it.
+
+Shapes: b or n images, m bank rows, d snippet width.
+"""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Integer
 
+from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.diffusion import schedule
 from gmem_jax.models import retrieval, transformer
-from gmem_jax.sample import memories as memories_lib, source as source_lib
+from gmem_jax.sample import (
+  memories as memories_lib,
+  sampler as sampler_lib,
+  source as source_lib,
+)
+
+
+def draw_rows(
+  seed: int, images: Integer[Array, " b"], size: int
+) -> Integer[Array, " b"]:
+  """Draws a row in [0, size) for each image, uniformly.
+
+  `images` are global image numbers: image i's row depends on (seed, i) alone.
+  """
+  keys = rngs.keys(seed, "sample/row", images)
+  return jax.vmap(lambda k: jax.random.randint(k, (), 0, size))(keys)
+
+
+def select_row(
+  noise: Float[Array, "b ..."],
+  frequencies: Int[Array, " m"] | Int[np.ndarray, " m"],
+) -> Int[Array, " b"]:
+  """Draws a row for each image by frequency, from the image's own noise.
+
+  The mean of a noise tensor, scaled to a standard normal, gives a uniform
+  number; the inverse of the cumulative frequencies maps it to a row.
+
+  Args:
+    noise: Standard normal; its mean is taken in its own dtype.
+    frequencies: How often each row occurred; not negative, not all zero.
+
+  Returns:
+    Row numbers in [0, m).
+
+  Source: GMem (arXiv 2412.08781), release of December 2024.
+  """
+  size = noise[0].size
+  normal = jnp.mean(noise.reshape(noise.shape[0], size), axis=1) * size**0.5
+  uniform = jax.scipy.stats.norm.cdf(normal)
+  dtype = uniform.dtype
+  cumulative = jnp.cumsum(jnp.asarray(frequencies).astype(dtype))
+  row = jnp.searchsorted(cumulative / cumulative[-1], uniform, side="right")
+  # A uniform number that rounds to 1 gives m, outside of the bank, where the
+  # published code fails. It means the last row that ever occurred.
+  last = jnp.searchsorted(cumulative, cumulative[-1], side="left")
+  return jnp.minimum(row, last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +97,7 @@ def plan_rows(config: sections.Config, source: source_lib.SampleSource) -> Plan:
     count = len(given) * per_row
   rows = _row_fn(config.sample, source, bank)
   labels = ()
+  # Drawn rows of one image each would label every image of a large sheet.
   if given or per_row > 1:
     first = rows(np.arange(0, count, per_row))
     labels = tuple(f"row {row}" for row in first)
@@ -70,20 +124,38 @@ def _row_fn(
     given = np.array(config.rows)
     bank_lib.check_rows(given, len(bank.rows), "config.sample.rows")
     return lambda numbers: given[numbers // config.per_row]
+  # First release: an image's noise decides its row, by the frequencies with
+  # which rows occurred in training.
   if config.draw == "noise":
     if bank.frequencies is None:
       raise ValueError(
         "config.sample.draw='noise' needs a bank with frequencies, as the first"
         " release has it; this one has none: take 'uniform'"
       )
-    return source.sampler.row_fn(bank.frequencies)
+    return _rows_by_noise(source.sampler, bank.frequencies)
 
-  def draw_rows(numbers):
+  def drawn(numbers):
     # By group, so that the first image of each does not depend on per_row.
     groups = jnp.asarray(numbers // config.per_row, jnp.int32)
-    return np.asarray(bank_lib.draw_rows(config.seed, groups, len(bank.rows)))
+    return np.asarray(draw_rows(config.seed, groups, len(bank.rows)))
 
-  return draw_rows
+  return drawn
+
+
+def _rows_by_noise(
+  sampler: sampler_lib.Sampler, frequencies: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+  """Image numbers -> bank rows; see `select_row`."""
+  counts = jnp.asarray(frequencies.astype(np.int32))
+
+  @jax.jit
+  def one(number, counts):
+    return select_row(sampler.noise(number[None]), counts)[0]
+
+  # One by one: the mean over the noise of several images may round otherwise.
+  return lambda numbers: np.array(
+    [int(one(jnp.int32(i), counts)) for i in numbers], np.int64
+  )
 
 
 def plan_manipulation(
@@ -95,7 +167,7 @@ def plan_manipulation(
   """Images like given ones, or between two memories.
 
   Args:
-    config: The run.
+    config: Says how files are read, and how to go between snippets.
     source: Has the bank that rows are taken from.
     images: Files to make samples like (--image).
     ends: Two bank rows or files to go between (--interpolate).
@@ -106,6 +178,7 @@ def plan_manipulation(
   if images and ends:
     raise ValueError("--image and --interpolate exclude each other")
   network = source.sampler.network
+  # Digits are grey; every published tokenizer decodes to RGB.
   latents_are_pixels = config.encoder.tokenizer == "identity"
   reader = memories_lib.Reader(
     config,
@@ -128,6 +201,7 @@ def plan_manipulation(
   if (ends or attends) and source.bank is not None:
     info["bank"] = source.bank.info
 
+  # None is a row of the bank, so that lookup leaves no row out as their own.
   def features(numbers):
     outside = np.full(len(numbers), retrieval.OUTSIDE)
     return snippets.features[numbers // per_row], outside
@@ -151,6 +225,7 @@ def directory_of(
   plan: Plan,
 ) -> pathlib.Path:
   """The images' directory: `sample.output`, or one in WORKDIR/images."""
+  # Absolute: processes of a job may have different working directories.
   if config.sample.output:
     return pathlib.Path(config.sample.output).absolute()
   return workdir / "images" / name_of(config, source, plan)
@@ -160,6 +235,7 @@ def record(
   config: sections.Config, source: source_lib.SampleSource, plan: Plan
 ) -> dict[str, Any]:
   """sample.json: all that the images depend on."""
+  # Images of other settings need another directory: see `write_images.claim`.
   calls = schedule.num_calls(config.sampler)
   # Left out at its default: directories from before the key was added have no
   # such entry, and shall still be continued.

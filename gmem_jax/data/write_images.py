@@ -110,7 +110,7 @@ def png_path(directory: pathlib.Path, number: int) -> pathlib.Path:
   return directory / f"{number:06d}.png"
 
 
-def write_images(
+def write_folder(
   directory: pathlib.Path,
   count: int,
   batch_size: int,
