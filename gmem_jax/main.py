@@ -304,9 +304,12 @@ def _quieten(process: int) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses the flags; an unknown config key is one clear line, too."""
+  """Parses the flags; what is wrong with one is a clear line with status 2."""
   try:
-    return app.parse_flags_with_usage(argv)
+    # app.parse_flags_with_usage ends with 1, at which launchers start again.
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    sys.exit(errors.fail(f"{error}; see --help"))
   except (AttributeError, KeyError, TypeError, OSError) as error:
     message = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
     sys.exit(errors.fail(f"--config: {' '.join(message.split())}"))
