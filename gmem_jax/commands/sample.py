@@ -7,7 +7,7 @@ from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.diffusion import schedule
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import draw, source as source_lib
+from gmem_jax.sample import draw_rows, source as source_lib
 
 
 def sample_mode(
@@ -30,11 +30,11 @@ def sample_mode(
   mesh = sharding.make_mesh(config.mesh)
   source = source_lib.load(config, workdir, mesh)
   if images or ends:
-    plan = draw.plan_manipulation(config, source, images, ends)
+    plan = draw_rows.plan_manipulation(config, source, images, ends)
   else:
-    plan = draw.plan_rows(config, source)
-  directory = draw.directory_of(config, workdir, source, plan)
-  write_images.claim(directory, draw.record(config, source, plan))
+    plan = draw_rows.plan_rows(config, source)
+  directory = draw_rows.directory_of(config, workdir, source, plan)
+  write_images.claim(directory, draw_rows.record(config, source, plan))
   made = _write(config.sample, source, plan, directory)
   if processes.is_main():
     cost = describe_cost(config.sampler)
@@ -44,7 +44,7 @@ def sample_mode(
 def _write(
   config: sections.SampleConfig,
   source: source_lib.SampleSource,
-  plan: draw.Plan,
+  plan: draw_rows.Plan,
   directory: pathlib.Path,
 ) -> int:
   """Makes what is missing; returns how many images that was."""
@@ -53,7 +53,7 @@ def _write(
   # Its PNG files were removed: they must not look as if they were missing.
   if config.format == "npz" and processes.agree(packed):
     return 0
-  make = draw.make_fn(source, plan)
+  make = draw_rows.make_fn(source, plan)
   made = write_images.write_folder(directory, count, config.batch_size, make)
   if not processes.is_main():
     return made

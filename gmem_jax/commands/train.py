@@ -17,7 +17,11 @@ from gmem_jax.data import load_encoders, sources as data_sources, write_images
 from gmem_jax.evaluate import build, scores, sources
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import draw, sampler as sampler_lib, source as source_lib
+from gmem_jax.sample import (
+  draw_rows,
+  sampler as sampler_lib,
+  source as source_lib,
+)
 from gmem_jax.train import dataset as dataset_lib, loop, setup
 
 _log = logging.getLogger(__name__)
@@ -216,7 +220,7 @@ def draw_snippets(
     Rows of the bank [n], and their features [n d].
   """
   images = jnp.asarray(numbers.astype(np.int32))
-  rows = np.asarray(draw.draw_rows(config.seed, images, bank.size))
+  rows = np.asarray(draw_rows.draw_rows(config.seed, images, bank.size))
   return rows, bank_sharding.read_rows(bank, rows)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gmem_jax.diffusion import guidance, samplers, schedule
 from gmem_jax.files.torch_reader import torch_file
-from gmem_jax.sample import draw
+from gmem_jax.sample import draw_rows
 from tests.diffusion import common
 from tests.models import networks
 
@@ -184,7 +184,7 @@ def test_sit_release_chooses_snippets_from_noise(golden_dir):
   golden = networks.load(golden_dir, "sit_tiny")
   file = torch_file.load(golden_dir / "sit_tiny.pth")
   noise = jnp.asarray(common.nhwc(golden.data["sampler_latents"]))
-  rows = draw.select_row(noise, np.asarray(file["memoryfreq"]))
+  rows = draw_rows.select_row(noise, np.asarray(file["memoryfreq"]))
   np.testing.assert_array_equal(rows, golden.data["sampler_idx"])
   bank = np.asarray(file["memorybank"])[np.asarray(rows)]
   snippets = bank / np.linalg.norm(bank, axis=1, keepdims=True)

@@ -19,7 +19,7 @@ from gmem_jax.commands import sample as sample_command, train as train_command
 from gmem_jax.data import decode_image, load_encoders, write_images
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import draw, source as source_lib
+from gmem_jax.sample import draw_rows, source as source_lib
 from tests import published, tiny
 
 pytestmark = [pytest.mark.golden, pytest.mark.process]
@@ -133,7 +133,7 @@ def test_pth_to_png_agrees_with_a_plain_loop(converted, cache, tmp_path):
   run(tmp_path, values, cache, config="b_in1k.py:ode")
   config = published.make_config("b_in1k", values, "ode")
   bank = source_lib.load_bank(config).rows
-  rows = draw.draw_rows(0, jnp.arange(6), len(bank))
+  rows = draw_rows.draw_rows(0, jnp.arange(6), len(bank))
   assert_same_pixels(pixels_of(tmp_path), euler(config, bank[np.asarray(rows)]))
   found = record(tmp_path)
   assert found["network_calls"] == {"conditional": 2, "unconditional": 0}
@@ -334,7 +334,7 @@ def test_first_release(converted, golden_dir, tmp_path):
   sampler, bank = source.sampler, source.bank
   keys = rngs.keys(0, "sample/noise", jnp.arange(6))
   noise = jnp.stack([jax.random.normal(k, sampler.latent_shape) for k in keys])
-  rows = np.asarray(draw.select_row(noise, bank.frequencies))
+  rows = np.asarray(draw_rows.select_row(noise, bank.frequencies))
   assert len(set(rows.tolist())) > 1
   assert_same_pixels(pixels, euler(config, bank.rows[rows], release=True))
   assert record(tmp_path)["draw"] == "noise"

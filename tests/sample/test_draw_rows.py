@@ -3,20 +3,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.sample import draw
+from gmem_jax.sample import draw_rows
 
 
 def test_draw_depends_on_seed_and_image_alone():
   images = jnp.arange(1000)
-  rows = draw.draw_rows(3, images, 50)
+  rows = draw_rows.draw_rows(3, images, 50)
   np.testing.assert_array_equal(
-    rows[jnp.array([17, 400])], draw.draw_rows(3, jnp.array([17, 400]), 50)
+    rows[jnp.array([17, 400])], draw_rows.draw_rows(3, jnp.array([17, 400]), 50)
   )
-  assert not (rows == draw.draw_rows(4, images, 50)).all()
+  assert not (rows == draw_rows.draw_rows(4, images, 50)).all()
 
 
 def test_draw_is_uniform():
-  counts = np.bincount(draw.draw_rows(0, jnp.arange(5000), 50), minlength=50)
+  counts = np.bincount(
+    draw_rows.draw_rows(0, jnp.arange(5000), 50), minlength=50
+  )
   # Chi-square with 49 degrees of freedom: 99.99 % lie below 97.
   assert ((counts - 100) ** 2 / 100).sum() < 97
 
@@ -37,7 +39,7 @@ def test_published_picks(golden_dir):
   expected = golden["sel_idx"]
   uniform = golden["sel_uniform"][:, 0].astype(np.float64)
   for tensor, count in ((noise, len(noise)), (constant, len(constant))):
-    actual = draw.select_row(jnp.asarray(tensor), frequencies)
+    actual = draw_rows.select_row(jnp.asarray(tensor), frequencies)
     # float32 decides on either side of a boundary; a uniform of exactly 1 is
     # out of the published code's range.
     gap = np.abs(uniform[:, None] - golden["sel_cumulative"][None]).min(axis=1)
@@ -50,7 +52,7 @@ def test_published_picks(golden_dir):
 def test_rows_are_drawn_by_frequency():
   frequencies = np.array([0, 3, 0, 1, 6, 0])
   noise = jax.random.normal(jax.random.key(0), (20_000, 3, 3, 2))
-  rows = draw.select_row(noise, frequencies)
+  rows = draw_rows.select_row(noise, frequencies)
   shares = np.bincount(rows, minlength=6) / len(rows)
   np.testing.assert_allclose(shares, frequencies / 10, atol=0.02)
   assert set(np.unique(rows)) == {1, 3, 4}
@@ -59,5 +61,5 @@ def test_rows_are_drawn_by_frequency():
 @pytest.mark.parametrize(("value", "row"), [(-9.0, 1), (9.0, 4)])
 def test_extreme_noise_selects_a_row_that_occurred(value, row):
   noise = jnp.full((1, 2, 2, 1), value)
-  rows = draw.select_row(noise, np.array([0, 3, 0, 1, 6, 0]))
+  rows = draw_rows.select_row(noise, np.array([0, 3, 0, 1, 6, 0]))
   assert rows.tolist() == [row]

@@ -22,8 +22,8 @@ from gmem_jax.data import load_encoders
 from gmem_jax.diffusion import schedule
 from gmem_jax.models import retrieval, transformer
 from gmem_jax.sample import (
-  memories as memories_lib,
   sampler as sampler_lib,
+  snippets as snippets_lib,
   source as source_lib,
 )
 
@@ -180,18 +180,18 @@ def plan_manipulation(
   network = source.sampler.network
   # Digits are grey; every published tokenizer decodes to RGB.
   latents_are_pixels = config.encoder.tokenizer == "identity"
-  reader = memories_lib.Reader(
+  reader = snippets_lib.Reader(
     config,
     channels=source.sampler.latent_shape[-1] if latents_are_pixels else 3,
     width=network.snippet_dim,
     bank_rows=lambda: source.require_bank().rows,
   )
   if images:
-    snippets = memories_lib.alone(
+    snippets = snippets_lib.alone(
       [reader.image(image, "--image") for image in images]
     )
   else:
-    snippets = memories_lib.between(
+    snippets = snippets_lib.between(
       config.sample, [reader.snippet(end, "--interpolate") for end in ends]
     )
   per_row = config.sample.per_row
