@@ -32,17 +32,17 @@ class Subject:
     name: Names the files of the result.
     source: The images, all of which are scored.
     info: All that they depend on; JSON.
-    step: The training step that they are of; 0 if none.
+    step: The training step that they are of, or None.
   """
 
   name: str
   source: sources.ImageSource
   info: dict[str, Any]
-  step: int
+  step: int | None
 
 
 def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
-  """Scores images and writes WORKDIR/evaluations/NAME.json."""
+  """Scores images and writes a json to WORKDIR/evaluations."""
   mesh = sharding.make_mesh(config.mesh)
   # Only the digits' classifier and the audit read training images.
   in_memory = config.data.source == "digits" and not config.data.prepared
@@ -64,10 +64,11 @@ def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   store = accumulate.PartialStore(directory / "partial", config.eval.save_every)
   evaluator = build.with_reference(config, evaluator, source.shape, own, store)
   scores = evaluator(source, count, store)
-  path = directory / f"{subject.name}_{count}.json"
   board = workdir / "tensorboard"
-  details = evaluator, count, subject.info
-  results.write(path, scores, *details, board=board, step=subject.step)
+  details = scores, evaluator, count, subject.info
+  path = results.write(
+    directory, subject.name, *details, board=board, step=subject.step
+  )
   store.forget()
   if processes.is_main():
     print(f"{results.table(scores, count)}\n{path}")
@@ -84,7 +85,8 @@ def _given(config: sections.Config, channels: int) -> Subject:
     source = open_lib.open_images(path, channels=channels)
   except ValueError as error:
     raise ValueError(f"config.eval.images: {error}") from None
-  return Subject(path.stem, source, {"source": source.info}, 0)
+  info = {"source": source.info}
+  return Subject(results.name_of(path), source, info, None)
 
 
 def _sampled(
@@ -103,7 +105,7 @@ def _sampled(
   shape = protocols.image_shape(tokenizer, source.sampler.latent_shape)
   images = sources.Arrays(info, plan.count, shape, make, collective=True)
   name, step = draw_rows.name_of(config, source, plan), source.info.get("step")
-  return Subject(name, images, {"samples": info}, step or 0)
+  return Subject(name, images, {"samples": info}, step)
 
 
 def _keeping(make, directory: pathlib.Path):

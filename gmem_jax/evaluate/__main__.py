@@ -162,7 +162,8 @@ def _extractor(
 def _score(args: argparse.Namespace) -> None:
   names = tuple(args.scores.split(","))
   extractor = _extractor(args, names)
-  images = open_lib.open_images(pathlib.Path(args.images).absolute())
+  given = pathlib.Path(args.images).absolute()
+  images = open_lib.open_images(given)
   count = images.count if args.count is None else args.count
   workdir = pathlib.Path(args.workdir).absolute()
   store = accumulate.PartialStore(workdir / "partial", args.save_every)
@@ -179,9 +180,10 @@ def _score(args: argparse.Namespace) -> None:
       published=args.preprocessing == "published",
     )
   scores = evaluator(images, count, store)
-  path = workdir / f"{pathlib.Path(args.images).stem}_{count}.json"
-  board = workdir / "tensorboard"
-  results.write(path, scores, evaluator, count, images.info, board=board)
+  details = scores, evaluator, count, images.info
+  path = results.write(
+    workdir, results.name_of(given), *details, board=workdir / "tensorboard"
+  )
   # Only now: killed before this line, the command continues.
   store.forget()
   print(f"{results.table(scores, count)}\n{path}")

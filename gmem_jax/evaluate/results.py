@@ -1,7 +1,10 @@
 """Scores to a json, beside all that they depend on, and to TensorBoard."""
 
+import hashlib
 import importlib.metadata
+import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,39 +18,66 @@ from gmem_jax.parallel import processes
 from gmem_jax.train import metrics
 
 
+def name_of(path: pathlib.Path) -> str:
+  """What the files of a result call the images at a path."""
+  # Normalised, as the last part of "samples/.." says nothing.
+  return os.path.basename(os.path.abspath(path)).removesuffix(".npz")
+
+
 def write(
-  path: pathlib.Path,
+  directory: pathlib.Path,
+  name: str,
   scores: Mapping[str, float],
   evaluator: scores_lib.Evaluator,
   count: int,
   images: Mapping[str, Any],
   *,
   board: pathlib.Path,
-  step: int = 0,
-) -> None:
-  """Writes scores to a json, on the first host alone.
+  step: int | None = None,
+) -> pathlib.Path:
+  """Writes scores to DIRECTORY/NAME_COUNT_DIGEST.json, on the first host alone.
 
-  `images` identifies the images; `board` is the directory of TensorBoard's
-  files, which show the scores at a step.
+  The digest is of all that the scores depend on: other images or references
+  get another file, the same again replace their own.
+
+  Args:
+    directory: Where the json goes.
+    name: What the images are called.
+    scores: Name -> score.
+    evaluator: Gave the scores.
+    count: Number of images.
+    images: Identifies the images; JSON.
+    board: TensorBoard's directory, which shows the scores at a step.
+    step: The training step that the images are of. None if they are of none:
+      they are then a run of their own in TensorBoard.
+
+  Returns:
+    The path of the json.
   """
+  about = _subject(evaluator, count, images)
+  text = json.dumps([sorted(scores), about], sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  path = directory / f"{name}_{count}_{digest}.json"
   if not processes.is_main():
-    return
-  path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+  directory.mkdir(parents=True, exist_ok=True)
   # JSON has no NaN.
   numbers = {k: v if math.isfinite(v) else None for k, v in scores.items()}
-  details = _details(evaluator, count, images)
-  atomic.write_json(path, {"scores": numbers, **details})
+  atomic.write_json(path, {"scores": numbers, **about, **_software()})
   # FID depends on the number of images: 10k and 50k are no one curve.
   size = short(count)
-  with metrics.open_tensorboard(board) as writer:
-    for name, value in scores.items():
-      writer.add_scalar(f"eval/{name}_{size}", value, step)
+  with metrics.open_tensorboard(
+    board / path.stem if step is None else board
+  ) as writer:
+    for score, value in scores.items():
+      writer.add_scalar(f"eval/{score}_{size}", value, step or 0)
+  return path
 
 
-def _details(
+def _subject(
   evaluator: scores_lib.Evaluator, count: int, images: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """What tells whether two numbers may be compared."""
+  """What was compared with what; tells whether two numbers are comparable."""
   reference = evaluator.reference
   return {
     "images": {"count": count, **images},
@@ -57,6 +87,12 @@ def _details(
       "rows": {name: len(rows) for name, rows in reference.rows.items()},
     },
     "networks": evaluator.extractor.info(),
+  }
+
+
+def _software() -> dict[str, Any]:
+  """What moves scores by rounding alone."""
+  return {
     "versions": {
       "gmem_jax": gmem_jax.__version__,
       "jax": jax.__version__,

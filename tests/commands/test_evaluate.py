@@ -98,6 +98,31 @@ def test_samples_are_scored_as_they_would_be_written(workdir, capsys):
   assert written["images"]["source"]["folder"] == str(directory)
 
 
+def test_each_evaluation_has_a_file_of_its_own(workdir, tmp_path):
+  """Of two folders, two samplers, two references; the same replaces its own."""
+  images = np.random.default_rng(0).integers(0, 255, (80, 8, 8, 1), np.uint8)
+  for name in ("a", "b"):
+    (tmp_path / name / "x").mkdir(parents=True)
+    for i, image in enumerate(images):
+      write_images.save_png(tmp_path / name / "x" / f"{i:03d}.png", image)
+  changes = [
+    {"eval__images": str(tmp_path / "a" / "x")},
+    {"eval__images": str(tmp_path / "b" / "x")},
+    {},
+    {"sampler__steps": 4},
+    {"eval__reference": str(tmp_path / "a" / "x")},
+  ]
+  written = []
+  for change in (*changes, changes[0], changes[2]):
+    config = tiny.make_config(sample__count=80, **change)
+    with jax.numpy_dtype_promotion("standard"):
+      evaluate_command.evaluate_mode(config, workdir)
+    written.append(len(list((workdir / "evaluations").glob("*.json"))))
+  assert written == [1, 2, 3, 4, 5, 5, 5]
+  for path in (workdir / "evaluations").glob("*.json"):
+    path.unlink()
+
+
 def test_kept_samples_are_read_when_they_are_there(workdir, tmp_path):
   output = tmp_path / "kept"
   changes = {"eval__keep_images": True, "sample__output": str(output)}

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from gmem_jax.evaluate import __main__ as cli, networks, statistics
@@ -73,10 +74,36 @@ def test_statistics_then_scores(dinov2, files, tmp_path, capsys):
   assert with_file["networks"]["dinov2"]["preprocessing"] == "gmem"
   assert with_file["reference"]["count"] == IMAGES
   assert "frechet_dinov2" in capsys.readouterr().out
-  assert {p.name for p in workdir.iterdir()} == {
-    f"samples_{IMAGES}.json", "tensorboard",
-  }  # fmt: skip
-  assert tags(workdir / "tensorboard") == {f"eval/frechet_dinov2_{IMAGES}"}
+  (path,) = workdir.glob(f"samples_{IMAGES}_????????.json")
+  assert {p.name for p in workdir.iterdir()} == {path.name, "tensorboard"}
+  board = workdir / "tensorboard" / path.stem
+  assert tags(board) == {f"eval/frechet_dinov2_{IMAGES}"}
+
+
+def test_other_images_never_take_the_place_of_a_result(dinov2, files, tmp_path):
+  """Not of the same last part, nor of names that differ after a dot."""
+  folders = [tmp_path / name for name in ("a/v1.0", "b/v1.0", "a/v1.5")]
+  for seed, folder in enumerate(folders):
+    folder.mkdir(parents=True)
+    for i, pixels in enumerate(np.load(files[0])["arr_0"]):
+      Image.fromarray(pixels[:, :: 1 - 2 * (seed % 2)] // (1 + seed)).save(
+        folder / f"{i}.png"
+      )
+  workdir, found = tmp_path / "work", []
+  for folder in (*folders, folders[0]):
+    given = arguments("score", dinov2, workdir, folder, files[1])
+    assert cli.main(given) == 0
+    found.append(sorted(p.name for p in workdir.glob("*.json")))
+  assert [len(names) for names in found] == [1, 2, 3, 3]
+  assert [name.rsplit("_", 2)[0] for name in found[-1]] == [
+    "v1.0", "v1.0", "v1.5",
+  ]  # fmt: skip
+  of = {
+    json.loads(p.read_text())["images"]["folder"]
+    for p in workdir.glob("*.json")
+  }
+  assert of == set(map(str, folders))
+  assert len(list((workdir / "tensorboard").iterdir())) == 3
 
 
 def tags(directory):
