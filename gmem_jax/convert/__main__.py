@@ -14,6 +14,10 @@ from gmem_jax.convert import detect, identify, read, torch_export, torch_import
 from gmem_jax.files import weights
 from gmem_jax.progress import Progress
 
+_SRC = (
+  "the file to convert; of weights in shards their index (.index.json), or the"
+  " directory that holds it"
+)
 _EXAMPLES = """\
 examples:
   What is in a file, and whether it is complete (nothing is written):
@@ -44,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     epilog=_EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("src", metavar="SRC", help="the file to convert")
+  parser.add_argument("src", metavar="SRC", help=_SRC)
   parser.add_argument(
     "out", metavar="OUT", nargs="?", help="what to write; must not exist"
   )
@@ -129,8 +133,9 @@ def _convert(
   errors.say(_report(source, contents, identity))
   if args.dry_run:
     return None
-  size = source.path.stat().st_size
-  with contextlib.closing(Progress("checksums", 0, size, "B")) as progress:
+  with contextlib.closing(
+    Progress("checksums", 0, source.nbytes, "B")
+  ) as progress:
     source.verify(progress.advance)
   size = sum(tensor.nbytes for tensor in contents.tensors.values())
   with contextlib.closing(Progress("convert", 0, size, "B")) as progress:
@@ -143,9 +148,10 @@ def _report(
   """What the file is, one fact a line."""
   tensors = contents.tensors.values()
   dtypes = sorted({str(tensor.dtype) for tensor in tensors})
+  split = f" in {len(source.shards)} shards" if source.shards else ""
   facts = {
     "kind": f"{identity.title} [{contents.kind}]",
-    "file": f"{source.format}, {source.path.stat().st_size:,} bytes",
+    "file": f"{source.format}, {source.nbytes:,} bytes{split}",
     "tensors": f"{len(contents.tensors)} of {', '.join(dtypes)}",
     "parameters": f"{identity.parameters(contents.tensors):,}",
   }

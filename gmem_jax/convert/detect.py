@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.convert.names import dinov2, dit, inception, vae
-from gmem_jax.convert.read import OpenFile, WrongFile
+from gmem_jax.convert.read import OpenFile, some, WrongFile
 from gmem_jax.convert.rules import Rule
 
 StateDict = dict[str, np.ndarray]
@@ -133,7 +133,7 @@ def _statistics(arrays: Mapping[str, np.ndarray | None]) -> Contents:
       " has the arrays mu and sigma"
     )
   raise WrongFile(
-    f"is an npz with the arrays {_some(arrays)}; a FID reference has mu and"
+    f"is an npz with the arrays {some(arrays)}; a FID reference has mu and"
     " sigma"
   )
 
@@ -202,7 +202,7 @@ def _state_dict(value: Any) -> StateDict:
   if others or not all(isinstance(k, str) for k in value):
     raise WrongFile(
       f"is no state dict: not every entry is a tensor under a name"
-      f" ({_some(others or value)})"
+      f" ({some(others or value)})"
     )
   return dict(value)
 
@@ -232,7 +232,7 @@ def _kind(tensors: StateDict) -> str:
   # Half is enough: `identify` then lists what is missing or too much.
   if 2 * taken < len(tensors):
     raise WrongFile(
-      f"is a state dict of {len(tensors)} tensors ({_some(tensors)}) of no"
+      f"is a state dict of {len(tensors)} tensors ({some(tensors)}) of no"
       " network that GMem uses"
     )
   return kind
@@ -242,9 +242,3 @@ def _taken(table: Sequence[Rule], names: Iterable[str]) -> int:
   """How many names a table takes."""
   patterns = [rule.torch_pattern for rule in table]
   return sum(any(p.fullmatch(name) for p in patterns) for name in names)
-
-
-def _some(names: Iterable[Any]) -> str:
-  """The first few names, for a message."""
-  names = [str(n) for n in names]
-  return ", ".join(names[:4]) + (", .." if len(names) > 4 else "")

@@ -1,30 +1,27 @@
 """Opens files of weights: PyTorch's, safetensors, and numpy's npz.
 
 What a file is, is decided by its first bytes, never by its name. Whatever the
-format, opening reads the index, and tensors are views of a memory map.
+format, opening reads the index, and tensors are views of a memory map. Weights
+may be split over several files (shards), with an index in JSON beside them.
 """
 
 import dataclasses
-import json
-import mmap
 import os
 import pathlib
-import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import safetensors
 
+from gmem_jax.files import atomic, safetensors_file
 from gmem_jax.files.torch_reader import torch_file
 
 # How files begin that users have under the names of weights.
 _OTHERS = (
   (b"version https://git-lfs", "a git-lfs pointer: run `git lfs pull` for it"),
   (b"<", "a web page or XML, such as the error page of a failed download"),
-  (b"{", "JSON"),
+  (b"{", "JSON, and no index of shards"),
   (b"\x93NUMPY", "a single numpy array (.npy)"),
   (b"\x89PNG", "a PNG image"),
   (b"\xff\xd8\xff", "a JPEG image"),
@@ -32,13 +29,7 @@ _OTHERS = (
   (b"\x89HDF", "an HDF5 file"),
   (b"GGUF", "a GGUF file"),
 )
-_SAFETENSORS_DTYPES = {
-  "F64": np.float64, "F32": np.float32, "F16": np.float16, "BOOL": np.bool_,
-  "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn,
-  "F8_E5M2": ml_dtypes.float8_e5m2,
-  "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
-  "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
-}  # fmt: skip
+_USUAL = "such as diffusion_pytorch_model.safetensors"
 # An npz with a larger array is no file of statistics; the ADM suite's images
 # (arr_0) are left in the file.
 _NPZ_LIMIT = 1 << 30
@@ -48,17 +39,24 @@ class WrongFile(ValueError):
   """The file is not what the converter takes; the message says what it is."""
 
 
+def some(names: Iterable[Any]) -> str:
+  """The first few names, for a message."""
+  names = [str(n) for n in names]
+  return ", ".join(names[:4]) + (", .." if len(names) > 4 else "")
+
+
 @dataclasses.dataclass(frozen=True)
 class OpenFile:
   """An open file of weights.
 
   Attributes:
-    path: The file.
+    path: The file; of weights in shards, their index.
     format: "PyTorch", "safetensors" or "npz".
     value: What it contains, with tensors as read-only numpy views.
     verify: Reads all of it and raises on a wrong checksum; calls its argument
       with the number of bytes read since the last call.
     release: Lets the system drop the pages read so far.
+    shards: The other files of weights in shards.
   """
 
   path: pathlib.Path
@@ -66,10 +64,21 @@ class OpenFile:
   value: Any
   verify: Callable[[Callable[[int], Any]], None] = lambda progress: None
   release: Callable[[], None] = lambda: None
+  shards: tuple[pathlib.Path, ...] = ()
+
+  @property
+  def files(self) -> tuple[pathlib.Path, ...]:
+    """All files that it is made of."""
+    return (self.path, *self.shards)
+
+  @property
+  def nbytes(self) -> int:
+    """Their size on disk."""
+    return sum(path.stat().st_size for path in self.files)
 
 
 def open_source(path: str | os.PathLike) -> OpenFile:
-  """Opens a file of weights.
+  """Opens a file of weights; an index, or a directory with one, opens shards.
 
   Raises:
     FileNotFoundError: If there is none.
@@ -77,17 +86,82 @@ def open_source(path: str | os.PathLike) -> OpenFile:
   """
   path = pathlib.Path(path)
   if path.is_dir():
+    path = _index_of(path)
+  with open(path, "rb") as file:
+    is_json = file.read(1) == b"{"
+  return _open_shards(path) if is_json else _open_file(path)
+
+
+def _index_of(directory: pathlib.Path) -> pathlib.Path:
+  """The index in a directory of shards."""
+  found = sorted(directory.glob("*.index.json"))
+  if len(found) == 1:
+    return found[0]
+  raise WrongFile(
+    f"{directory} is a directory: give the file of weights in it, "
+    + (f"one of {some(p.name for p in found)}" if found else _USUAL)
+  )
+
+
+def _open_shards(path: pathlib.Path) -> OpenFile:
+  """Opens all shards that an index names, and checks that they fit it."""
+  index = atomic.read_json(path)
+  places = index.get("weight_map") if isinstance(index, dict) else None
+  if not isinstance(places, dict) or not places:
+    # As of any other file that is no weights.
+    return _open_file(path)
+  names: dict[str, set[str]] = {}
+  for name, file in places.items():
+    # Nothing outside the directory, whatever the index says.
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+      raise WrongFile(f"{path} names {file!r} for {name}, no file beside it")
+    names.setdefault(file, set()).add(name)
+  absent = [file for file in names if not (path.parent / file).is_file()]
+  if absent:
     raise WrongFile(
-      f"{path} is a directory: give the file of weights in it, such as"
-      " diffusion_pytorch_model.safetensors"
+      f"{path} names {len(names)} shards, of which {len(absent)} are not beside"
+      f" it: {some(sorted(absent))}"
     )
+  shards = [_open_file(path.parent / file) for file in sorted(names)]
+  tensors: dict[str, Any] = {}
+  for shard in shards:
+    held = shard.value if isinstance(shard.value, Mapping) else {}
+    differing = names[shard.path.name] ^ held.keys()
+    if differing:
+      raise WrongFile(
+        f"{shard.path} and its index {path.name} differ in {len(differing)}"
+        f" names: {some(differing)}"
+      )
+    tensors |= held
+
+  def verify(progress: Callable[[int], Any]) -> None:
+    for shard in shards:
+      shard.verify(progress)
+
+  def release() -> None:
+    for shard in shards:
+      shard.release()
+
+  formats = " and ".join(sorted({shard.format for shard in shards}))
+  files = tuple(shard.path for shard in shards)
+  return OpenFile(path, formats, tensors, verify, release, files)
+
+
+def _open_file(path: pathlib.Path) -> OpenFile:
+  """Opens one file by its first bytes."""
   with open(path, "rb") as file:
     head = file.read(64)
   if head[:4] == b"PK\x03\x04" and _is_npz(path):
     return OpenFile(path, "npz", _read_npz(path))
   # The format has no magic: eight bytes of a length, then JSON.
   if len(head) > 8 and head[8:9] == b"{" and head[7] == 0:
-    return _open_safetensors(path)
+    opened = safetensors_file.SafetensorsFile(path)
+    return OpenFile(
+      path,
+      "safetensors",
+      opened.tensors,
+      release=lambda: torch_file.drop_pages(opened.map),
+    )
   for magic, what in _OTHERS:
     if head.startswith(magic):
       raise WrongFile(f"{path} is {what}, not a file of weights")
@@ -115,29 +189,3 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray | None]:
   except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as e:
     raise WrongFile(f"{path} is a damaged npz: {e}") from e
   return arrays
-
-
-def _open_safetensors(path: pathlib.Path) -> OpenFile:
-  # The library gives numpy copies, whose shapes cannot be seen without reading
-  # them, and no float8 at all. It does check the header and every offset in it;
-  # that done, the tensors are at these offsets.
-  try:
-    with safetensors.safe_open(path, "numpy"):
-      pass
-  except safetensors.SafetensorError as e:
-    raise WrongFile(f"{path} is a damaged safetensors file: {e}") from e
-  with open(path, "rb") as file:
-    (size,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(size))
-    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-  header.pop("__metadata__", None)
-  tensors = {}
-  for name, entry in header.items():
-    dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
-    if dtype is None:
-      raise WrongFile(f"{path}: {name} is of dtype {entry['dtype']}")
-    start = 8 + size + entry["data_offsets"][0]
-    tensors[name] = np.ndarray(entry["shape"], dtype, data, start)
-  return OpenFile(
-    path, "safetensors", tensors, release=lambda: torch_file.drop_pages(data)
-  )

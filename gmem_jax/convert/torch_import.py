@@ -4,7 +4,7 @@ import concurrent.futures
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def convert(
   name = _TREES.get(contents.kind, "params")
   # Beside the conversion: both read the file, and hashing holds no lock.
   with concurrent.futures.ThreadPoolExecutor(1) as background:
-    digest = background.submit(_sha256, source.path)
+    digest = background.submit(_sha256, source.files)
     trees = {name: rules.to_flax(identity.table, contents.tensors, on_read)}
     buffers = rules.buffers(identity.table, contents.tensors)
     if buffers:
@@ -108,17 +108,20 @@ def release_bank(
 def _refuse_expansion(source: OpenFile, contents: Contents) -> None:
   """A tensor with strides of 0 can be larger than the disk."""
   size = sum(tensor.nbytes for tensor in contents.tensors.values())
-  limit = 64 * source.path.stat().st_size
-  if size > limit:
+  if size > 64 * source.nbytes:
     raise WrongFile(
-      f"its tensors have {size:,} bytes in a file of"
-      f" {source.path.stat().st_size:,}: they repeat themselves"
+      f"its tensors have {size:,} bytes in a file of {source.nbytes:,}: they"
+      " repeat themselves"
     )
 
 
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(paths: Iterable[pathlib.Path]) -> str:
+  """The digest of a file, or of several as if they were one."""
+  digest = hashlib.sha256()
+  for path in paths:
+    with open(path, "rb") as file:
+      hashlib.file_digest(file, lambda: digest)
+  return digest.hexdigest()
 
 
 def _metadata(

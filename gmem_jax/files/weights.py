@@ -24,7 +24,7 @@ import safetensors
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, safetensors_file
 
 FORMAT_VERSION = 1
 FORMATS = ("orbax", "safetensors")
@@ -153,9 +153,9 @@ def load_converted(
       f" converted {metadata['kind']}"
     )
   if path.is_file():
-    with safetensors.safe_open(path, "numpy") as file:
-      names = [n for n in file.keys() if n.startswith(f"{tree}/")]  # noqa: SIM118
-      flat = {n: file.get_tensor(n) for n in names}
+    tensors = safetensors_file.SafetensorsFile(path).tensors.items()
+    # Copies: the file may be replaced while they are in use.
+    flat = {n: np.array(a) for n, a in tensors if n.startswith(f"{tree}/")}
     return flax.traverse_util.unflatten_dict(flat, sep="/")[tree], metadata
   return ocp.load_checkpointables(str(path), {tree: None})[tree], metadata
 

@@ -328,7 +328,8 @@ def test_wrong_files_are_named(value, message):
   [
     (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     (b"<!DOCTYPE html><html>", "a web page"),
-    (b'{"a": 1}', "JSON"),
+    (b'{"a": 1}', "JSON, and no index of shards"),
+    (b'{"weight_map": {}}', "JSON, and no index of shards"),
     (b"\x93NUMPY\x01\x00", r"\.npy"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\x1f\x8b\x08", "gzip"),
@@ -338,7 +339,7 @@ def test_wrong_files_are_named(value, message):
 def test_wrong_formats_are_named(tmp_path, content, message):
   path = tmp_path / "x.pth"
   path.write_bytes(content)
-  with pytest.raises(read.WrongFile, match=message):
+  with pytest.raises(ValueError, match=message):
     read.open_source(path)
   with pytest.raises(read.WrongFile, match="is a directory"):
     read.open_source(tmp_path)

@@ -96,6 +96,11 @@ class TorchFile:
           self._members, self._has_checksums = {}, False
           self.value = torch_legacy.load(self._map)
           return
+        # The index of a zip is its end.
+        if not zipfile.is_zipfile(file):
+          raise TorchFileError(
+            f"cut off: {len(self._map):,} bytes of a zip file, without its end"
+          )
         with zipfile.ZipFile(file) as archive:
           self._members = _members(archive, file)
       # torch.serialization.set_crc32_options(False) writes zeros.

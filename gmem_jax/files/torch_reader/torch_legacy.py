@@ -82,6 +82,13 @@ def _place(
   """The storages with their places, checked to fill the rest of the file."""
   if not isinstance(names, list) or set(names) != storages.keys():
     raise inert_pickle.PickleError("the list of storages is damaged")
+  # Each has its number of elements before its bytes.
+  sizes = (s.numel * s.dtype.itemsize for s in storages.values())
+  expected = place + _COUNT.size * len(storages) + sum(sizes)
+  if len(buffer) < expected:
+    raise inert_pickle.PickleError(
+      f"cut off: {len(buffer):,} bytes of {expected:,}"
+    )
   placed = {}
   for name in names:
     (count,) = _COUNT.unpack(buffer[place : place + _COUNT.size])
@@ -91,7 +98,6 @@ def _place(
         f"storage {name!r} has {count} elements, {numel} are expected"
       )
     place += _COUNT.size
-    storages[name].check(len(buffer) - place, name)
     placed[name] = torch_types.Storage(dtype, numel, place)
     place += numel * dtype.itemsize
   if place != len(buffer):
@@ -104,9 +110,15 @@ def _place(
 def _end(buffer: mmap.mmap, place: int) -> int:
   """Where the pickle that begins somewhere ends."""
   buffer.seek(place)
-  # A map reads like a file, though its type does not say so.
-  for _ in pickletools.genops(cast(IO[bytes], buffer)):
-    pass
+  try:
+    # A map reads like a file, though its type does not say so.
+    for _ in pickletools.genops(cast(IO[bytes], buffer)):
+      pass
+  except ValueError as e:
+    raise inert_pickle.PickleError(
+      f"cut off or damaged: {len(buffer):,} bytes, and the pickle at byte"
+      f" {place:,} does not end ({e})"
+    ) from e
   return buffer.tell()
 
 

@@ -60,7 +60,8 @@ class Storage:
     size = _int(self.numel, "storage size") * self.dtype.itemsize
     if size > available:
       raise PickleError(
-        f"storage {name!r} should have {size} bytes, has {available}"
+        f"storage {name!r} should have {size} bytes, has {available}: the file"
+        " is cut off or damaged"
       )
 
 

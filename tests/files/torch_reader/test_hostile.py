@@ -345,6 +345,8 @@ def test_a_truncated_file_is_refused(originals, tmp_path, seed):
   code, err, _ = _convert(path, tmp_path)
   assert code == 2
   assert str(path) in err
+  assert "cut off" in err
+  assert f"{path.stat().st_size:,} bytes" in err
 
 
 @pytest.mark.golden

@@ -87,11 +87,11 @@ def foreign(parts):
 @pytest.mark.parametrize(
   ("change", "match"),
   [
-    (cut, "should have .* bytes, has"),
+    (cut, r"cut off: (\d+) bytes of (?!\1)\d+"),
     (longer, "4 bytes follow"),
     (other_count, "elements, . are expected"),
     (other_names, "list of storages is damaged"),
-    (no_names, r"x\.pth"),
+    (no_names, r"x\.pth: cut off or damaged"),
     (foreign, "refused to load collections.Counter"),
   ],
 )
@@ -111,8 +111,10 @@ def test_every_cut_is_an_error(tmp_path):
   data = write(tmp_path / "x.pth", VALUE).read_bytes()
   for size in range(1, len(data), 7):
     (tmp_path / "x.pth").write_bytes(data[:size])
-    with pytest.raises(torch_file.TorchFileError):
+    # Of the first bytes alone it cannot be told what they are of.
+    with pytest.raises(torch_file.TorchFileError) as error:
       torch_file.load(tmp_path / "x.pth")
+    assert "cut off" in str(error.value) or size < 16, (size, error.value)
 
 
 @pytest.mark.torch
