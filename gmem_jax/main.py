@@ -249,7 +249,13 @@ def _prepare_process(config: Any, workdir: Any) -> None:
   from gmem_jax.config import resolve
   from gmem_jax.parallel import jobs, processes
 
-  startup.keep_compiled(startup.cache_directory(config.compile_cache, workdir))
+  # Samples that go elsewhere leave the run as it is: it may be read-only.
+  elsewhere = _MODE.value == "sample" and config.sample.output
+  startup.keep_compiled(
+    startup.cache_directory(
+      config.compile_cache, None if elsewhere else workdir
+    )
+  )
   job = jobs.find(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if job is None:
     return

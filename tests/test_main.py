@@ -178,6 +178,41 @@ def test_sampling_continues_and_does_not_depend_on_the_batch(
   assert len(list((uninterrupted / "images").iterdir())) == 2
 
 
+def files_of(directory: pathlib.Path) -> dict[str, tuple[int, bytes]]:
+  """Everything below a directory: when it was written, and its contents."""
+  return {
+    str(path.relative_to(directory)): (
+      path.stat().st_mtime_ns,
+      path.read_bytes() if path.is_file() else b"",
+    )
+    for path in [directory, *directory.rglob("*")]
+  }
+
+
+def test_samples_that_go_elsewhere_leave_the_run_as_it_is(
+  uninterrupted, tmp_path
+):
+  """So a read-only run can be sampled; permissions do not bind root."""
+  output, before = tmp_path / "out", files_of(uninterrupted)
+  extra = "--mode=sample", f"--config.sample.output={output}"
+  result = subprocess.run(
+    command(uninterrupted, *extra, sample__count=2, sampler__steps=2),
+    # By default, compiled programs are kept in the run.
+    env={k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k},
+    cwd=tiny.ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  record = json.loads((output / "sample.json").read_text())
+  assert record["sampler"]["steps"] == 2
+  assert files_of(uninterrupted) == before
+  config = json.loads((uninterrupted / "config.json").read_text())
+  assert config["sampler"]["steps"] == tiny.CHANGES["sampler.steps"]
+
+
 def test_nan_stops_and_names_the_step(run, tmp_path):
   result = run(tmp_path / "run", optim__learning_rate=1e30)
   assert result.returncode == 2

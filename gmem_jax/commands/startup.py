@@ -58,7 +58,7 @@ def cache_directory(
 
   Args:
     key: The config's value; a relative path lies in the run's directory.
-    workdir: None where a command has no run.
+    workdir: None where a command has no run, or writes nothing into it.
   """
   if not key:
     return None

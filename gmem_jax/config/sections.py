@@ -114,7 +114,8 @@ class SampleConfig:
     format: "png" (a folder of images), "npz" (one file in the layout of the ADM
       evaluation: arr_0, uint8 [n H W 3]) or "both".
     grid: Images in the contact sheet grid.png; 0 for none.
-    output: Directory of the images; "" for one in the run's directory.
+    output: Directory of the images; "" for one in the run's directory. With
+      another one, nothing is written into the run, so it may be read-only.
     interpolation: Method of --interpolate.
     points: Snippets of --interpolate, including both ends ("concat" has one).
     reading: How --image and --interpolate read image files: "bank" as the bank
@@ -244,7 +245,8 @@ class Config:
   Attributes:
     seed: Seed of parameters, data order, noise and encoders.
     compile_cache: Directory of compiled programs, which the next start loads; a
-      relative path is in the run's directory, "" keeps none. The environment's
+      relative path is in the run's directory (nothing is kept there while
+      `sample.output` is elsewhere), "" keeps none. The environment's
       JAX_COMPILATION_CACHE_DIR wins.
   """
 

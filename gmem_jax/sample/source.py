@@ -114,7 +114,7 @@ def _from_run(
       f"--workdir={workdir}: no run was trained there, and"
       " config.sample.network names no converted weights"
     )
-  setup.claim(config, workdir)
+  setup.check(config, workdir)
   memory = setup.load_memory(workdir / "memory", mesh, None)
   step, params = load_params(config, workdir, mesh)
   name = f"step_{step:07d}_{config.sample.weights}"

@@ -74,9 +74,26 @@ class RunMemory:
 def claim(config: sections.Config, workdir: pathlib.Path) -> None:
   """Makes a directory this run's, or checks that it already is.
 
+  Training alone calls it: config.json records what was in force in training.
+
+  Raises:
+    ValueError: See `check`. Keys in `FREE` may differ; the new values are
+      noted.
+  """
+  check(config, workdir)
+  # Before the first write: a process with a directory of its own would only
+  # fail much later, when it looks for checkpoints.
+  processes.check_shared(workdir, "--workdir")
+  if processes.is_main():
+    atomic.write_json(workdir / "config.json", dataclasses.asdict(config))
+
+
+def check(config: sections.Config, workdir: pathlib.Path) -> None:
+  """Checks that a directory is not another run's; writes nothing.
+
   Raises:
     ValueError: If it belongs to a run of another config; lists the keys that
-      differ. Keys in `FREE` may differ; the new values are noted.
+      differ. Keys in `FREE` may differ.
   """
   path = workdir / "config.json"
   if path.exists():
@@ -97,11 +114,6 @@ def claim(config: sections.Config, workdir: pathlib.Path) -> None:
         + "\n".join(differing)
         + hint
       )
-  # Before the first write: a process with a directory of its own would only
-  # fail much later, when it looks for checkpoints.
-  processes.check_shared(workdir, "--workdir")
-  if processes.is_main():
-    atomic.write_json(path, dataclasses.asdict(config))
 
 
 def _flatten(tree: dict[str, Any]) -> dict[str, Any]:

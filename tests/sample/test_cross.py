@@ -92,7 +92,7 @@ def fingerprint(workdir: pathlib.Path) -> dict[str, str]:
   return {
     str(f.relative_to(workdir)): hashlib.sha256(f.read_bytes()).hexdigest()
     for f in sorted(workdir.rglob("*"))
-    if f.is_file() and f.name != "config.json"
+    if f.is_file()
   }
 
 
