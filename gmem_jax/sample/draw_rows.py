@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
+from scipy import special
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
@@ -40,33 +41,39 @@ def draw_rows(
 
 
 def select_row(
-  noise: Float[Array, "b ..."],
-  frequencies: Int[Array, " m"] | Int[np.ndarray, " m"],
-) -> Int[Array, " b"]:
+  noise: Float[np.ndarray | Array, "b ..."], frequencies: Int[np.ndarray, " m"]
+) -> Int[np.ndarray, " b"]:
   """Draws a row for each image by frequency, from the image's own noise.
 
   The mean of a noise tensor, scaled to a standard normal, gives a uniform
   number; the inverse of the cumulative frequencies maps it to a row.
 
   Args:
-    noise: Standard normal; its mean is taken in its own dtype.
+    noise: Standard normal.
     frequencies: How often each row occurred; not negative, not all zero.
 
   Returns:
     Row numbers in [0, m).
 
-  Source: GMem (arXiv 2412.08781), release of December 2024.
+  Source: GMem (arXiv 2412.08781), release of December 2024, to the bit: the
+    uniform number is float32, the cumulative frequencies are float64.
   """
+  noise = np.asarray(noise)
   size = noise[0].size
-  normal = jnp.mean(noise.reshape(noise.shape[0], size), axis=1) * size**0.5
-  uniform = jax.scipy.stats.norm.cdf(normal)
-  dtype = uniform.dtype
-  cumulative = jnp.cumsum(jnp.asarray(frequencies).astype(dtype))
-  row = jnp.searchsorted(cumulative / cumulative[-1], uniform, side="right")
+  # The exact mean, rounded: it does not depend on the order of summation.
+  mean = noise.reshape(len(noise), size).mean(axis=1, dtype=np.float64)
+  normal = mean.astype(np.float32) * np.float32(size**0.5)
+  # Half of 1 + erf, rounded at each step: other forms of the normal
+  # distribution differ in the last bit.
+  erf = special.erf(np.float64(normal / np.float32(2**0.5))).astype(np.float32)
+  uniform = np.float32(0.5) * (1 + erf)
+  # Rows of the published bank are 1.6e-6 wide: float32 sums would be off by
+  # one row in a hundred draws.
+  cumulative = np.cumsum(frequencies / frequencies.sum(dtype=np.float64))
+  rows = np.searchsorted(cumulative, np.float64(uniform), side="right")
   # A uniform number that rounds to 1 gives m, outside of the bank, where the
   # published code fails. It means the last row that ever occurred.
-  last = jnp.searchsorted(cumulative, cumulative[-1], side="left")
-  return jnp.minimum(row, last)
+  return np.minimum(rows, np.flatnonzero(frequencies)[-1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,16 +153,14 @@ def _rows_by_noise(
   sampler: sampler_lib.Sampler, frequencies: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
   """Image numbers -> bank rows; see `select_row`."""
-  counts = jnp.asarray(frequencies.astype(np.int32))
+  # One image at a time: in a batch, noise may differ in the last bit.
+  noise = jax.jit(lambda number: sampler.noise(number[None])[0])
 
-  @jax.jit
-  def one(number, counts):
-    return select_row(sampler.noise(number[None]), counts)[0]
+  def drawn(numbers):
+    each = [np.asarray(noise(jnp.int32(i))) for i in numbers]
+    return select_row(np.stack(each), frequencies)
 
-  # One by one: the mean over the noise of several images may round otherwise.
-  return lambda numbers: np.array(
-    [int(one(jnp.int32(i), counts)) for i in numbers], np.int64
-  )
+  return drawn
 
 
 def plan_manipulation(

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,17 +38,27 @@ def test_published_picks(golden_dir):
   # Of the others the file keeps the mean alone, which is all that counts.
   means = golden["sel_noise_mean"][:, None, None, None]
   constant = np.broadcast_to(means, (len(means), *noise.shape[1:]))
-  expected = golden["sel_idx"]
-  uniform = golden["sel_uniform"][:, 0].astype(np.float64)
+  # A uniform number of exactly 1 is out of the published code's range.
+  expected = np.minimum(golden["sel_idx"], len(frequencies) - 1)
+  assert (golden["sel_idx"] == len(frequencies)).sum() == 1
   for tensor, count in ((noise, len(noise)), (constant, len(constant))):
-    actual = draw_rows.select_row(jnp.asarray(tensor), frequencies)
-    # float32 decides on either side of a boundary; a uniform of exactly 1 is
-    # out of the published code's range.
-    gap = np.abs(uniform[:, None] - golden["sel_cumulative"][None]).min(axis=1)
-    clear = (gap[:count] > 1e-6) | (uniform[:count] == 0)
-    assert clear.sum() > count // 2
-    np.testing.assert_array_equal(actual[clear], expected[:count][clear])
-    assert np.all(actual < len(frequencies))
+    actual = draw_rows.select_row(tensor, frequencies)
+    np.testing.assert_array_equal(actual, expected[:count])
+
+
+def test_a_row_of_the_published_bank_is_found_exactly():
+  """640,000 rows, whose cumulative frequencies float32 cannot hold."""
+  random = np.random.default_rng(0)
+  frequencies = random.integers(0, 5, 640_000)
+  normal = random.standard_normal(4000).astype(np.float32)
+  rows = draw_rows.select_row(normal[:, None, None, None], frequencies)
+  erf = np.float32([math.erf(x / np.float32(2**0.5)) for x in normal])
+  # In integers, which round nothing: a uniform number is a multiple of 2^-25.
+  numerators = (np.float64(0.5 * (1 + erf)) * 2**25).astype(np.int64)
+  found = np.cumsum(frequencies) * 2**25
+  total = int(frequencies.sum())
+  expected = np.searchsorted(found, numerators * total, side="right")
+  np.testing.assert_array_equal(rows, expected)
 
 
 def test_rows_are_drawn_by_frequency():
