@@ -119,8 +119,8 @@ class SampleConfig:
     interpolation: Method of --interpolate.
     points: Snippets of --interpolate, including both ends ("concat" has one).
     reading: How --image and --interpolate read image files: "bank" as the bank
-      was built; "published" as the published manipulation does, which shows the
-      encoder a washed-out image.
+      was built, but turned as their EXIF orientation says; "published" as the
+      published manipulation does, which shows the encoder a washed-out image.
     decode_dtype: Of the tokenizer's matmuls and convolutions when it decodes;
       encoding is always float32.
   """

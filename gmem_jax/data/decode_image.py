@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 # Formats by contents, not by extension. Pillow knows forty more; some of their
 # readers start programs (EPS starts Ghostscript), so they are never opened.
@@ -39,7 +39,10 @@ class BadImageError(Exception):
 
 
 def read(
-  file: pathlib.Path | io.BytesIO, size: int | None = None
+  file: pathlib.Path | io.BytesIO,
+  size: int | None = None,
+  *,
+  upright: bool = False,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
   """Reads an image as it is.
 
@@ -47,6 +50,8 @@ def read(
     file: A file, or its contents.
     size: Side in pixels of the square that will be cut from it, to refuse
       images that cannot give one; None to accept any size.
+    upright: Turn the image as its EXIF orientation says. Data sets are read
+      without, as published.
 
   Returns:
     (RGB pixels, a note on what is odd about the image or "").
@@ -61,6 +66,8 @@ def read(
       note = ""
       if image.format in ANIMATED and getattr(image, "is_animated", False):
         note = "animated: its first frame was taken"
+      if upright:
+        image = ImageOps.exif_transpose(image)
       return _to_rgb(image), note
   except BadImageError:
     raise
@@ -138,6 +145,8 @@ def load(
   channels: int,
   size: int | None = None,
   crop: Callable[[np.ndarray, int], np.ndarray] = center_crop,
+  *,
+  upright: bool = False,
 ) -> UInt8[np.ndarray, "h w {channels}"]:
   """Reads an image as networks take it.
 
@@ -146,11 +155,12 @@ def load(
     channels: 3 for RGB, 1 for grey.
     size: Side in pixels of the square to cut from it; None to leave it whole.
     crop: How to cut the square.
+    upright: See `read`.
 
   Raises:
     BadImageError: See `read`.
   """
-  pixels, _ = read(file, size)
+  pixels, _ = read(file, size, upright=upright)
   if size:
     pixels = crop(pixels, size)
   # Cropped in colour, then turned grey: both round, so the order matters.

@@ -81,17 +81,18 @@ class Reader:
     """
     path, reading = pathlib.Path(file), self._config.sample.reading
     size = self._config.encoder.image_size
-    crop = decode_image.center_crop
-    if reading == "published":
-      crop = decode_image.bilinear_crop
+    published = reading == "published"
+    crop = decode_image.bilinear_crop if published else decode_image.center_crop
     try:
-      pixels = decode_image.load(path, self._channels, size, crop)
+      pixels = decode_image.load(
+        path, self._channels, size, crop, upright=not published
+      )
     except decode_image.BadImageError as error:
       raise ValueError(
         f"{key}: cannot read {path} as an image: {error}"
       ) from None
     floats = protocols.to_float(jnp.asarray(pixels)[None])
-    if reading == "published":
+    if published:
       # The published manipulation scales twice, and so shows the encoder a
       # washed-out image.
       floats = (floats + 1) / 2

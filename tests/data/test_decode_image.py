@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from gmem_jax.data import decode_image
 
@@ -86,3 +87,18 @@ def test_empty_crops_and_images_are_refused(function):
     function(np.zeros((4, 4, 3), np.uint8), 0)
   with pytest.raises(ValueError, match=r"\(0, 4, 3\)"):
     function(np.zeros((0, 4, 3), np.uint8), 4)
+
+
+def test_a_photograph_is_turned_only_where_it_is_asked_for(tmp_path):
+  path, upright = tmp_path / "phone.jpg", np.zeros((48, 32, 3), np.uint8)
+  upright[:16] = 255, 0, 0
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6  # stored on its left side
+  Image.fromarray(np.rot90(upright)).save(path, exif=exif)
+  stored, _ = decode_image.read(path)
+  turned, _ = decode_image.read(path, upright=True)
+  assert (stored.shape, turned.shape) == ((32, 48, 3), (48, 32, 3))
+  assert turned[:8, :, 0].min() > 200  # its red top is above again
+  assert turned[24:].max() < 50
+  np.testing.assert_array_equal(np.rot90(turned), stored)
+  np.testing.assert_array_equal(decode_image.load(path, 3), stored)
