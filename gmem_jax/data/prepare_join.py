@@ -62,8 +62,7 @@ def clean(directory: pathlib.Path) -> None:
   """Removes from whole data the bank's parts and what kills have left."""
   bank = directory / bank_files.PREPARED
   for folder in (directory, bank):
-    # Temporary files of `atomic.replacing`.
-    for path in folder.glob(".*.tmp*"):
+    for path in atomic.leftovers(folder):
       path.unlink()
   for path in bank.glob("train-*.npy"):
     path.unlink()

@@ -297,7 +297,7 @@ def read(directory: pathlib.Path) -> Schema:
     raise ValueError(f"{path} does not exist: no prepared data there")
   tree = atomic.read_json(path)
   # The version first: the fields of another one are not known.
-  if not isinstance(tree, dict) or "version" not in tree:
+  if "version" not in tree:
     raise ValueError(f"{path} is damaged: it has no version")
   if tree["version"] != VERSION:
     raise ValueError(

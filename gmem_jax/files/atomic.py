@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import uuid
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a path to write to, which takes the file's place in the end.
 
-  A reader sees the old file or the whole new one. After an error, or a kill,
-  the old one stays.
+  A reader sees the old file or the whole new one, also if several write at
+  once. After an error, or a kill, the old one stays; a kill leaves what was
+  written so far as a hidden file, see `leftovers`.
   """
-  # Beside the file, since only within a file system a rename is atomic. Some
-  # libraries choose the format by the suffix, so it stays.
-  temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+  # Beside the file, since only within a file system a rename is atomic. Random,
+  # as process numbers repeat on the hosts that share a disk. Some libraries
+  # choose the format by the suffix, so it stays.
+  name = f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}"
+  temporary = path.with_name(name)
   try:
     yield temporary
     temporary.replace(path)
@@ -26,10 +30,18 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary.unlink(missing_ok=True)
 
 
+def leftovers(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Temporary files of `replacing`; those of killed processes stay."""
+  return sorted(directory.glob(".*.tmp-*"))
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a small file whole or not at all."""
-  with replacing(path) as temporary:
-    temporary.write_text(text)
+  with replacing(path) as temporary, temporary.open("w") as file:
+    file.write(text)
+    # On the disk before the name, or a power cut could leave an empty file.
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -37,14 +49,17 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: pathlib.Path) -> Any:
-  """Reads a JSON file.
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads what `write_json` wrote, an object; the only reader of JSON files.
 
   Raises:
     ValueError: Naming the file, if it is missing or damaged.
   """
   try:
-    return json.loads(path.read_text())
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+      raise ValueError(f"it holds a {type(value).__name__}, not an object")
+    return value
   except FileNotFoundError:
     raise ValueError(f"{path} is missing") from None
   # Nesting a thousand deep is damage too.

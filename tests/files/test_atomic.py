@@ -1,0 +1,72 @@
+"""Files written whole or not at all, and JSON that is damaged."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gmem_jax.data import sources
+from gmem_jax.files import atomic
+
+# Half of a file is there when the process is killed.
+KILLED = """
+import os, pathlib, signal, sys
+from gmem_jax.files import atomic
+with atomic.replacing(pathlib.Path(sys.argv[1])) as temporary:
+  temporary.write_text("half")
+  os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+  path = tmp_path / "out.npz"
+  with atomic.replacing(path) as first:
+    first.write_text("first")
+    with atomic.replacing(path) as second:
+      second.write_text("second")
+    assert path.read_text() == "second"
+  assert path.read_text() == "first"
+  assert list(tmp_path.iterdir()) == [path]
+  assert first.suffix == second.suffix == ".npz"
+
+
+def test_a_failure_leaves_the_old_file_alone(tmp_path):
+  path = tmp_path / "out.txt"
+  atomic.write_text(path, "old")
+
+  def fail():
+    with atomic.replacing(path) as new:
+      new.write_text("half")
+      raise OSError("full")
+
+  with pytest.raises(OSError, match="full"):
+    fail()
+  assert list(tmp_path.iterdir()) == [path]
+  assert path.read_text() == "old"
+
+
+def test_what_a_kill_leaves_is_known_and_is_no_image(tmp_path):
+  path = tmp_path / "000000.png"
+  path.write_text("old")
+  killed = subprocess.run([sys.executable, "-c", KILLED, path], check=False)
+  assert killed.returncode == -signal.SIGKILL
+  assert path.read_text() == "old"
+  (left,) = atomic.leftovers(tmp_path)
+  assert left.read_text() == "half"
+  assert sources.list_images(tmp_path)[0] == [path.name]
+
+
+@pytest.mark.parametrize(
+  "text", ["", '{"seed": 1, "da', "[1]", "null", "[" * 10_000, "\udcff"]
+)
+def test_damaged_json_names_its_file(tmp_path, text):
+  path = tmp_path / "config.json"
+  path.write_bytes(text.encode("utf-8", "surrogateescape"))
+  with pytest.raises(ValueError, match=r"config\.json is damaged: "):
+    atomic.read_json(path)
+
+
+def test_missing_json_names_its_file(tmp_path):
+  with pytest.raises(ValueError, match=r"config\.json is missing"):
+    atomic.read_json(tmp_path / "config.json")
