@@ -311,9 +311,10 @@ def _quieten(process: int) -> None:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   """Parses the flags; what is wrong with one is a clear line with status 2."""
+  paths = ("config", "workdir", "image", "interpolate", "bank")
   try:
     # app.parse_flags_with_usage ends with 1, at which launchers start again.
-    return flags.FLAGS(argv)
+    return flags.FLAGS([startup.expand_home(each, paths) for each in argv])
   except flags.Error as error:
     sys.exit(errors.fail(f"{error}; see --help"))
   except (AttributeError, KeyError, TypeError, OSError) as error:

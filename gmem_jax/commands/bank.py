@@ -1,6 +1,7 @@
 """python -m gmem_jax.bank: banks on disk, built, searched and edited."""
 
 import argparse
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,11 @@ def _argument(*names: str, **settings: Any) -> _Argument:
   return lambda parser: parser.add_argument(*names, **settings)
 
 
+def _path(*names: str, **settings: Any) -> _Argument:
+  # No shell expands the ~ of --weights=~/dinov2.
+  return _argument(*names, type=os.path.expanduser, **settings)
+
+
 def _one_of(*arguments: _Argument) -> _Argument:
   """Exactly one of these must be given."""
 
@@ -35,16 +41,16 @@ def _one_of(*arguments: _Argument) -> _Argument:
   return add
 
 
-_BANK = _argument("bank", metavar="BANK")
-_OUT = _argument("out", metavar="OUT", help="directory to write")
-_IMAGE = _argument("--image", nargs="+", help="image files or folders")
-_FEATURES = _argument("--features", help=".npy, .npz or .safetensors file")
+_BANK = _path("bank", metavar="BANK")
+_OUT = _path("out", metavar="OUT", help="directory to write")
+_IMAGE = _path("--image", nargs="+", help="image files or folders")
+_FEATURES = _path("--features", help=".npy, .npz or .safetensors file")
 _CONFIG, _NEEDED_CONFIG = (
   _argument("--config", required=required, help="FILE.py[:OPTION] whose section"
             " `encoder` says how images become features")
   for required in (False, True)
 )  # fmt: skip
-_WEIGHTS = _argument(
+_WEIGHTS = _path(
   "--weights", help="converted weights instead of encoder.features_weights"
 )
 
@@ -59,7 +65,7 @@ _COMMANDS: tuple[tuple[Any, ...], ...] = (
     commands.build, "a bank of the images of a folder",
     ("photos banks/photos --config=configs/xl_in1k.py"
      " --weights=weights/dinov2",),
-    _argument("folder", metavar="FOLDER", help="images in any nesting"),
+    _path("folder", metavar="FOLDER", help="images in any nesting"),
     _OUT, _NEEDED_CONFIG, _WEIGHTS,
   ),
   (
@@ -71,9 +77,9 @@ _COMMANDS: tuple[tuple[Any, ...], ...] = (
     _one_of(_argument("--row", type=int, nargs="+", help="rows of the bank"),
             _IMAGE, _FEATURES),
     _argument("-k", type=int, default=10, help="neighbours (default 10)"),
-    _argument("--sheet", help="PNG file to draw the neighbours to"),
-    _argument("--images", metavar="FOLDER",
-              help="where the source images are now"),
+    _path("--sheet", help="PNG file to draw the neighbours to"),
+    _path("--images", metavar="FOLDER",
+          help="where the source images are now"),
     _CONFIG, _WEIGHTS,
   ),
   (

@@ -1,4 +1,4 @@
-"""What a process does before its work: large pages, a compilation cache.
+"""What a process does before its work: large pages, ~, a compilation cache.
 
 Nothing here imports JAX at its top: `restart` has to come before anything slow.
 """
@@ -6,6 +6,7 @@ Nothing here imports JAX at its top: `restart` has to come before anything slow.
 import os
 import pathlib
 import sys
+from collections.abc import Collection
 
 # XLA's CPU backend allocates the memory of every call from the system and frees
 # it afterwards, and so does the code that makes batches; the kernel then clears
@@ -51,6 +52,18 @@ def restart() -> None:
     os.execve(sys.executable, command, os.environ | added)
 
 
+def expand_home(argument: str, names: Collection[str]) -> str:
+  """Expands the ~ of --workdir=~/run and of --interpolate=3,~/b.png.
+
+  No shell does, since the word begins with the flag's name. `names` are the
+  flags that are paths; other arguments are returned as they are.
+  """
+  name, equals, value = argument.partition("=")
+  if name.lstrip("-") not in names:
+    return argument
+  return name + equals + ",".join(map(os.path.expanduser, value.split(",")))
+
+
 def cache_directory(
   key: str, workdir: pathlib.Path | None
 ) -> pathlib.Path | None:
@@ -62,7 +75,7 @@ def cache_directory(
   """
   if not key:
     return None
-  path = pathlib.Path(key).expanduser()
+  path = pathlib.Path(key)
   if path.is_absolute():
     return path
   return None if workdir is None else workdir / path

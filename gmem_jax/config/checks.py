@@ -4,7 +4,10 @@ Each takes the section's name, the section and its keys to check, and raises
 ValueError with the key, its value and what is allowed.
 """
 
-from typing import Any
+from typing import Annotated, Any
+
+# The type of keys that are paths: `resolve` expands a leading ~ in them.
+FilePath = Annotated[str, "path"]
 
 
 def positive(name: str, section: Any, *keys: str) -> None:

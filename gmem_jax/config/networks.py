@@ -42,10 +42,10 @@ class EncoderConfig:
   """
 
   tokenizer: Literal["identity", "va_vae", "mar_vae", "sd_vae"]
-  tokenizer_weights: str
-  latent_stats: str
+  tokenizer_weights: checks.FilePath
+  latent_stats: checks.FilePath
   features: Literal["random_conv", "dinov2"]
-  features_weights: str
+  features_weights: checks.FilePath
   image_size: int
 
   def __post_init__(self):

@@ -9,6 +9,7 @@ and no other module sees a ConfigDict.
 import dataclasses
 import importlib.util
 import json
+import os
 import pathlib
 import types
 import typing
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import flax.traverse_util
 import ml_collections
 
-from gmem_jax.config import sections
+from gmem_jax.config import checks, sections
 
 
 def resolve(
@@ -45,7 +46,7 @@ def load(text: str) -> ml_collections.ConfigDict:
   Raises:
     ValueError: If there is no such file, or it defines no config.
   """
-  path, _, option = text.partition(":")
+  path, _, option = os.path.expanduser(text).partition(":")
   spec = importlib.util.spec_from_file_location("config_file", path)
   if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
     raise ValueError(f"--config={text}: there is no such config file")
@@ -119,7 +120,7 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str = "") -> Any:
 
   `prefix` is what stands before the keys in errors, with a dot at the end.
   """
-  hints = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls, include_extras=True)
   names = [f.name for f in dataclasses.fields(cls)]
   where = f" in config.{prefix[:-1]}" if prefix else " in the config"
   unknown = sorted(set(tree) - set(names))
@@ -142,6 +143,9 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
       raise ValueError(f"config.{key}={value!r}: a section is expected")
     return _build(typing.cast(type, hint), value, key + ".")
+  if hint is checks.FilePath:
+    # No shell expands the ~ of --config.data.path=~/photos.
+    return os.path.expanduser(_value(str, value, key))
   if origin is Literal:
     if value not in args:
       raise ValueError(f"config.{key}={value!r}: allowed are {list(args)}")

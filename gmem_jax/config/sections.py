@@ -54,10 +54,10 @@ class DataConfig:
   """
 
   source: Literal["folder", "tfds", "digits", "upstream", "none"]
-  path: str
+  path: checks.FilePath
   tfds: str
   split: str
-  prepared: str
+  prepared: checks.FilePath
   holdout: int
   mirror: bool
   latents: Latents
@@ -130,14 +130,14 @@ class SampleConfig:
   batch_size: int
   device_batch: int
   weights: Literal["ema", "params"]
-  network: str
-  bank: str
+  network: checks.FilePath
+  bank: checks.FilePath
   draw: Literal["uniform", "noise"]
   rows: tuple[int, ...]
   per_row: int
   format: Literal["png", "npz", "both"]
   grid: int
-  output: str
+  output: checks.FilePath
   interpolation: Interpolation
   points: int
   reading: Literal["bank", "published"]
@@ -212,11 +212,11 @@ class EvalConfig:
   count: int
   grid: int
   scores: tuple[Score, ...]
-  reference: str
-  inception_weights: str
+  reference: checks.FilePath
+  inception_weights: checks.FilePath
   preprocessing: Literal["adm", "pytorch_fid", "published"]
   device_batch: int
-  images: str
+  images: checks.FilePath
   keep_images: bool
   save_every: float
   audit: int
@@ -251,7 +251,7 @@ class Config:
   """
 
   seed: int
-  compile_cache: str
+  compile_cache: checks.FilePath
   data: DataConfig
   encoder: networks.EncoderConfig
   bank: networks.BankConfig

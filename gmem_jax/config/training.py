@@ -30,7 +30,7 @@ class TrainConfig:
   steps_per_dispatch: int
   ema_decay: float
   log_every: int
-  init_from: str
+  init_from: checks.FilePath
 
   def __post_init__(self):
     checks.positive(

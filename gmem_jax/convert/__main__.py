@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -48,9 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     epilog=_EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("src", metavar="SRC", help=_SRC)
+  # No shell expands a ~ that a script has quoted.
+  path: Any = {"type": os.path.expanduser}
+  parser.add_argument("src", metavar="SRC", help=_SRC, **path)
   parser.add_argument(
-    "out", metavar="OUT", nargs="?", help="what to write; must not exist"
+    "out",
+    metavar="OUT",
+    nargs="?",
+    help="what to write; must not exist",
+    **path,
   )
   parser.add_argument(
     "--weights",

@@ -133,10 +133,12 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("photos", type=pathlib.Path, help="the folder to make")
-  parser.add_argument(
-    "weights", type=pathlib.Path, help="where the random networks go"
-  )
+
+  def path(text: str) -> pathlib.Path:
+    return pathlib.Path(text).expanduser()
+
+  parser.add_argument("photos", type=path, help="the folder to make")
+  parser.add_argument("weights", type=path, help="where the networks go")
   parser.add_argument("--seed", type=int, default=0, help="of the weights")
   given = parser.parse_args()
   try:

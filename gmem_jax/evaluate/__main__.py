@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -43,6 +44,8 @@ The Inception network is {networks.INCEPTION_FILE}, converted:
 An interrupted command continues when it is given again. Checkpoints are
 evaluated by python -m gmem_jax.main --mode=evaluate.
 """
+# Of arguments that are paths: no shell expands the ~ of --workdir=~/scores.
+_PATH: Any = {"type": os.path.expanduser}
 # Without "frechet", whose classifier is trained on a run's own images.
 _OFFERED = [score for score in scores_lib.SCORES if score != "frechet"]
 
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     "score", help="compare images with a reference", **style
   )
   add = score.add_argument
-  add("images", metavar="IMAGES", help="a folder, or an .npz")
+  add("images", metavar="IMAGES", help="a folder, or an .npz", **_PATH)
   add(
     "reference",
     metavar="REFERENCE",
@@ -71,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     help="ADM's .npz, statistics made by `stats`, a folder or an .npz of"
     " images, prepared data that holds images; not needed for the Inception"
     " Score alone",
+    **_PATH,
   )
   help_text = "score the first so many images (default: all)"
   add("--count", type=int, help=help_text)
@@ -78,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     "stats", help="make reference statistics", **style
   )
   add = stats.add_argument
-  add("images", metavar="IMAGES", help="a folder, an .npz, or prepared data")
-  add("out", metavar="OUT.npz", help="the file to write")
+  help_text = "a folder, an .npz, or prepared data"
+  add("images", metavar="IMAGES", help=help_text, **_PATH)
+  add("out", metavar="OUT.npz", help="the file to write", **_PATH)
   add(
     "--crop",
     type=int,
@@ -91,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     metavar="TOKENIZER",
     help="take what the latents of prepared data decode to for its images: the"
     " converted weights that made them",
+    **_PATH,
   )
   add(
     "--rows",
@@ -112,8 +118,8 @@ def _add_common(add: Callable[..., Any]) -> None:
     help=f"of {', '.join(_OFFERED)} {default}",
   )
   weights = f"converted weights {default}"
-  add("--inception", default="weights/inception", help=weights)
-  add("--dinov2", default="weights/dinov2", help=weights)
+  add("--inception", default="weights/inception", help=weights, **_PATH)
+  add("--dinov2", default="weights/dinov2", help=weights, **_PATH)
   add(
     "--preprocessing",
     choices=(*inception.PREPROCESSING, "published"),
@@ -135,6 +141,7 @@ def _add_common(add: Callable[..., Any]) -> None:
     default="evaluation",
     help="receives the json, TensorBoard's line and what is needed to continue"
     f" {default}",
+    **_PATH,
   )
 
 

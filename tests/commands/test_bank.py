@@ -270,3 +270,16 @@ def test_edited_banks_are_what_sampling_reads(work, run, tmp_path):
   other = tiny.make_config(sample__bank=str(tmp_path / "int8"), seed=1)
   with pytest.raises(ValueError, match=r"config\.sample\.bank=.*made by"):
     source_lib.load_bank(other)
+
+
+def test_paths_may_begin_at_home(work, run, monkeypatch):
+  monkeypatch.setenv("HOME", str(work))
+  # As a script, or the = before it, keeps the shell from expanding it.
+  config = work / "own.py"
+  config.write_text((tiny.ROOT / "configs" / "digits.py").read_text())
+  text = run(
+    "search", "~/bank", "--image=~/photos/0/00.png", "--config=~/own.py", "-k1",
+    "--sheet=~/sheet.png",
+  )  # fmt: skip
+  assert "0/00.png" in text
+  assert (work / "sheet.png").exists()

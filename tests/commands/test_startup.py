@@ -124,6 +124,26 @@ def test_the_command_line_starts_so():
   assert "jax._src" not in run.stderr
 
 
+@pytest.mark.parametrize(
+  ("given", "expanded"),
+  [
+    ("--workdir=~/run", "--workdir=/home/me/run"),
+    ("-workdir=~", "-workdir=/home/me"),
+    ("--interpolate=3,~/b.png", "--interpolate=3,/home/me/b.png"),
+    ("--config=~/own.py:small", "--config=/home/me/own.py:small"),
+    ("--workdir=runs/~", "--workdir=runs/~"),
+    # Not a path; keys of the config are `resolve`'s.
+    ("--mode=~", "--mode=~"),
+    ("--config.data.path=~/a", "--config.data.path=~/a"),
+    ("~/run", "~/run"),
+  ],
+)
+def test_a_flag_that_is_a_path_knows_the_home(monkeypatch, given, expanded):
+  monkeypatch.setenv("HOME", "/home/me")
+  names = ("config", "workdir", "interpolate")
+  assert startup.expand_home(given, names) == expanded
+
+
 RUN = pathlib.Path("/runs/a")
 
 
@@ -135,7 +155,6 @@ RUN = pathlib.Path("/runs/a")
     ("/cache", None, pathlib.Path("/cache")),
     ("compiled", None, None),
     ("", RUN, None),
-    ("~/cache", None, pathlib.Path.home() / "cache"),
   ],
 )
 def test_where_programs_are_kept(key, workdir, directory):

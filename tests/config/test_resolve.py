@@ -34,6 +34,30 @@ def test_json_round_trip():
 
 
 @pytest.mark.parametrize(
+  "key",
+  [
+    "compile_cache", "data.path", "data.prepared", "encoder.tokenizer_weights",
+    "encoder.latent_stats", "encoder.features_weights", "train.init_from",
+    "sample.network", "sample.bank", "sample.output", "eval.reference",
+    "eval.inception_weights", "eval.images",
+  ],
+)  # fmt: skip
+def test_keys_that_are_paths_know_the_home(monkeypatch, key):
+  monkeypatch.setenv("HOME", "/home/me")
+  tree = digits()
+  tree.update_from_flattened_dict({key: "~/x", "data.holdout": 0})
+  resolved = resolve.flatten(resolve.to_json(resolve.resolve(tree)))
+  assert resolved[key] == "/home/me/x"
+
+
+def test_other_keys_may_begin_with_a_tilde(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  tree = digits()
+  tree.data.split = "~"
+  assert resolve.resolve(tree).data.split == "~"
+
+
+@pytest.mark.parametrize(
   ("key", "value", "match"),
   [
     (

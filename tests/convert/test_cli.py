@@ -289,3 +289,10 @@ def test_memory_holds_the_result_once(tmp_path):
   tracemalloc.stop()
   assert sum(a.nbytes for a in jax.tree.leaves(trees)) == nbytes
   assert nbytes <= peak < 1.05 * nbytes
+
+
+def test_paths_may_begin_at_home(golden_dir, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  shutil.copy(golden_dir / "bank_full.pth", tmp_path)
+  assert helpers.run("~/bank_full.pth", "~/bank")[0] == 0
+  assert weights.is_converted(tmp_path / "bank")

@@ -227,3 +227,21 @@ def test_latents_are_decoded_only_when_asked_for(dinov2, tmp_path, capsys):
   error = refused(capsys, *given, "--decode=/gone")
   assert "--decode='/gone'" in error
   assert "does not exist" in error
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    ["score", "~/a", "~/b"],
+    ["stats", "~/a", "~/b", "--decode=~/c", "--inception=~/d"],
+    ["stats", "~/a", "~/b", "--dinov2=~/c", "--workdir=~/d"],
+  ],
+)
+def test_paths_may_begin_at_home(monkeypatch, given):
+  monkeypatch.setenv("HOME", "/home/me")
+  values = vars(cli._parser().parse_args(given)).values()
+  texts = [value for value in values if isinstance(value, str)]
+  assert not [text for text in texts if "~" in text]
+  assert len([text for text in texts if text.startswith("/home/me/")]) == (
+    len(given) - 1
+  )
