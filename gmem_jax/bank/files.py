@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 from jaxtyping import Float32
 
-from gmem_jax.bank import bank as bank_lib, edit
+from gmem_jax.bank import bank as bank_lib, edit, images as images_lib
 from gmem_jax.files import atomic, weights
 
 # Kinds of converted weights that are banks.
@@ -34,29 +34,8 @@ LOW_RANK = {
 }
 # Folder of prepared data that has the bank, and its two files.
 PREPARED, ROWS, INFO = "bank", "rows.npy", "info.json"
-IMAGES = "images.json"
 # Names of features in files that hold several arrays.
 FEATURES = ("features", "rows", "cls_tokens")
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceImages:
-  """The source images of a bank's rows.
-
-  Attributes:
-    folder: Where they were when the bank was built.
-    names: m paths, relative to the folder or absolute; "" for a row without an
-      image.
-  """
-
-  folder: str
-  names: tuple[str, ...]
-
-  def path(self, row: int, folder: str | None = None) -> pathlib.Path | None:
-    """The file of a row's image, or None; `folder` is where images are now."""
-    if not self.names[row]:
-      return None
-    return pathlib.Path(folder or self.folder) / self.names[row]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +52,12 @@ class Stored:
 
   bank: bank_lib.Bank
   info: bank_lib.BankInfo
-  images: SourceImages | None = None
+  images: images_lib.SourceImages | None = None
   counts: np.ndarray | None = None
 
 
 def edited(
-  old: Stored, new: edit.Edited, added: SourceImages | None = None
+  old: Stored, new: edit.Edited, added: images_lib.SourceImages | None = None
 ) -> Stored:
   """Joins an edited bank with what the old one has beside its rows.
 
@@ -93,7 +72,7 @@ def edited(
       _relative(added.path(i), folder) if added else ""
       for i in range(int(is_new.sum()))
     )
-    images = SourceImages(
+    images = images_lib.SourceImages(
       folder,
       tuple(next(new_names) if i < 0 else names[i] for i in new.origin),
     )
@@ -155,8 +134,7 @@ def write(path: str | os.PathLike, stored: Stored) -> None:
   weights.save_converted(path, {"bank": tree}, metadata)
   # Last: names without a bank would be nothing, a bank without names is one.
   if stored.images is not None:
-    value = dataclasses.asdict(stored.images)
-    atomic.write_json(pathlib.Path(path) / IMAGES, value)
+    images_lib.write(pathlib.Path(path), stored.images)
 
 
 def read(path: str | os.PathLike) -> Stored:
@@ -227,27 +205,49 @@ def _read_converted(path: pathlib.Path) -> Stored:
     # The converter's: a published file does not tell its encoder.
     source = f"{metadata['title']}, {metadata['source']['file']}"
     info = bank_lib.make_info(bank, encoder="", source=source)
-  images = None
-  if path.is_dir() and (path / IMAGES).exists():
-    value = atomic.read_json(path / IMAGES)
-    images = SourceImages(value["folder"], tuple(value["names"]))
-    if len(images.names) != bank.size:
-      raise ValueError(
-        f"{IMAGES} names {len(images.names)} images for {bank.size} rows"
-      )
+  images = images_lib.read(path, bank.size)
   return _checked(Stored(bank, info, images, tree.get("counts")))
 
 
 def _read_prepared(folder: pathlib.Path) -> Stored:
   # Mapped: rows are read as they are needed.
   rows = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
-  return _checked(Stored(bank_lib.MemoryBank(rows), read_info(folder)))
+  images = images_lib.read(folder, len(rows))
+  return _checked(Stored(bank_lib.MemoryBank(rows), read_info(folder), images))
 
 
 def _read_memory(directory: pathlib.Path) -> Stored:
   tree, metadata = weights.load_tree(directory, None)
   info = bank_lib.BankInfo(**metadata["info"])
-  return _checked(Stored(from_tree(tree), info))
+  images = None
+  if (folder := prepared_folder(directory, info)) is not None:
+    images = images_lib.read(folder, info.size)
+  return _checked(Stored(from_tree(tree), info, images))
+
+
+def prepared_folder(
+  memory: pathlib.Path, info: bank_lib.BankInfo
+) -> pathlib.Path | None:
+  """The bank of the prepared data that a run was trained on.
+
+  Its row i and the run's are of the same image.
+
+  Args:
+    memory: The run's `memory`.
+    info: Of the run's bank.
+
+  Returns:
+    The folder, or None if the run had no prepared data, or they are no longer
+    there or of other images.
+  """
+  try:
+    config = atomic.read_json(memory.parent / "config.json")
+    folder = pathlib.Path(config["data"]["prepared"]).absolute() / PREPARED
+    digest = read_info(folder).digest
+  except (ValueError, KeyError, TypeError):
+    return None
+  # The run's has a parent where it is stored in less memory.
+  return folder if digest in (info.digest, info.parent) else None
 
 
 def _checked(stored: Stored) -> Stored:

@@ -7,10 +7,11 @@ before the work.
 
 import argparse
 import contextlib
+import functools
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,10 +22,17 @@ from gmem_jax.bank import (
   bank as bank_lib,
   edit,
   files as bank_files,
+  images as bank_images,
   lookup,
   storage,
 )
-from gmem_jax.data import decode_image, encode_files, write_images
+from gmem_jax.data import (
+  decode_image,
+  encode_files,
+  row_images,
+  write_images,
+)
+from gmem_jax.files import atomic
 
 # Skipped files that are named; the others are counted.
 NAMED = 20
@@ -36,6 +44,7 @@ def info(args: argparse.Namespace) -> None:
   """Prints what a bank is."""
   stored = bank_files.read(args.bank)
   bank, about = stored.bank, stored.info
+  images = row_images.find(args.bank, stored)
   norms = np.linalg.norm(bank_lib.decode(bank), axis=1)
   facts = {
     "rows": f"{about.size:,} of width {about.width}",
@@ -44,14 +53,11 @@ def info(args: argparse.Namespace) -> None:
     "encoder": about.encoder or "unknown",
     "crop": about.crop or "unknown",
     "source": about.source,
-    "images": "unknown",
+    "images": images.where if images else "unknown",
     "sha256": about.digest,
     "parent": about.parent or "none",
     "edit": about.edit or "none",
   }
-  if stored.images is not None:
-    known = sum(bool(name) for name in stored.images.names)
-    facts["images"] = f"{known:,} named, in {stored.images.folder}"
   if stored.counts is not None:
     facts["counts"] = f"{stored.counts.sum():,} occurrences"
   print(args.bank)
@@ -61,7 +67,7 @@ def info(args: argparse.Namespace) -> None:
 
 def build(args: argparse.Namespace) -> None:
   """Makes a bank of a folder of images."""
-  out = _new(args.out)
+  out = atomic.new_path(args.out, directory=True)
   config = encode_files.load_config(args.config, args.weights)
   root, files = encode_files.list_images([args.folder])
   encoder = encode_files.FileEncoder(config)
@@ -82,11 +88,12 @@ def build(args: argparse.Namespace) -> None:
 
 def search(args: argparse.Namespace) -> None:
   """Prints the nearest rows of queries, and draws them on a contact sheet."""
-  sheet = _new(args.sheet) if args.sheet else None
+  sheet = atomic.new_path(args.sheet) if args.sheet else None
   stored = bank_files.read(args.bank)
-  if sheet is not None and stored.images is None:
+  images = row_images.find(args.bank, stored, args.images)
+  if sheet is not None and images is None:
     raise ValueError(f"--sheet: the source images of {args.bank} are not known")
-  queries = _queries(args, stored)
+  queries = _queries(args, stored, images)
   if not 1 <= args.k <= stored.bank.size:
     raise ValueError(f"-k {args.k}: the bank has {stored.bank.size} rows")
   features = queries.features
@@ -97,7 +104,7 @@ def search(args: argparse.Namespace) -> None:
       name = stored.images.names[i] if stored.images else ""
       print(f"  {rank:>3}  {cosine:+.6f}  row {i}  {name}".rstrip())
   if sheet is not None:
-    near = [_images(args, stored, numbers) for numbers in rows]
+    near = [[_tile_of(images, i) for i in best] for best in rows.tolist()]
     picture, missing = _draw(queries, near)
     write_images.save_png(sheet, picture)
     print(f"wrote {sheet}" + (f"; {missing} images missing" if missing else ""))
@@ -167,17 +174,8 @@ def dedup(args: argparse.Namespace) -> None:
 
 def _open(args: argparse.Namespace) -> tuple[pathlib.Path, bank_files.Stored]:
   """Where an edit's result goes, and the bank that is edited."""
-  return _new(args.out), bank_files.read(args.bank)
-
-
-def _new(text: str) -> pathlib.Path:
-  """A path that nothing has yet, in a directory that exists."""
-  path = pathlib.Path(text).absolute()
-  if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-    raise FileExistsError(f"{text} already exists; it is left as it is")
-  if not path.parent.is_dir():
-    raise ValueError(f"{text}: there is no directory {path.parent}")
-  return path
+  out = atomic.new_path(args.out, directory=True)
+  return out, bank_files.read(args.bank)
 
 
 def _write(out: pathlib.Path, stored: bank_files.Stored) -> None:
@@ -196,30 +194,46 @@ def _progress(name: str, total: int, unit: str) -> contextlib.closing:
   return contextlib.closing(progress.Progress(name, 0, total, unit))
 
 
+# Draws one image of a contact sheet, or None where there is none.
+_Tile = Callable[[], np.ndarray | None]
+
+
 class _Queries(NamedTuple):
-  """What is searched for: labels and image files (or None) of q features."""
+  """What is searched for: labels and images of q features."""
 
   labels: list[str]
-  files: list[pathlib.Path | None]
+  tiles: list[_Tile]
   features: np.ndarray
 
 
-def _queries(args: argparse.Namespace, stored: bank_files.Stored) -> _Queries:
+def _queries(
+  args: argparse.Namespace,
+  stored: bank_files.Stored,
+  images: row_images.RowImages | None,
+) -> _Queries:
   if args.row is not None:
     rows = np.array(args.row)
     bank_lib.check_rows(rows, stored.bank.size, "--row")
     return _Queries(
       [f"row {i}" for i in rows],
-      _images(args, stored, rows),
+      [_tile_of(images, i) for i in args.row],
       np.asarray(bank_lib.features(stored.bank, rows)),
     )
   if args.features:
     rows = bank_files.read_features(args.features, stored.bank.width)
     labels = [f"{args.features}[{i}]" for i in range(len(rows))]
-    return _Queries(labels, [None] * len(rows), rows)
+    return _Queries(labels, [lambda: None] * len(rows), rows)
   _, files, encoded = _encode(args, stored)
   kept = [files[i] for i in encoded.kept]
-  return _Queries([path.name for path in kept], list(kept), encoded.features)
+  tiles: list[_Tile] = [
+    functools.partial(decode_image.load, path, 3, SIDE) for path in kept
+  ]
+  return _Queries([path.name for path in kept], tiles, encoded.features)
+
+
+def _tile_of(images: row_images.RowImages | None, row: int) -> _Tile:
+  """The image of a row."""
+  return lambda: images and images.load(row, SIDE)
 
 
 def _encode(
@@ -245,19 +259,12 @@ def _encode(
   return root, files, encoded
 
 
-def _images(
-  args: argparse.Namespace, stored: bank_files.Stored, rows: np.ndarray
-) -> list[pathlib.Path | None]:
-  sources = stored.images
-  return [sources and sources.path(int(i), args.images) for i in rows]
-
-
 def _named(
   root: str, files: Sequence[pathlib.Path], encoded: encode_files.Encoded
-) -> bank_files.SourceImages:
+) -> bank_images.SourceImages:
   """Names of the images that became rows."""
   names = [str(files[i].relative_to(root)) for i in encoded.kept]
-  return bank_files.SourceImages(root, tuple(names))
+  return bank_images.SourceImages(root, tuple(names))
 
 
 def _report_skipped(encoded: encode_files.Encoded, count: int) -> None:
@@ -284,23 +291,23 @@ def _report_lost(features: np.ndarray, new: edit.Edited) -> None:
 
 
 def _draw(
-  queries: _Queries, neighbours: list[list[pathlib.Path | None]]
+  queries: _Queries, neighbours: list[list[_Tile]]
 ) -> tuple[np.ndarray, int]:
   """Draws a contact sheet: in each row a query and its neighbours, best first.
 
   Returns:
-    (uint8 [H, W, 3], how many files could not be read; their places are white).
+    (uint8 [H, W, 3], how many images are gone; their places are white).
   """
   tiles, missing = [], 0
-  for query, others in zip(queries.files, neighbours, strict=True):
-    for path in (query, *others):
-      tile = np.full((SIDE, SIDE, 3), 255, np.uint8)
-      if path is not None:
-        # A bank outlives its images: what has moved leaves a gap.
-        try:
-          tile = decode_image.load(path, 3, SIDE)
-        except decode_image.BadImageError:
-          missing += 1
-      tiles.append(tile)
+  white = np.full((SIDE, SIDE, 3), 255, np.uint8)
+  for query, others in zip(queries.tiles, neighbours, strict=True):
+    for draw in (query, *others):
+      # A bank outlives its images: what has moved leaves a gap.
+      try:
+        tile = draw()
+      except decode_image.BadImageError:
+        tile = None
+        missing += 1
+      tiles.append(white if tile is None else tile)
   grid = write_images.make_grid(np.stack(tiles), 1 + len(neighbours[0]), gap=4)
   return write_images.label_rows(grid, queries.labels), missing

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 
 from gmem_jax.commands import errors
 from gmem_jax.convert import detect, identify, read, torch_export, torch_import
-from gmem_jax.files import weights
+from gmem_jax.files import atomic, weights
 from gmem_jax.progress import Progress
 
 _SRC = (
@@ -115,7 +114,7 @@ def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
   if weights.is_converted(args.src):
     raise ValueError(f"{args.src} is converted already (--to-torch goes back)")
   if not args.dry_run:
-    _refuse_existing(args.out)
+    atomic.new_path(args.out, directory=args.format == "orbax")
   source = read.open_source(args.src)
   try:
     result = _convert(args, source, settings)
@@ -181,7 +180,7 @@ def _export(args: argparse.Namespace) -> None:
   title, kind = metadata["title"], metadata["kind"]
   errors.say(f"{args.src}\n  kind        {title} [{kind}]")
   if not args.dry_run:
-    _refuse_existing(args.out)
+    atomic.new_path(args.out)
   trees = {
     name: weights.load_converted(args.src, name)[0]
     for name in metadata["trees"]
@@ -194,15 +193,6 @@ def _export(args: argparse.Namespace) -> None:
   with contextlib.closing(Progress("write", 0, size, "B")) as progress:
     torch_export.save(value, args.out, progress.advance)
   errors.say(f"wrote {args.out} (PyTorch)")
-
-
-def _refuse_existing(out: str) -> None:
-  """Fails before the work, not after it."""
-  path = pathlib.Path(out)
-  if path.is_dir() and not any(path.iterdir()):
-    return
-  if path.exists():
-    raise FileExistsError(f"{out} already exists; it is left as it is")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

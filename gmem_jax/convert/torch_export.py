@@ -118,8 +118,7 @@ def save(
     TypeError: For anything else in `value`.
   """
   path = pathlib.Path(path)
-  if path.exists():
-    raise FileExistsError(f"{path} already exists; it is left as it is")
+  atomic.new_path(path)
   writer = _PickleWriter()
   program = writer.program(value)
   with (

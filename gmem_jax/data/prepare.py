@@ -68,7 +68,7 @@ def write_store(
       _write_shards(directory, schema, source, encoders)
       processes.wait_for_all("prepare/shards")
       if first:
-        prepare_join.join(directory, schema, source.ignored)
+        prepare_join.join(directory, schema, source.ignored, source.files)
       processes.wait_for_all("prepare/bank")
     if first:
       prepare_join.clean(directory)

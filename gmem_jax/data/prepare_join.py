@@ -9,7 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.bank import bank as bank_lib, files as bank_files
+from gmem_jax.bank import (
+  bank as bank_lib,
+  files as bank_files,
+  images as bank_images,
+)
 from gmem_jax.data import schema as schema_lib, shards, store
 from gmem_jax.files import atomic
 
@@ -21,10 +25,12 @@ def join(
   directory: pathlib.Path,
   schema: schema_lib.Schema,
   ignored: Mapping[str, int],
+  files: bank_images.SourceImages | None = None,
 ) -> None:
   """Writes what belongs to all shards of a directory.
 
-  `ignored` counts the source's files that are no images, by extension.
+  `ignored` counts the source's files that are no images, by extension; `files`
+  are its images, those that were skipped included.
 
   Raises:
     ValueError: If no image could be read, or a shard is missing: hosts that
@@ -41,6 +47,10 @@ def join(
   bank = directory / bank_files.PREPARED
   info = _join_bank(directory, schema, images)
   bank_files.write_info(bank, info)
+  if files is not None:
+    left_out = {s["name"] for s in skipped}
+    kept = tuple(name for name in files.names if name not in left_out)
+    bank_images.write(bank, bank_images.SourceImages(files.folder, kept))
   atomic.write_json(directory / store.STATISTICS, _statistics(facts))
   size = sum(fact["bytes"] for fact in facts)
   # Last: where there is a report, the data are whole.
@@ -130,7 +140,10 @@ def _join_bank(
       os.fsync(file.fileno())
     bank = bank_lib.MemoryBank(rows=jnp.asarray(np.load(temporary)))
     return bank_lib.make_info(
-      bank, encoder=schema.features["name"], source=schema.source["name"]
+      bank,
+      encoder=schema.features["name"],
+      source=schema.source["name"],
+      crop=f"center_crop({schema.image_shape[0]})",
     )
 
 

@@ -9,6 +9,7 @@ A directory of prepared data, as `--mode=prepare` writes it:
   statistics.json                  mean and std of every latent channel
   bank/rows.npy, bank/info.json    float32 [images, d]: raw features of the
                                    images as they are; row i is image i
+  bank/images.json                 names of the image files, if they are files
   report.json                      what was read and skipped; exists once all
                                    of the above is whole
 

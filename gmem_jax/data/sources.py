@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from gmem_jax import rngs
+from gmem_jax.bank import images as bank_images
 from gmem_jax.data import decode_image
 
 # Of the files in a folder; others are counted and left alone.
@@ -47,6 +48,11 @@ class Source(Protocol):
   @property
   def ignored(self) -> Mapping[str, int]:
     """Extension -> number of files that are no images of the source."""
+    ...
+
+  @property
+  def files(self) -> bank_images.SourceImages | None:
+    """The image files, or None where an image is no file of its own."""
     ...
 
   def __len__(self) -> int:
@@ -88,6 +94,10 @@ class Images:
   def ignored(self) -> Mapping[str, int]:
     """Empty: there are no files."""
     return {}
+
+  @property
+  def files(self) -> None:
+    """None: there are no files."""
 
   def read(self, index: int) -> Picture:
     """Reads an image."""
@@ -180,6 +190,13 @@ class Folder:
 
   def __len__(self) -> int:
     return len(self.names)
+
+  @property
+  def files(self) -> bank_images.SourceImages:
+    """The image files."""
+    return bank_images.SourceImages(
+      str(self.root.absolute()), tuple(self.names)
+    )
 
   def read(self, index: int) -> Picture:
     """Reads an image."""

@@ -15,6 +15,7 @@ class TfdsImages:
 
   channels = 3
   ignored: Mapping[str, int] = types.MappingProxyType({})
+  files = None
 
   def __init__(self, name: str, split: str, data_dir: str, size: int):
     """Opens the data set.

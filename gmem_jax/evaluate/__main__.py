@@ -20,6 +20,7 @@ from gmem_jax.evaluate import (
   scores as scores_lib,
   statistics,
 )
+from gmem_jax.files import atomic
 from gmem_jax.models.encoders import inception
 from gmem_jax.parallel import sharding
 
@@ -198,11 +199,9 @@ def _score(args: argparse.Namespace) -> None:
 
 def _stats(args: argparse.Namespace) -> None:
   names = tuple(args.scores.split(","))
-  out = pathlib.Path(args.out).absolute()
+  out = atomic.new_path(args.out)
   if out.suffix != ".npz":
     raise ValueError(f"OUT={args.out!r} must end in .npz")
-  if out.exists():
-    raise ValueError(f"{out} already exists; it is left as it is")
   extractor = _extractor(args, names)
   path = pathlib.Path(args.images).absolute()
   images = open_lib.open_images(path, crop=args.crop, decode=args.decode)

@@ -75,7 +75,6 @@ def save(path: pathlib.Path, measured: Statistics) -> None:
     "source": measured.info,
   }
   arrays["meta"] = np.array(json.dumps(meta))
-  path.parent.mkdir(parents=True, exist_ok=True)
   with atomic.replacing(path) as temporary:
     np.savez(temporary, **arrays)
 

@@ -10,14 +10,46 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
+def new_path(
+  text: str | os.PathLike, *, directory: bool = False
+) -> pathlib.Path:
+  """Checks, before the work, that its result can be written to a path.
+
+  Missing folders above it are made by what writes there.
+
+  Args:
+    text: The path.
+    directory: A directory is to be written, which may replace an empty one.
+
+  Returns:
+    The path, absolute.
+
+  Raises:
+    FileExistsError: If something is there.
+    OSError: If it cannot be made there.
+  """
+  path = pathlib.Path(text).absolute()
+  empty = directory and path.is_dir() and not any(path.iterdir())
+  if path.exists() and not empty:
+    raise FileExistsError(f"{text} already exists; it is left as it is")
+  above = next(folder for folder in path.parents if folder.exists())
+  if not above.is_dir():
+    raise NotADirectoryError(f"{text}: {above} is a file, not a directory")
+  if not os.access(above, os.W_OK | os.X_OK):
+    raise PermissionError(f"{text}: there is no right to write to {above}")
+  return path
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a path to write to, which takes the file's place in the end.
 
   A reader sees the old file or the whole new one, also if several write at
   once. After an error, or a kill, the old one stays; a kill leaves what was
-  written so far as a hidden file, see `leftovers`.
+  written so far as a hidden file, see `leftovers`. Missing folders above it are
+  made.
   """
+  path.parent.mkdir(parents=True, exist_ok=True)
   # Beside the file, since only within a file system a rename is atomic. Random,
   # as process numbers repeat on the hosts that share a disk. Some libraries
   # choose the format by the suffix, so it stays.

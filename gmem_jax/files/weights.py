@@ -52,24 +52,22 @@ def save_converted(
   """Writes trees of numpy arrays and their metadata, all or nothing.
 
   Args:
-    path: A new directory (orbax) or file (safetensors); an empty directory is
-      replaced.
+    path: A new or empty directory (orbax), or a new file (safetensors).
     trees: Name of the tree -> nested dicts of arrays. They must not change
       while this runs: no copy is made.
     metadata: JSON; "format_version" and "trees" are added.
     file_format: One of `FORMATS`.
 
   Raises:
-    FileExistsError: If the path is taken.
+    OSError: If the path is taken, or cannot be made.
     ValueError: For another format.
   """
   if file_format not in FORMATS:
     raise ValueError(f"format {file_format!r} is not one of {FORMATS}")
-  path = pathlib.Path(path).absolute()
-  if path.is_dir() and not any(path.iterdir()):
+  path = atomic.new_path(path, directory=file_format == "orbax")
+  if path.is_dir():
     path.rmdir()
-  if path.exists():
-    raise FileExistsError(f"{path} already exists; it is left as it is")
+  path.parent.mkdir(parents=True, exist_ok=True)
   metadata = {
     "format_version": FORMAT_VERSION,
     "trees": list(trees),

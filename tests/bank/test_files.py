@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gmem_jax.bank import bank as bank_lib, edit, files as bank_files, storage
+from gmem_jax.bank import (
+  bank as bank_lib,
+  edit,
+  files as bank_files,
+  images as images_lib,
+  storage,
+)
 from gmem_jax.config import resolve
 from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
@@ -46,7 +52,7 @@ def _same(a, b):
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "int8", "rank"])
 def test_a_bank_comes_back(rows, form, tmp_path):
-  names = bank_files.SourceImages(
+  names = images_lib.SourceImages(
     "/photos", tuple(f"{i}.png" for i in range(SIZE))
   )
   stored = _stored(rows, form, names)
@@ -115,9 +121,9 @@ def test_prepared_data(rows, tmp_path):
 
 def test_names_follow_their_rows(rows):
   names = tuple(f"{i}.png" for i in range(SIZE))
-  stored = _stored(rows, images=bank_files.SourceImages("/a", names))
+  stored = _stored(rows, images=images_lib.SourceImages("/a", names))
   new = edit.append(stored.bank, stored.info, rows[:2])
-  added = bank_files.SourceImages("/b", ("x.png", "/a/y.png"))
+  added = images_lib.SourceImages("/b", ("x.png", "/a/y.png"))
   found = bank_files.edited(stored, new, added)
   assert found.images.names == (*names, "/b/x.png", "y.png")
   assert str(found.images.path(SIZE)) == "/b/x.png"
@@ -128,7 +134,7 @@ def test_names_follow_their_rows(rows):
   )  # fmt: skip
   unnamed = _stored(rows)
   new = edit.append(unnamed.bank, unnamed.info, rows[:1])
-  found = bank_files.edited(unnamed, new, bank_files.SourceImages("/b", ("x",)))
+  found = bank_files.edited(unnamed, new, images_lib.SourceImages("/b", ("x",)))
   assert found.images.path(0) is None
   assert str(found.images.path(SIZE)) == "/b/x"
 

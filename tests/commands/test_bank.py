@@ -126,6 +126,16 @@ def test_the_sheet_shows_query_and_neighbours(work, run, tmp_path):
   run("search", work / "bank", "--row", 0, "--sheet", sheet, "-k", 2, code=2)
 
 
+def test_folders_above_a_result_are_made(work, run, tmp_path):
+  bank, deep = work / "bank", tmp_path / "a" / "b"
+  run("search", bank, "--row", 0, "--sheet", deep / "1" / "sheet.png", "-k", 2)
+  assert (deep / "1" / "sheet.png").exists()
+  run("remove", bank, deep / "2" / "bank", "--row", 0)
+  assert bank_files.read(deep / "2" / "bank").bank.size == COUNT - 1
+  run("build", work / "photos", deep / "3" / "bank", CONFIG)
+  assert [path.name for path in (deep / "3").iterdir()] == ["bank"]
+
+
 def test_append_images_and_features(work, run, tmp_path):
   _save(tmp_path / "new" / "a.png", 100)
   run(
@@ -195,7 +205,7 @@ REFUSED = {
   "no features": (["search", "BANK", "--features", "IMAGE"], ".npy, .npz"),
   "garbage": (["search", "BANK", "--features", "GARBAGE"], "cannot be read"),
   "exists": (["remove", "BANK", "BANK", "--row", "1"], "already exists"),
-  "no parent": (["remove", "BANK", "OUT/a", "--row", "1"], "no directory"),
+  "below a file": (["remove", "BANK", "FILE/a/b", "--row", "1"], "is a file"),
   "no bank": (["info", "OUT"], "no such bank"),
   "rank": (["compress", "BANK", "OUT", "--rank", "12"], "rank=12"),
   "no config file": (
@@ -211,7 +221,7 @@ def test_bad_input_gets_one_line_and_writes_nothing(work, run, tmp_path, case):
   places = {
     "BANK": work / "bank",
     "OUT": tmp_path / "out",
-    "OUT/a": tmp_path / "out" / "a",
+    "FILE/a/b": work / "photos" / "0" / "00.png" / "a" / "b",
     "IMAGE": work / "photos" / "0" / "00.png",
     "FOLDER": work / "photos",
     "EMPTY": tmp_path,

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from gmem_jax.bank import images
 from gmem_jax.data import prepare_join, schema as schema_lib, shards, sources
 
 SCHEMA = schema_lib.Schema(
@@ -28,11 +29,16 @@ SCHEMA = schema_lib.Schema(
 MISSING = 11
 
 
-def write(directory: pathlib.Path, **changes) -> list[dict[str, np.ndarray]]:
+def write(
+  directory: pathlib.Path,
+  files: images.SourceImages | None = None,
+  **changes,
+) -> list[dict[str, np.ndarray]]:
   """Writes random numbers in the place of latents, tokens and features.
 
   Args:
     directory: Where to.
+    files: The images that they pretend to be made of.
     **changes: Fields of the schema that differ from `SCHEMA`.
 
   Returns:
@@ -49,8 +55,9 @@ def write(directory: pathlib.Path, **changes) -> list[dict[str, np.ndarray]]:
     with shards.writing(directory, schema, number) as writer:
       first = number * schema.shard_size
       for i in range(first, min(first + schema.shard_size, schema.images)):
+        name = files.names[i] if files else f"{i}"
         if i == MISSING:
-          writer.skip(sources.Picture(f"{i}", -1, None, "damaged"))
+          writer.skip(sources.Picture(name, -1, None, "damaged"))
           continue
         values = {
           name: _values(field, schema, random)
@@ -58,11 +65,11 @@ def write(directory: pathlib.Path, **changes) -> list[dict[str, np.ndarray]]:
         }
         values["row"] = np.float32(values["feature"][0])
         picture = sources.Picture(
-          f"{i}", int(values["label"]), values.get("pixels"), ""
+          name, int(values["label"]), values.get("pixels"), ""
         )
         writer.add([picture], {n: v[None] for n, v in values.items()})
         written.append(values)
-  prepare_join.join(directory, schema, {})
+  prepare_join.join(directory, schema, {}, files)
   prepare_join.clean(directory)
   return written
 

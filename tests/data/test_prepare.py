@@ -14,6 +14,7 @@ import pytest
 from array_record.python import array_record_data_source
 from PIL import Image
 
+from gmem_jax.bank import files as bank_files
 from gmem_jax.data import (
   decode_image,
   encode as encode_lib,
@@ -171,6 +172,7 @@ def test_rows_records_and_images_stay_aligned(prepared, networks):
     [str(shard.path) for shard in opened.shards]
   )
   assert len(records) == 2 * len(names)
+  assert bank_files.read(directory).images.names == tuple(names)
   encoder = random_conv.make(0, 3)
   rows = opened.bank_rows()
   for i, name in enumerate(names):
@@ -212,7 +214,10 @@ def test_statistics_are_those_of_the_images_as_they_are(prepared):
 def test_nothing_but_whole_files_is_left(prepared):
   directory, *_ = prepared
   found = {str(p.relative_to(directory)) for p in directory.rglob("*.*")}
-  names = "schema.json statistics.json report.json bank/rows.npy bank/info.json"
+  names = (
+    "schema.json statistics.json report.json bank/rows.npy bank/info.json"
+    " bank/images.json"
+  )
   shards = {
     f"train-{i:05d}-of-00004.{end}"
     for i in range(4)

@@ -1,5 +1,6 @@
 """Files written whole or not at all, and JSON that is damaged."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -70,3 +71,36 @@ def test_damaged_json_names_its_file(tmp_path, text):
 def test_missing_json_names_its_file(tmp_path):
   with pytest.raises(ValueError, match=r"config\.json is missing"):
     atomic.read_json(tmp_path / "config.json")
+
+
+def test_folders_above_a_file_are_made(tmp_path):
+  path = tmp_path / "a" / "b" / "file.json"
+  assert atomic.new_path(path) == path
+  assert not path.parent.exists()
+  atomic.write_json(path, {"a": 1})
+  assert atomic.read_json(path) == {"a": 1}
+  assert [entry.name for entry in path.parent.iterdir()] == ["file.json"]
+
+
+def test_what_is_there_is_left_as_it_is(tmp_path):
+  taken, empty = tmp_path / "taken", tmp_path / "empty"
+  taken.write_text("precious")
+  empty.mkdir()
+  for path in (taken, empty, tmp_path):
+    with pytest.raises(FileExistsError, match=f"{path} already exists"):
+      atomic.new_path(path)
+  # Writers of directories replace an empty one.
+  assert atomic.new_path(empty, directory=True) == empty
+  with pytest.raises(FileExistsError):
+    atomic.new_path(tmp_path, directory=True)
+
+
+def test_what_cannot_be_made_is_refused_before_the_work(tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("x")
+  message = f"{tmp_path}/file/a/b: {tmp_path}/file is a file"
+  with pytest.raises(NotADirectoryError, match=re.escape(message)):
+    atomic.new_path(tmp_path / "file" / "a" / "b")
+  # Permissions do not bind root, who may run the tests.
+  monkeypatch.setattr("os.access", lambda path, mode: False)
+  with pytest.raises(PermissionError, match=f"no right to write to {tmp_path}"):
+    atomic.new_path(tmp_path / "a" / "b")

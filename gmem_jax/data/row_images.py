@@ -1,0 +1,116 @@
+"""Pictures of a bank's rows, from wherever their source images are."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from gmem_jax.bank import files as bank_files, images as images_lib
+from gmem_jax.data import decode_image, schema as schema_lib, sources, store
+from gmem_jax.files import atomic
+
+
+@dataclasses.dataclass(frozen=True)
+class RowImages:
+  """The source images of a bank's rows.
+
+  Attributes:
+    where: Where they are, for people.
+    read: Row -> uint8 [h w 3] as it is there, or None if the row has no image.
+      Raises BadImageError if it is gone.
+  """
+
+  where: str
+  read: Callable[[int], np.ndarray | None]
+
+  def load(self, row: int, side: int) -> UInt8[np.ndarray, "s s 3"] | None:
+    """The image of a row, cropped to `side` pixels, or None if it has none."""
+    pixels = self.read(row)
+    return None if pixels is None else decode_image.center_crop(pixels, side)
+
+
+def find(
+  path: str | os.PathLike, stored: bank_files.Stored, folder: str | None = None
+) -> RowImages | None:
+  """Finds the images of a bank that was read from a path.
+
+  Args:
+    path: See `bank_files.read`.
+    stored: What was read there.
+    folder: Where image files are now, if not where they were.
+
+  Returns:
+    The images: files by name, those that prepared data keeps, or the digits; or
+    None if they are not known.
+  """
+  if stored.images is not None:
+    return _files(stored.images, folder)
+  directory = pathlib.Path(path).absolute()
+  if directory.name in ("memory", bank_files.PREPARED):
+    directory = directory.parent
+  prepared: pathlib.Path | None = directory
+  if (directory / "config.json").exists():
+    memory = directory / "memory"
+    if (bank := bank_files.prepared_folder(memory, stored.info)) is None:
+      return _digits_of_run(directory)
+    prepared = bank.parent
+  if (prepared / schema_lib.FILE).exists():
+    return _prepared(prepared)
+  return None
+
+
+def _files(images: images_lib.SourceImages, folder: str | None) -> RowImages:
+  def read(row: int) -> np.ndarray | None:
+    path = images.path(row, folder)
+    return None if path is None else decode_image.load(path, 3)
+
+  known = sum(bool(name) for name in images.names)
+  return RowImages(f"{known:,} named, in {folder or images.folder}", read)
+
+
+def _prepared(directory: pathlib.Path) -> RowImages | None:
+  """The images that prepared data keeps, or was made of."""
+  schema = schema_lib.read(directory)
+  if schema.tokens == "pixels":
+    unmirrored = schema_lib.Flips(False, False, False)
+
+    @functools.cache
+    def records() -> store.PreparedRecords:
+      return store.PreparedRecords(store.open_store(directory))
+
+    return RowImages(
+      f"row i is image i, kept in {directory}",
+      lambda row: _rgb(records().read(row, unmirrored)["pixels"]),
+    )
+  if schema.source["name"] == "digits":
+    return _in_memory(sources.digits, "digits")
+  return None
+
+
+def _digits_of_run(workdir: pathlib.Path) -> RowImages | None:
+  """The digits that a run was trained on."""
+  config = atomic.read_json(workdir / "config.json")
+  data, seed = config["data"], config["seed"]
+  if data["source"] != "digits":
+    return None
+  return _in_memory(
+    lambda: sources.split(sources.digits(), data["holdout"], seed)[0],
+    "digits/train",
+  )
+
+
+def _in_memory(make: Callable[[], sources.Images], name: str) -> RowImages:
+  """Images that are made when the first is asked for."""
+  images = functools.cache(make)
+  return RowImages(
+    f"row i is image i of {name}", lambda row: _rgb(images().pixels[row])
+  )
+
+
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+  """Grey or RGB to RGB."""
+  return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
