@@ -35,6 +35,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     tfds="",  # unused
     split="",  # unused
     prepared="",  # encoded in memory when training starts
+    truncated="skip",
     holdout=360,  # images kept out of training and of the bank
     mirror=False,  # a mirrored digit is not a digit
     latents="sample",  # the identity tokenizer has no posterior

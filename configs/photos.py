@@ -40,6 +40,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     tfds="",  # "tfds" only, like the next one
     split="",
     prepared="data/photos_prepared",  # what --mode=prepare writes
+    truncated="skip",  # JPEG that ends too soon; or "fill"
     holdout=0,
     mirror=True,
     latents="posterior",  # or "sample", as published

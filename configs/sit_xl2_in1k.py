@@ -67,6 +67,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     tfds="imagenet2012",
     split="train",
     prepared="data/in1k_sd_vae",  # what --mode=prepare writes
+    truncated="skip",  # JPEG that ends too soon; or "fill"
     holdout=0,
     mirror=True,
     latents="posterior",  # or "sample", as published

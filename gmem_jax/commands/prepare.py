@@ -40,13 +40,15 @@ def prepare_mode(config: sections.Config) -> None:
 def open_source(config: sections.Config) -> sources.Source:
   """Opens the images of a config."""
   data, size = config.data, config.encoder.image_size
+  fill = data.truncated == "fill"
   if data.source == "folder":
-    return sources.Folder(pathlib.Path(data.path), size)
+    return sources.Folder(pathlib.Path(data.path), size, fill=fill)
   if data.source == "tfds":
     # Takes seconds to import.
     from gmem_jax.data import tfds_source
 
-    return tfds_source.TfdsImages(data.tfds, data.split, data.path, size)
+    where = data.tfds, data.split, data.path
+    return tfds_source.TfdsImages(*where, size, fill=fill)
   return sources.digits()
 
 

@@ -38,6 +38,10 @@ class DataConfig:
     split: Split of the TFDS data set.
     prepared: Directory that `--mode=prepare` writes and training reads. "" with
       "digits": encoded in memory when training starts.
+    truncated: What becomes of JPEG images that end too soon. "skip": they are
+      left out, named and counted, as other damaged images always are; "fill":
+      what is missing is filled in, so that the rows after them stay those of a
+      bank that has them.
     holdout: Images kept out of training and bank; digits in memory only.
     mirror: Whether mirror images are also prepared and trained on.
     latents: "posterior": mean and log-variance, so that every epoch draws new
@@ -58,6 +62,7 @@ class DataConfig:
   tfds: str
   split: str
   prepared: checks.FilePath
+  truncated: Literal["skip", "fill"]
   holdout: int
   mirror: bool
   latents: Latents

@@ -2,7 +2,8 @@
 
 Data sets from the wild hold every kind of file under every extension. What
 Pillow reads is taken as the published code takes it: the extension means
-nothing, transparency is dropped, the first frame stands for an animation.
+nothing, transparency is dropped, the first frame stands for an animation, and
+the orientation that EXIF asks for is applied only where the caller says so.
 
 Two square crops are in use and differ in nearly every pixel: training data,
 features and the memory bank come from `center_crop`; the published code reads
@@ -14,12 +15,14 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # Formats by contents, not by extension. Pillow knows forty more; some of their
 # readers start programs (EPS starts Ghostscript), so they are never opened.
@@ -32,10 +35,29 @@ ANIMATED = ("PNG", "WEBP", "GIF")
 MAX_PIXELS = 178_956_970
 MIN_SIDE = 2
 MAX_THREADS = 16
+# What is noted of a truncated image, and the marker that it lacks. Of the other
+# markers, those that may stand within a scan begin no segment.
+FILLED = "truncated: what is missing was filled in"
+_JPEG_END = b"\xff\xd9"
+_JPEG_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
 
 
 class BadImageError(Exception):
   """An image cannot be used; the message says why."""
+
+
+class Decoded(NamedTuple):
+  """An image that was read.
+
+  Attributes:
+    pixels: RGB.
+    note: What is odd about it; "" for nothing.
+    rotated: Whether EXIF asks to turn or mirror it, which was not done.
+  """
+
+  pixels: UInt8[np.ndarray, "h w 3"]
+  note: str
+  rotated: bool
 
 
 def read(
@@ -43,7 +65,8 @@ def read(
   size: int | None = None,
   *,
   upright: bool = False,
-) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
+  fill: bool = False,
+) -> Decoded:
   """Reads an image as it is.
 
   Args:
@@ -52,26 +75,78 @@ def read(
       images that cannot give one; None to accept any size.
     upright: Turn the image as its EXIF orientation says. Data sets are read
       without, as published.
-
-  Returns:
-    (RGB pixels, a note on what is odd about the image or "").
+    fill: Take a JPEG that ends too soon: what is missing is grey, or coarse if
+      it is progressive.
 
   Raises:
     BadImageError: If it is damaged, no image, or of an impossible size.
   """
   try:
-    with Image.open(file, formats=FORMATS) as image:
-      # The header is enough to refuse a bomb: no pixel is decoded yet.
-      _check_size(image.size, size)
-      note = ""
-      if image.format in ANIMATED and getattr(image, "is_animated", False):
-        note = "animated: its first frame was taken"
-      if upright:
-        image = ImageOps.exif_transpose(image)
-      return _to_rgb(image), note
+    return _decode(file, size, FORMATS, upright)
   except BadImageError:
     raise
   # Damage shows as anything from OSError to SyntaxError or MemoryError.
+  except Exception as error:
+    reason = _reason(error)
+  filled = _fill(file, size, upright) if fill else None
+  if filled is None:
+    raise BadImageError(reason)
+  return filled
+
+
+def _decode(
+  file: pathlib.Path | io.BytesIO,
+  size: int | None,
+  formats: tuple[str, ...],
+  upright: bool,
+) -> Decoded:
+  with Image.open(file, formats=formats) as image:
+    # The header is enough to refuse a bomb: no pixel is decoded yet.
+    _check_size(image.size, size)
+    note = ""
+    if image.format in ANIMATED and getattr(image, "is_animated", False):
+      note = "animated: its first frame was taken"
+    rotated = _is_rotated(image)
+    if rotated and upright:
+      return Decoded(_to_rgb(ImageOps.exif_transpose(image)), note, False)
+    return Decoded(_to_rgb(image), note, rotated)
+
+
+def _fill(
+  file: pathlib.Path | io.BytesIO, size: int | None, upright: bool
+) -> Decoded | None:
+  """Reads a truncated JPEG, or gives None if it is something else."""
+  data = file.getvalue() if isinstance(file, io.BytesIO) else file.read_bytes()
+  # Libjpeg makes up for what is missing before an end marker. So does Pillow
+  # under LOAD_TRUNCATED_IMAGES, but that is of the whole process, and gives a
+  # black image where the tables of a scan are cut: here they are left out.
+  segments = [match.start() for match in _JPEG_SEGMENT.finditer(data)]
+  for end in (len(data), *segments[-1:]):
+    with contextlib.suppress(Exception):
+      whole = io.BytesIO(data[:end] + _JPEG_END)
+      found = _decode(whole, size, ("JPEG",), upright)
+      return found._replace(note=FILLED)
+  return None
+
+
+def _is_rotated(image: Image.Image) -> bool:
+  """Whether EXIF asks for another orientation than the pixels have."""
+  try:
+    return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+  # Broken EXIF, of which Pillow raises anything, is no reason to lose an image.
+  except Exception:
+    return False
+
+
+def format_of(file: pathlib.Path) -> str:
+  """The format of an image, by its contents: one of `FORMATS`.
+
+  Raises:
+    BadImageError: If it is no image.
+  """
+  try:
+    with Image.open(file, formats=FORMATS) as image:
+      return str(image.format)
   except Exception as error:
     raise BadImageError(_reason(error)) from None
 
@@ -147,6 +222,7 @@ def load(
   crop: Callable[[np.ndarray, int], np.ndarray] = center_crop,
   *,
   upright: bool = False,
+  fill: bool = False,
 ) -> UInt8[np.ndarray, "h w {channels}"]:
   """Reads an image as networks take it.
 
@@ -156,11 +232,12 @@ def load(
     size: Side in pixels of the square to cut from it; None to leave it whole.
     crop: How to cut the square.
     upright: See `read`.
+    fill: See `read`.
 
   Raises:
     BadImageError: See `read`.
   """
-  pixels, _ = read(file, size, upright=upright)
+  pixels = read(file, size, upright=upright, fill=fill).pixels
   if size:
     pixels = crop(pixels, size)
   # Cropped in colour, then turned grey: both round, so the order matters.
@@ -177,6 +254,8 @@ def threads() -> Iterator[concurrent.futures.Executor]:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     # Transparency is dropped on purpose.
     warnings.filterwarnings("ignore", "Palette images with Transparency")
+    # It changes no pixel.
+    warnings.filterwarnings("ignore", "Corrupt EXIF data")
     # Pillow decodes and resizes without Python's lock.
     count = min(os.cpu_count() or 1, MAX_THREADS)
     with concurrent.futures.ThreadPoolExecutor(count) as pool:

@@ -53,6 +53,7 @@ class FileEncoder:
     self._network = load_encoders.load_features(config, self._channels)
     self.name = self._network.name
     self.crop = f"center_crop({self.size})"
+    self.fill = config.data.truncated == "fill"
     self._encode = jax.jit(lambda x: self._network(protocols.to_float(x))[0])
 
   def __call__(
@@ -101,7 +102,7 @@ class FileEncoder:
   ) -> np.ndarray | decode_image.BadImageError:
     """The pixels that the encoder sees, or why there are none."""
     try:
-      return decode_image.load(path, self._channels, self.size)
+      return decode_image.load(path, self._channels, self.size, fill=self.fill)
     except decode_image.BadImageError as error:
       return error
 
@@ -161,7 +162,12 @@ def encode_all(
   the result is safe.
   """
   paths = hashlib.sha256("\0".join(map(str, files)).encode()).hexdigest()
-  settings = {"encoder": encoder.name, "crop": encoder.crop, "files": paths}
+  settings = {
+    "encoder": encoder.name,
+    "crop": encoder.crop,
+    "fill": encoder.fill,
+    "files": paths,
+  }
   note = partial / "settings.json"
   # What another encoder, or another folder, has left is worth nothing here.
   if partial.exists() and (

@@ -61,7 +61,7 @@ def write_photos(directory: pathlib.Path) -> int:
       continue
     for file in files:
       contents = (importlib.resources.files(package) / file).read_bytes()
-      photo, _ = decode_image.read(io.BytesIO(contents))
+      photo = decode_image.read(io.BytesIO(contents)).pixels
       folder = directory / pathlib.Path(file).stem
       folder.mkdir(parents=True, exist_ok=True)
       height, width = photo.shape[:2]

@@ -6,6 +6,7 @@ A kill at any moment costs the shards that were being written. The next call
 continues, and its result is that of an uninterrupted run, byte for byte.
 """
 
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -187,7 +188,7 @@ def _read(source: sources.Source, size: int, number: int) -> sources.Picture:
   if pixels is None or pixels.shape[:2] == (size, size):
     return picture
   cut = decode_image.center_crop(pixels, size)
-  return sources.Picture(picture.name, picture.label, cut, picture.note)
+  return dataclasses.replace(picture, pixels=cut)
 
 
 def _images(schema: schema_lib.Schema, shard: int) -> range:

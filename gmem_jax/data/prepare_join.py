@@ -63,6 +63,8 @@ def join(
       "bank": info.digest,
       "skipped": skipped,
       "noted": [n for fact in facts for n in fact["noted"]],
+      # A shard from before there was such a number says nothing.
+      "rotated_by_exif": sum(f.get("rotated_by_exif", 0) for f in facts),
       "ignored": dict(sorted(ignored.items())),
     },
   )
@@ -91,6 +93,10 @@ def describe(directory: pathlib.Path, report: Mapping[str, Any]) -> str:
   ]
   if noted:
     lines += [f"  noted    {len(noted):,}", *_named(noted)]
+  if rotated := report.get("rotated_by_exif"):
+    lines.append(
+      f"  rotated  {rotated:,} by EXIF, ignored as in published code"
+    )
   if report["ignored"]:
     kinds = ", ".join(f"{n} {k}" for k, n in report["ignored"].items())
     lines.append(f"  ignored  other files: {kinds}")

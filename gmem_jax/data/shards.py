@@ -37,6 +37,7 @@ class ShardWriter:
     self.rows: list[np.ndarray] = []
     self.skipped: list[dict[str, str]] = []
     self.noted: list[dict[str, str]] = []
+    self._rotated = 0
 
   def skip(self, picture: sources.Picture) -> None:
     """Leaves out an image without pixels; its note says why."""
@@ -56,6 +57,7 @@ class ShardWriter:
     """
     self._count_latents(pictures, arrays)
     for i, picture in enumerate(pictures):
+      self._rotated += picture.rotated
       if picture.note:
         self.noted.append({"name": picture.name, "note": picture.note})
       for record in self._records(picture, i, arrays):
@@ -76,6 +78,7 @@ class ShardWriter:
       },
       "skipped": self.skipped,
       "noted": self.noted,
+      "rotated_by_exif": self._rotated,
     }
 
   def abandon(self) -> None:

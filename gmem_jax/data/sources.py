@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import io
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -28,12 +29,14 @@ class Picture:
     label: Its class, -1 where there is none.
     pixels: uint8 [H, W, channels], or None if it cannot be used.
     note: Why not, or what is odd about it; "" for nothing.
+    rotated: As `decode_image.Decoded.rotated`.
   """
 
   name: str
   label: int
   pixels: np.ndarray | None
   note: str = ""
+  rotated: bool = False
 
 
 @runtime_checkable
@@ -160,6 +163,22 @@ def split(images: Images, holdout: int, seed: int) -> tuple[Images, Images]:
   )
 
 
+def decode(
+  name: str,
+  label: int,
+  file: pathlib.Path | io.BytesIO,
+  size: int,
+  *,
+  fill: bool,
+) -> Picture:
+  """An image of a source, not yet cropped; see `decode_image.read`."""
+  try:
+    decoded = decode_image.read(file, size, fill=fill)
+  except decode_image.BadImageError as error:
+    return Picture(name, label, None, str(error))
+  return Picture(name, label, *decoded)
+
+
 class Folder:
   """Image files in any nesting, in the order of their paths.
 
@@ -174,13 +193,15 @@ class Folder:
 
   channels = 3
 
-  def __init__(self, root: pathlib.Path, size: int):
+  def __init__(self, root: pathlib.Path, size: int, *, fill: bool = False):
     """Lists the files, whose images will be cropped to squares of side `size`.
+
+    `fill` is as for `decode_image.read`.
 
     Raises:
       ValueError: If it is no folder, cannot be listed, or holds no image.
     """
-    self.root, self._size = root, size
+    self.root, self._size, self._fill = root, size, fill
     try:
       self.names, self.ignored = list_images(root)
     except ValueError as error:
@@ -201,12 +222,8 @@ class Folder:
   def read(self, index: int) -> Picture:
     """Reads an image."""
     name = self.names[index]
-    label = self._labels[_class(name)]
-    try:
-      pixels, note = decode_image.read(self.root / name, self._size)
-    except decode_image.BadImageError as error:
-      return Picture(name, label, None, str(error))
-    return Picture(name, label, pixels, note)
+    label, path = self._labels[_class(name)], self.root / name
+    return decode(name, label, path, self._size, fill=self._fill)
 
   def info(self) -> dict[str, Any]:
     """What identifies the images and their order: all of their paths."""
@@ -216,7 +233,14 @@ class Folder:
       "name": f"folder {self.root.name}",
       "sha256_of_paths": digest.hexdigest(),
       "classes": len(self.classes),
+      **reading(fill=self._fill),
     }
+
+
+def reading(*, fill: bool) -> dict[str, str]:
+  """What a source's `info` says of how its images are read."""
+  # Nothing at the default, as in data from before there was a choice.
+  return {"truncated": "fill"} if fill else {}
 
 
 def list_images(

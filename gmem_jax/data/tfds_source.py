@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from gmem_jax.data import decode_image, sources
+from gmem_jax.data import sources
 
 
 class TfdsImages:
@@ -17,7 +17,9 @@ class TfdsImages:
   ignored: Mapping[str, int] = types.MappingProxyType({})
   files = None
 
-  def __init__(self, name: str, split: str, data_dir: str, size: int):
+  def __init__(
+    self, name: str, split: str, data_dir: str, size: int, *, fill: bool = False
+  ):
     """Opens the data set.
 
     Args:
@@ -25,6 +27,7 @@ class TfdsImages:
       split: e.g. "train", "train[:1000]".
       data_dir: Where TFDS keeps its data; "" for its default.
       size: Side of the squares that will be cropped from the images.
+      fill: See `decode_image.read`.
 
     Raises:
       ValueError: If it is not there, or has not exactly one image a record.
@@ -59,7 +62,7 @@ class TfdsImages:
         f" {builder.data_dir}: {_first_line(error)} It must have been prepared"
         " there with file_format='array_record'."
       ) from None
-    self._image, self._size = images[0], size
+    self._image, self._size, self._fill = images[0], size, fill
     self._label = labels[0] if len(labels) == 1 else None
     self._name, self._split = builder.info.full_name, split
     self._has_names = "file_name" in features
@@ -85,16 +88,17 @@ class TfdsImages:
       text = record["file_name"]
       name += f" {text.decode() if isinstance(text, bytes) else text}"
     label = -1 if self._label is None else int(record[self._label])
-    try:
-      contents = io.BytesIO(record[self._image])
-      pixels, note = decode_image.read(contents, self._size)
-    except decode_image.BadImageError as error:
-      return sources.Picture(name, label, None, str(error))
-    return sources.Picture(name, label, pixels, note)
+    contents = io.BytesIO(record[self._image])
+    return sources.decode(name, label, contents, self._size, fill=self._fill)
 
   def info(self) -> dict[str, Any]:
     """What identifies the images and their order."""
-    return {"name": self._name, "split": self._split, "records": len(self)}
+    return {
+      "name": self._name,
+      "split": self._split,
+      "records": len(self),
+      **sources.reading(fill=self._fill),
+    }
 
 
 def _first_line(error: Exception) -> str:

@@ -1,10 +1,11 @@
 """Image files: crops against the pixels of the published code."""
 
+import io
 import re
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from gmem_jax.data import decode_image
 
@@ -95,10 +96,90 @@ def test_a_photograph_is_turned_only_where_it_is_asked_for(tmp_path):
   exif = Image.Exif()
   exif[ExifTags.Base.Orientation] = 6  # stored on its left side
   Image.fromarray(np.rot90(upright)).save(path, exif=exif)
-  stored, _ = decode_image.read(path)
-  turned, _ = decode_image.read(path, upright=True)
+  stored = decode_image.read(path).pixels
+  turned = decode_image.read(path, upright=True).pixels
   assert (stored.shape, turned.shape) == ((32, 48, 3), (48, 32, 3))
   assert turned[:8, :, 0].min() > 200  # its red top is above again
   assert turned[24:].max() < 50
   np.testing.assert_array_equal(np.rot90(turned), stored)
   np.testing.assert_array_equal(decode_image.load(path, 3), stored)
+
+
+def encoded(form: str, **options) -> bytes:
+  """A picture of 40 x 32 pixels as a file."""
+  pixels = np.random.default_rng(0).integers(0, 255, (32, 40, 3), np.uint8)
+  data = io.BytesIO()
+  Image.fromarray(pixels).save(data, form, **options)
+  return data.getvalue()
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_an_orientation_is_noticed_and_not_applied(form):
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  turned = decode_image.read(io.BytesIO(encoded(form, exif=exif)))
+  plain = decode_image.read(io.BytesIO(encoded(form)))
+  assert (turned.rotated, plain.rotated) == (True, False)
+  np.testing.assert_array_equal(turned.pixels, plain.pixels)
+  assert turned.note == plain.note == ""
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+  "exif", [b"Exif\0\0MM", b"Exif\0\0II*\0\xff\xff\xff\xff"]
+)
+def test_broken_exif_loses_no_image(exif):
+  for upright in (False, True):
+    data = io.BytesIO(encoded("JPEG", exif=exif))
+    found = decode_image.read(data, upright=upright)
+    assert not found.rotated
+    assert found.pixels.shape == (32, 40, 3)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_truncated_images_are_filled_as_pillow_fills_them(
+  tmp_path, monkeypatch, progressive
+):
+  data = encoded("JPEG", quality=95, progressive=progressive)
+  path, black = tmp_path / "x.jpg", 0
+  # Wherever the file ends after the beginning of its first scan.
+  for size in range(data.index(b"\xff\xda") + 20, len(data) - 1, 9):
+    path.write_bytes(data[:size])
+    with pytest.raises(decode_image.BadImageError, match="damaged"):
+      decode_image.read(path)
+    found = decode_image.read(path, fill=True)
+    assert found.note == decode_image.FILLED
+    assert found.pixels.max() > 100
+    # Pillow's own switch is of the whole process, and was not touched.
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    with monkeypatch.context() as patch, Image.open(path) as image:
+      patch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+      pixels = np.asarray(image)
+    if pixels.any():
+      np.testing.assert_array_equal(found.pixels, pixels)
+    black += not pixels.any()
+  assert bool(black) == progressive
+  cropped = decode_image.load(path, 3, 8, fill=True)
+  expected = decode_image.center_crop(found.pixels, 8)
+  np.testing.assert_array_equal(cropped, expected)
+
+
+def test_whole_images_are_read_alike_with_fill():
+  for form in ("JPEG", "PNG", "WEBP", "BMP"):
+    data = encoded(form)
+    plain, filled = (
+      decode_image.read(io.BytesIO(data), fill=fill) for fill in (False, True)
+    )
+    np.testing.assert_array_equal(plain.pixels, filled.pixels)
+    assert plain.note == filled.note == ""
+
+
+def test_what_cannot_be_filled_stays_bad():
+  jpeg, png = encoded("JPEG"), encoded("PNG")
+  for data in (jpeg[:100], png[: len(png) // 2], b"", b"\xff\xd8", b"text"):
+    reasons = []
+    for fill in (False, True):
+      with pytest.raises(decode_image.BadImageError) as error:
+        decode_image.read(io.BytesIO(data), fill=fill)
+      reasons.append(str(error.value))
+    assert reasons[0] == reasons[1]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from array_record.python import array_record_data_source
-from PIL import Image
+from PIL import ExifTags, Image
 
 from gmem_jax.bank import files as bank_files
 from gmem_jax.data import (
@@ -70,6 +70,12 @@ def png(image: Image.Image, form: str = "PNG", **options) -> bytes:
   return data.getvalue()
 
 
+def orientation(value: int) -> Image.Exif:
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = value
+  return exif
+
+
 def bomb(side: int) -> bytes:
   """A PNG of a few bytes that claims side x side pixels."""
 
@@ -107,6 +113,7 @@ def zoo(root) -> dict[str, str]:
     "b/grey16.png": png(Image.fromarray(deep)),
     "b/palette.png": png(rgb.convert("P"), transparency=b"\x00\x80"),
     "b/rgba.png": png(rgb.convert("RGBA")),
+    "b/turned.jpg": png(rgb, "JPEG", exif=orientation(6)),
     "tiny.png": png(rgb.resize((3, 2))),
   }
   bad = {
@@ -151,15 +158,20 @@ def test_bad_images_are_named_and_counted(prepared):
   assert skipped.keys() == bad.keys()
   for name, reason in bad.items():
     assert reason in skipped[name], (name, skipped[name])
-  assert report["images"] == len(source) - len(bad) == 13
+  assert report["images"] == len(source) - len(bad) == 14
   assert sorted(one["name"] for one in report["noted"]) == [
     "b/animated.png",
     "b/animated.webp",
   ]
   assert report["ignored"] == {".tif": 1, ".txt": 1, "hidden": 1}
+  assert report["rotated_by_exif"] == 1
   text = prepare_join.describe(directory, report)
   assert "a/cut.jpg" in text
   assert report["bank"] in text
+  assert "rotated  1 by EXIF" in text
+  # As in data from before it was counted.
+  old = {k: v for k, v in report.items() if k != "rotated_by_exif"}
+  assert "rotated" not in prepare_join.describe(directory, old)
 
 
 def test_rows_records_and_images_stay_aligned(prepared, networks):
@@ -232,6 +244,31 @@ def test_an_empty_folder_says_so(tmp_path):
     sources.Folder(tmp_path, SIZE)
   with pytest.raises(ValueError, match=r"cannot list .*: No such file"):
     sources.Folder(tmp_path / "nowhere", SIZE)
+
+
+def test_filled_images_keep_the_rows_after_them_in_place(tmp_path, networks):
+  random = np.random.default_rng(0)
+  (tmp_path / "in").mkdir()
+  for i in range(4):
+    noise = random.integers(0, 255, (30, 40, 3), np.uint8)
+    data = png(Image.fromarray(noise), "JPEG")
+    data = data[: len(data) // 2] if i == 1 else data
+    (tmp_path / "in" / f"{i}.jpg").write_bytes(data)
+  rows, reports = {}, {}
+  for fill in (False, True):
+    source = sources.Folder(tmp_path / "in", SIZE, fill=fill)
+    schema, out = make_schema(source, networks), tmp_path / str(fill)
+    reports[fill] = prepare.write_store(out, schema, source, networks)
+    rows[fill] = store.open_store(out).bank_rows()
+  assert [s["name"] for s in reports[False]["skipped"]] == ["1.jpg"]
+  assert reports[True]["skipped"] == []
+  assert reports[True]["noted"] == [
+    {"name": "1.jpg", "note": decode_image.FILLED}
+  ]
+  np.testing.assert_array_equal(rows[True][[0, 2, 3]], rows[False])
+  # What was skipped is not filled in afterwards without a word.
+  with pytest.raises(ValueError, match=r"other data:\n.*'truncated': 'fill'"):
+    prepare.write_store(tmp_path / "False", schema, source, networks)
 
 
 def test_no_readable_image_says_so(tmp_path, networks):

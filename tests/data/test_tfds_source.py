@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gmem_jax.data import tfds_source
+from gmem_jax.data import decode_image, tfds_source
 
 NAMES = ("cat", "dog")
 
@@ -50,6 +50,17 @@ class Pets(_Builder):
   }
 
 
+class Photos(_Builder):
+  """One JPEG that ends too soon."""
+
+  FEATURES: ClassVar[dict] = {"image": tfds.features.Image()}
+
+  def _generate_examples(self):
+    data = io.BytesIO()
+    Image.fromarray(pixels(0)).save(data, "JPEG")
+    yield 0, {"image": io.BytesIO(data.getvalue()[:-9])}
+
+
 class Words(_Builder):
   FEATURES: ClassVar[dict] = {"file_name": tfds.features.Text()}
 
@@ -57,7 +68,7 @@ class Words(_Builder):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
   path = tmp_path_factory.mktemp("tfds")
-  for builder in (Pets, Words):
+  for builder in (Pets, Photos, Words):
     builder(data_dir=path, file_format="array_record").download_and_prepare()
   return str(path)
 
@@ -83,6 +94,17 @@ def test_images_labels_and_names(data_dir):
     else:
       np.testing.assert_array_equal(picture.pixels, pixels(number))
   assert seen == set(range(5))
+
+
+def test_truncated_images_are_filled_when_asked_for(data_dir):
+  source = tfds_source.TfdsImages("photos", "train", data_dir, 16, fill=True)
+  assert source.info()["truncated"] == "fill"
+  picture = source.read(0)
+  assert picture.note == decode_image.FILLED
+  assert picture.pixels.shape == (20, 30, 3)
+  source = tfds_source.TfdsImages("photos", "train", data_dir, 16)
+  assert "truncated" in source.read(0).note
+  assert source.read(0).pixels is None
 
 
 def test_a_part_of_a_split(data_dir):
