@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.convert.names import dinov2, dit, inception, vae
@@ -19,8 +20,11 @@ from gmem_jax.convert.rules import Rule
 
 StateDict = dict[str, np.ndarray]
 
-# Wrappers of a module, which prefix every name.
-_PREFIXES = ("module.", "_orig_mod.")
+# Parts of names that only say what a module was wrapped in: for several devices
+# (DDP, FSDP), compiled, or checkpointed; as a whole or block by block.
+_WRAPPERS = {
+  "module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+}  # fmt: skip
 # A network's kind is that of the table that takes most of its names: one name
 # that decides could be the one that a damaged file lacks.
 _TABLES: tuple[tuple[str, Sequence[Rule]], ...] = (
@@ -33,6 +37,15 @@ _TABLES: tuple[tuple[str, Sequence[Rule]], ...] = (
 )
 # A name that only another network has -> what to tell the user.
 _WRONG: Mapping[str, str] = {
+  # Before its encoder, which is one of those below.
+  "trainable_cls_token": (
+    "a representation autoencoder (RAE, diffusers' AutoencoderRAE): its latents"
+    " are tokens of a vision transformer, and no network here works in them"
+  ),
+  "_flat_param": (
+    "what FSDP saves of a split network, with flattened parameters; save its"
+    " full state dict (StateDictType.FULL_STATE_DICT)"
+  ),
   "y_embedder.embedding_table.weight": (
     "a label-conditional DiT, SiT or LightningDiT: it has a table of labels,"
     " and no projection of memory snippets as GMem has"
@@ -109,7 +122,8 @@ def detect(source: OpenFile, weights: str | None = None) -> Contents:
 
 
 def _bare_tensor(value: np.ndarray) -> Contents:
-  if value.ndim != 2 or value.dtype.kind != "f" or not value.size:
+  floating = jnp.issubdtype(value.dtype, jnp.floating)
+  if value.ndim != 2 or not floating or not value.size:
     raise WrongFile(
       f"holds one {value.dtype} tensor of shape {value.shape}; a memory bank"
       " is floating point, [rows, width]"
@@ -124,6 +138,12 @@ def _statistics(arrays: Mapping[str, np.ndarray | None]) -> Contents:
     tensors = {n: arrays[n] for n in names}
     if any(t is None for t in tensors.values()):
       raise WrongFile("holds FID statistics of impossible size")
+    opaque = [n for n in names if tensors[n].dtype.kind == "V"]  # type: ignore
+    if opaque:
+      raise WrongFile(
+        f"holds {some(opaque)} in a type that npz files lose, such as bfloat16:"
+        " save it as float32"
+      )
     note = ("reference images (arr_0)",) if "arr_0" in rest else ()
     other = (f"arrays {', '.join(rest)}",) if rest and not note else ()
     return Contents("fid_stats", tensors, ignored=note + other)  # type: ignore
@@ -149,6 +169,11 @@ def _mapping(
     return Contents("low_rank_bank", tensors, config=rest)
   if value.keys() == {"mean", "std"}:
     return Contents("latent_stats", _state_dict(value))
+  if value.keys() == {"latents_scale", "latents_bias"}:
+    raise WrongFile(
+      "holds the latent statistics of an E2E-VAE (REPA-E) in another form; save"
+      " {'mean': latents_bias, 'std': 1 / latents_scale} and convert that"
+    )
   if isinstance(value.get("network"), Mapping):
     bank = {k: v for k, v in value.items() if k != "network"}
     return _network(value["network"], "network", bank=bank)
@@ -188,7 +213,7 @@ def _trainer(
 
 
 def _network(value: Any, container: str | None, **fields: Any) -> Contents:
-  tensors = _strip(_state_dict(value))
+  tensors = _unwrapped(_state_dict(value))
   return Contents(_kind(tensors), tensors, container, **fields)
 
 
@@ -207,12 +232,15 @@ def _state_dict(value: Any) -> StateDict:
   return dict(value)
 
 
-def _strip(tensors: StateDict) -> StateDict:
-  # Twice: a compiled module may be wrapped for several devices, or reversed.
-  for prefix in _PREFIXES * 2:
-    if all(name.startswith(prefix) for name in tensors):
-      tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
-  return tensors
+def _unwrapped(tensors: StateDict) -> StateDict:
+  """The tensors under the names that they have without wrappers."""
+  plain: dict[str, str] = {}
+  for name in tensors:
+    parts = (part for part in name.split(".") if part not in _WRAPPERS)
+    other = plain.setdefault(".".join(parts), name)
+    if other != name:
+      raise WrongFile(f"holds one tensor under two names, {other} and {name}")
+  return {name: tensors[wrapped] for name, wrapped in plain.items()}
 
 
 def _kind(tensors: StateDict) -> str:

@@ -19,9 +19,9 @@ from gmem_jax.convert import (
   transformer,
 )
 from gmem_jax.convert.detect import Contents
-from gmem_jax.convert.names import dinov2, vae
+from gmem_jax.convert.names import dinov2
 from gmem_jax.files.torch_reader import torch_file
-from gmem_jax.models.encoders import dinov2 as dinov2_net, vae as vae_net
+from gmem_jax.models.encoders import dinov2 as dinov2_net
 from tests.convert import helpers
 from tests.files.torch_reader.test_torch_file import tensor_program
 
@@ -250,18 +250,6 @@ def test_the_trainers_flags_are_compared():
       identify.identify(found, {})
 
 
-@pytest.mark.parametrize("attention", [vae.ATTENTION, vae.OLD_ATTENTION])
-def test_sd_vae_in_both_generations_of_names(attention):
-  variant = vae_net.VARIANTS["sd_vae"]
-  table = vae.diffusers(4, attention)
-  shapes = manifest.expected(variant, [(1, 64, 64, 3)], table, {})
-  found = detect.detect(source(hollow(shapes), "safetensors"))
-  identity = identify.identify(found, {})
-  assert identity.title.startswith("SD-VAE")
-  assert identity.model["latent_scale"] == 0.18215
-  assert identity.parameters(found.tensors) == 83_653_863
-
-
 def test_other_dinov2_sizes():
   small = dinov2_net.DINOv2(width=384, depth=12, heads=6)
   shapes = manifest.expected(small, [(1, 256, 256, 3)], dinov2.RULES, {})
@@ -271,10 +259,31 @@ def test_other_dinov2_sizes():
   assert identity.model["heads"] == 6
 
 
-@pytest.mark.parametrize("prefix", ["module.", "module.module.", "_orig_mod."])
-def test_wrappers_are_taken_off(prefix):
+def _wrap_blocks(name, wrapper):
+  return re.sub(r"^blocks\.(\d+)", rf"blocks.\1.{wrapper}", name)
+
+
+@pytest.mark.parametrize(
+  "wrap",
+  [
+    lambda name: f"module.{name}",
+    lambda name: f"module.module.{name}",
+    lambda name: f"_orig_mod.{name}",
+    lambda name: f"_fsdp_wrapped_module.{name}",
+    lambda name: _wrap_blocks(name, "_orig_mod"),
+    lambda name: f"module.{_wrap_blocks(name, '_orig_mod')}",
+    lambda name: (
+      "_fsdp_wrapped_module."
+      + _wrap_blocks(name, "_fsdp_wrapped_module._checkpoint_wrapped_module")
+    ),
+    # A part of a network under one wrapper, the rest under none.
+    lambda name: name.replace("x_embedder.", "x_embedder.module."),
+  ],
+)
+def test_wrappers_are_taken_off(wrap):
   tensors = manifest_tensors("lightningdit-b-1")
-  wrapped = {f"{prefix}{name}": t for name, t in tensors.items()}
+  wrapped = {wrap(name): t for name, t in tensors.items()}
+  assert wrapped.keys() != tensors.keys()
   for value in (
     wrapped,
     {"model": wrapped},
@@ -283,6 +292,14 @@ def test_wrappers_are_taken_off(prefix):
     found = detect.detect(source(value))
     assert list(found.tensors) == list(tensors)
     assert identify.identify(found, {}).title == "LightningDiT-B/1"
+
+
+def test_two_names_of_one_tensor_are_refused():
+  tensors = manifest_tensors("lightningdit-b-1")
+  tensors["module.pos_embed"] = tensors["pos_embed"]
+  message = "one tensor under two names, pos_embed and module.pos_embed"
+  with pytest.raises(read.WrongFile, match=message):
+    detect.detect(source(tensors))
 
 
 def test_which_of_the_two_sets():
@@ -306,6 +323,7 @@ _TENSOR = np.ones((3, 3), np.float32)
     ({"y_embedder.embedding_table.weight": _TENSOR}, "label-conditional"),
     ({"register_tokens": _TENSOR, "cls_token": _TENSOR}, "with registers"),
     ({"AuxLogits.conv0.conv.weight": _TENSOR}, "torchvision's Inception"),
+    ({"blocks.0._fsdp_wrapped_module._flat_param": _TENSOR}, "flattened"),
     ({"visual.proj": _TENSOR, "logit_scale": _TENSOR}, "CLIP"),
     ({"latents": _TENSOR, "labels": _TENSOR}, "shard of encoded training"),
     ({"state": {0: {}}, "param_groups": []}, "state of an optimizer"),

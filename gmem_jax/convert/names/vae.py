@@ -4,7 +4,8 @@ r"""Names of the autoencoders: two PyTorch layouts onto one Flax tree.
              encoder.mid.block_1: VA-VAE, MAR-VAE and others trained with the
              original code. up.N is numbered by resolution, 0 the
              image's.
-  diffusers  encoder.down_blocks.0.resnets.1.conv2, decoder.up_blocks.0: SD-VAE.
+  diffusers  encoder.down_blocks.0.resnets.1.conv2, decoder.up_blocks.0: its
+             AutoencoderKL, as SD-VAE and the E2E-VAEs of REPA-E are published.
              up_blocks.N is numbered in the order of computation, and the
              projections of attention are linear layers under either of two
              generations of names.
@@ -83,8 +84,19 @@ LDM: tuple[Rule, ...] = (
 )
 
 
-def _diffusers_level(torch: str, flax: str) -> tuple[Rule, ...]:
+def _diffusers_attention(
+  torch: str, flax: str, names: Iterable[str]
+) -> tuple[Rule, ...]:
+  return _attention(torch, flax, "group_norm", names, "linear")
+
+
+def _diffusers_level(
+  torch: str, flax: str, attention: Iterable[str]
+) -> tuple[Rule, ...]:
   return (
+    *_diffusers_attention(
+      rf"{torch}\.attentions\.(?P<j>\d+)", f"{flax}/attn_{{j}}", attention
+    ),
     *_block(
       rf"{torch}\.resnets\.(?P<j>\d+)", f"{flax}/block_{{j}}", "conv_shortcut"
     ),
@@ -107,24 +119,22 @@ def diffusers(
   """
   ups = (
     _diffusers_level(
-      rf"decoder\.up_blocks\.{levels - 1 - i}", f"decoder/up_{i}"
+      rf"decoder\.up_blocks\.{levels - 1 - i}", f"decoder/up_{i}", attention
     )
     for i in range(levels)
   )
   mid = rf"{_PART}\.mid_block"
   return (
     *_ends("conv_norm_out"),
-    *_diffusers_level(r"encoder\.down_blocks\.(?P<i>\d+)", "encoder/down_{i}"),
+    *_diffusers_level(
+      r"encoder\.down_blocks\.(?P<i>\d+)", "encoder/down_{i}", attention
+    ),
     *sum(ups, ()),
     *_block(
       rf"{mid}\.resnets\.(?P<j>\d+)", "{part}/mid/block_{j}", "conv_shortcut"
     ),
-    *_attention(
-      rf"{mid}\.attentions\.0",
-      "{part}/mid/attn",
-      "group_norm",
-      attention,
-      "linear",
+    *_diffusers_attention(
+      rf"{mid}\.attentions\.0", "{part}/mid/attn", attention
     ),
   )
 
@@ -162,6 +172,12 @@ def network(
     NamesError: A name that tells a width is missing or misshapen.
     ValueError: The names are of no known autoencoder.
   """
+  if not any("quant_conv." in name for name in shapes):
+    raise ValueError(
+      "an autoencoder without quant_conv and post_quant_conv, as those of FLUX"
+      " and Stable Diffusion 3 and the E2E-VAEs made of them: not one that"
+      " gmem_jax has"
+    )
   # Read in Flax paths, which both layouts share.
   names = table(shapes)
   paths = rules.plan(names, shapes)[0]
