@@ -28,6 +28,7 @@ _ROOT = "archive"
 _TABLES: Mapping[str, Sequence[Rule]] = {
   "lightning_dit": dit.LIGHTNING_DIT,
   "sit": dit.SIT,
+  "vae": vae.LDM,
   "dinov2": dinov2.RULES,
   "inception": inception.RULES,
   "bank": tables.BANK,
@@ -42,13 +43,14 @@ def published_value(
   """What a PyTorch file of converted weights contains.
 
   The value is containers and numpy arrays, in the layout of the published file.
-  A trainer's file comes back as the plain state dict that was converted.
+  A trainer's file comes back as the plain state dict that was converted, and so
+  do weights that never were in a file, such as random ones.
 
   Raises:
     ValueError: There is no PyTorch file of this kind.
     NamesError: Parameters are missing, unexpected or misshapen.
   """
-  kind, container = metadata["kind"], metadata["source"]["container"]
+  kind, container = metadata["kind"], metadata["source"].get("container")
   if kind == "fid_stats":
     raise ValueError("FID statistics are an npz, there is no PyTorch file")
   if kind == "int8_bank":
@@ -56,11 +58,15 @@ def published_value(
       "no PyTorch file holds int8 banks; make it one of full rows first:"
       " python -m gmem_jax.bank compress BANK OUT --storage=float32"
     )
-  shapes = {name: tuple(shape) for name, shape in metadata["tensors"]}
-  table = vae.table(shapes) if kind == "vae" else _TABLES[kind]
+  # Weights of no file have none.
+  shapes = {name: tuple(shape) for name, shape in metadata.get("tensors", ())}
+  table = _TABLES[kind]
+  if kind == "vae" and shapes:
+    table = vae.table(shapes)
   tree = next(trees[n] for n in ("params", "bank", "stats") if n in trees)
   tensors = {**rules.to_torch(table, tree, shapes), **trees.get("buffers", {})}
-  tensors = _in_order(tensors, shapes, table)
+  if shapes:
+    tensors = _in_order(tensors, shapes, table)
   if kind == "bank":
     return tensors["rows"]
   if kind == "low_rank_bank":

@@ -86,7 +86,12 @@ def write_networks(directory: pathlib.Path, seed: int) -> None:
     FileExistsError: If the directory has them already.
   """
   images, key = jnp.zeros((1, 256, 256, 3)), rngs.key(seed, "init")
-  for name, network in (("vae", VAE), ("dinov2", DINOV2)):
+  # Of DINOv2's own training: nothing reads it, but PyTorch's class has it.
+  mask = {"mask_token": np.zeros((1, DINOV2.width), np.float32)}
+  for name, network, buffers in (
+    ("vae", VAE, {}),
+    ("dinov2", DINOV2, {"buffers": mask}),
+  ):
     shapes = jax.eval_shape(network.init, key, images)["params"]
     # numpy's, so that the weights are the same on every device.
     random = np.random.default_rng(seed)
@@ -96,7 +101,7 @@ def write_networks(directory: pathlib.Path, seed: int) -> None:
     )
     weights.save_converted(
       directory / name,
-      {"params": params},
+      {"params": params, **buffers},
       {
         "kind": name,
         "title": f"random weights in the layout of {name}",

@@ -23,6 +23,7 @@ from gmem_jax.convert import (
   torch_export,
   torch_import,
 )
+from gmem_jax.data import photos
 from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models import dit
@@ -167,6 +168,22 @@ def test_provenance_is_kept(golden_dir, tmp_path):
   assert metadata["source"]["file"] == path.name
   assert metadata["source"]["sha256"] == digest
   json.dumps(metadata)
+
+
+def test_random_networks_go_to_pytorch_and_back(tmp_path):
+  """They come from no file, so none tells their names and shapes."""
+  photos.write_networks(tmp_path, seed=0)
+  for name, setting in (("vae", "num_groups=16"), ("dinov2", "num_heads=2")):
+    source, back = tmp_path / name, tmp_path / f"{name}.pth"
+    code, _, err = helpers.run(source, back, "--to-torch")
+    assert code == 0, err
+    code, _, err = helpers.run(back, tmp_path / f"{name}_2", "--model", setting)
+    assert code == 0, err
+    for tree in weights.read_metadata(source)["trees"]:
+      helpers.assert_same(
+        weights.load_converted(tmp_path / f"{name}_2", tree)[0],
+        weights.load_converted(source, tree)[0],
+      )
 
 
 @pytest.mark.golden
