@@ -174,14 +174,15 @@ def read(path: str | os.PathLike) -> Stored:
 def from_tree(tree: dict[str, Any]) -> bank_lib.Bank:
   """Makes a bank of stored arrays by name; arrays of other names may be there.
 
-  Published rows of float16 or float64 become float32.
+  Published rows of types that no bank stores (float16, 8-bit floats, float64)
+  become float32.
   """
   if "coefficients" in tree:
     return bank_lib.LowRankBank(
       **{name: np.asarray(tree[name], np.float32) for name in LOW_RANK}
     )
   rows = np.asarray(tree["rows"])
-  if rows.dtype in (np.float64, np.float16):
+  if rows.dtype not in (np.float32, jnp.bfloat16, np.int8):
     rows = rows.astype(np.float32)
   return bank_lib.MemoryBank(rows, tree.get("scales"), tree.get("residuals"))
 

@@ -187,5 +187,8 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray | None]:
         small = name != "arr_0" and info.file_size <= _NPZ_LIMIT
         arrays[name] = archive[name] if small else None
   except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as e:
-    raise WrongFile(f"{path} is a damaged npz: {e}") from e
+    raise WrongFile(
+      f"{path} is an npz that is damaged, or has arrays of another kind than"
+      f" numpy's own: {e}"
+    ) from e
   return arrays

@@ -19,6 +19,7 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -161,11 +162,22 @@ def load_converted(
 def load_kind(
   path: str, kinds: Sequence[str], tree: str = "params"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """As `load_converted`; raises ValueError unless the kind is one of some."""
+  """As `load_converted`, to compute with; 8-bit floats become float32.
+
+  Raises:
+    ValueError: As there, and if the kind is none of `kinds`.
+  """
   kind = read_metadata(path)["kind"]
   if kind not in kinds:
     raise ValueError(f"it is a {kind}, not a {' or '.join(kinds)}")
-  return load_converted(path, tree)
+  arrays, metadata = load_converted(path, tree)
+  return jax.tree.map(_widened, arrays), metadata
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+  # JAX promotes 16-bit floats by itself, but not these.
+  is_float8 = array.itemsize == 1 and jnp.issubdtype(array.dtype, jnp.floating)
+  return array.astype(np.float32) if is_float8 else array
 
 
 def load_configured(

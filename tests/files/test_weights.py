@@ -1,5 +1,6 @@
 """Converted weights on disk, and the digests of trees."""
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -34,6 +35,22 @@ def test_round_trip(tmp_path, file_format):
     assert {k: read[k] for k in metadata} == metadata
   assert weights.is_converted(path)
   assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("file_format", weights.FORMATS)
+@pytest.mark.usefixtures("standard_promotion")
+def test_small_floats_are_kept_and_can_be_computed_with(tmp_path, file_format):
+  """JAX promotes 16-bit floats by itself; 8-bit ones must be widened."""
+  dtypes = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+  params = {d: np.array([0.5, -1.75, 3.0]).astype(jnp.dtype(d)) for d in dtypes}
+  path = tmp_path / "weights"
+  weights.save_converted(path, {"params": params}, {"kind": "x"}, file_format)
+  helpers.assert_same(_sorted(weights.load_converted(path)[0]), _sorted(params))
+  loaded, _ = weights.load_kind(str(path), ("x",))
+  for name, array in loaded.items():
+    wide = np.float32 if name.startswith("float8") else params[name].dtype
+    helpers.assert_same(array, params[name].astype(wide))
+    np.asarray(jnp.ones(3) * array)
 
 
 @pytest.mark.parametrize("file_format", weights.FORMATS)
