@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     "--dry-run", action="store_true", help="check and report, write nothing"
   )
   parser.add_argument(
+    "--allow-nonfinite",
+    action="store_true",
+    help="convert weights that hold NaN or infinity, which are refused else",
+  )
+  parser.add_argument(
     "--to-torch",
     action="store_true",
     help="SRC is what this program wrote; write a PyTorch file",
@@ -145,7 +150,18 @@ def _convert(
     source.verify(progress.advance)
   size = sum(tensor.nbytes for tensor in contents.tensors.values())
   with contextlib.closing(Progress("convert", 0, size, "B")) as progress:
-    return torch_import.convert(source, contents, identity, progress.advance)
+    result = torch_import.convert(
+      source,
+      contents,
+      identity,
+      progress.advance,
+      allow_nonfinite=args.allow_nonfinite,
+    )
+  nonfinite = result[1]["nonfinite"]
+  if nonfinite:
+    named = torch_import.describe_nonfinite(nonfinite)
+    errors.say(f"  note        NaN or infinity in {named}")
+  return result
 
 
 def _report(
@@ -202,8 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   settings = _settings(parser, args.model)
   if args.out is None and not args.dry_run:
     parser.error("OUT is missing (or give --dry-run)")
-  if args.to_torch and (args.weights or args.model or args.format != "orbax"):
-    parser.error("--to-torch takes no --weights, --model or --format")
+  if args.to_torch and (
+    args.weights or args.model or args.allow_nonfinite or args.format != "orbax"
+  ):
+    parser.error(
+      "--to-torch takes no --weights, --model, --format or --allow-nonfinite"
+    )
   if args.to_torch:
     return errors.run(lambda: _export(args))
   return errors.run(lambda: _import(args, settings))

@@ -25,6 +25,8 @@ import numpy as np
 
 from gmem_jax.convert import transforms
 
+# Takes the name of a tensor, and the array that it became.
+OnTensor = Callable[[str, np.ndarray], Any]
 # Not parameters: "buffer" is computed by the network and only kept so that the
 # PyTorch file can be written back; "drop" belongs to something else entirely.
 _NOT_PARAMETERS = ("buffer", "drop")
@@ -199,9 +201,13 @@ def plan(
 
 
 def _gather(
-  rule: Rule, tensors: Sequence[np.ndarray], on_tensor: Callable[[int], Any]
+  rule: Rule,
+  names: Sequence[str],
+  state_dict: Mapping[str, Any],
+  on_tensor: OnTensor,
 ) -> np.ndarray:
   """One Flax array from its PyTorch tensor, or from those of all layers."""
+  tensors = [state_dict[name] for name in names]
   rank, forward, _ = transforms.TRANSFORMS[rule.transform]
   if rank is not None and tensors[0].ndim != rank:
     raise ValueError(
@@ -212,7 +218,7 @@ def _gather(
   if rule.stack is None:
     # A copy: the tensor is a view of a file that is closed later.
     out = np.array(first, order="C")
-    on_tensor(out.nbytes)
+    on_tensor(names[0], out)
     return out
   # Not np.stack, which would need all layers at once.
   out = np.empty((len(tensors), *first.shape), first.dtype)
@@ -223,20 +229,21 @@ def _gather(
         f" {first.dtype}{list(tensors[0].shape)}"
       )
     out[k] = forward(tensor)
-    on_tensor(tensor.nbytes)
+    on_tensor(names[k], out[k])
   return out
 
 
 def to_flax(
   rules: Sequence[Rule],
   state_dict: Mapping[str, Any],
-  on_tensor: Callable[[int], Any] = lambda nbytes: None,
+  on_tensor: OnTensor = lambda name, array: None,
 ) -> dict[str, Any]:
   """Converts a PyTorch state dict into a nested dict of Flax parameters.
 
   Tensors are read one at a time, so a mapping whose values are memory maps is
-  never whole in memory; `on_tensor` is called after each with its size in
-  bytes. The results own their memory, are C-contiguous, and keep their dtypes.
+  never whole in memory; `on_tensor` is called after each with its PyTorch name
+  and what became of it. The results own their memory, are C-contiguous, and
+  keep their dtypes.
 
   Raises:
     NamesError: Names without a rule, with several, doubled, missing from a
@@ -247,7 +254,7 @@ def to_flax(
   flat = {}
   for path, (rule, names) in paths.items():
     try:
-      flat[path] = _gather(rule, [state_dict[n] for n in names], on_tensor)
+      flat[path] = _gather(rule, names, state_dict, on_tensor)
     except ValueError as e:
       problems.append(f"{names[0]} -> {path}: {e}")
   refuse("state dict does not fit its table", problems)

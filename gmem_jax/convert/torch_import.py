@@ -12,7 +12,7 @@ import numpy as np
 from gmem_jax.convert import rules
 from gmem_jax.convert.detect import Contents
 from gmem_jax.convert.manifest import Identity
-from gmem_jax.convert.read import OpenFile, WrongFile
+from gmem_jax.convert.read import OpenFile, some, WrongFile
 
 # What the trees of each kind are called; a network's are "params".
 _TREES = {
@@ -24,6 +24,8 @@ _TREES = {
 # A configuration with more entries, or deeper, is none: a few bytes of a pickle
 # can stand for a tree without end.
 _CONFIG_ENTRIES, _CONFIG_DEPTH = 10_000, 16
+# Elements that are looked at together.
+_PIECE = 1 << 20
 
 
 def convert(
@@ -31,6 +33,8 @@ def convert(
   contents: Contents,
   identity: Identity,
   on_tensor: Callable[[int], Any] = lambda nbytes: None,
+  *,
+  allow_nonfinite: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Converts what was recognised and identified in an open file.
 
@@ -39,17 +43,27 @@ def convert(
   more than the result. `on_tensor` is called after each with its size in bytes.
 
   Returns:
-    (trees of arrays by name, metadata), for `files.weights` to save.
+    (trees of arrays by name, metadata), for `files.weights` to save. The
+    metadata's "nonfinite" names the tensors that hold NaN or infinity, with
+    their number.
 
   Raises:
-    ValueError: The bank does not fit, or the tensors are larger than the file.
+    ValueError: The bank does not fit, the tensors are larger than the file, or
+      values are NaN or infinite and that is not allowed.
   """
   _refuse_expansion(source, contents)
+  nonfinite: dict[str, int] = {}
 
-  def on_read(nbytes: int):
+  def check(name: str, array: np.ndarray):
+    count = _count_nonfinite(array)
+    if count:
+      nonfinite[name] = count
+
+  def on_read(name: str, array: np.ndarray):
+    check(name, array)
     # Else the pages read stay resident beside the result.
     source.release()
-    on_tensor(nbytes)
+    on_tensor(array.nbytes)
 
   name = _TREES.get(contents.kind, "params")
   # Beside the conversion: both read the file, and hashing holds no lock.
@@ -59,12 +73,34 @@ def convert(
     buffers = rules.buffers(identity.table, contents.tensors)
     if buffers:
       trees["buffers"] = buffers
+    for buffer, array in buffers.items():
+      check(buffer, array)
     if contents.bank:
       trees["bank"] = release_bank(contents.bank, identity.model)
+      check("memorybank", trees["bank"]["rows"])
     metadata = _metadata(source, contents, identity, digest.result())
+  if nonfinite and not allow_nonfinite:
+    raise WrongFile(
+      f"holds NaN or infinity in {describe_nonfinite(nonfinite)}; give"
+      " --allow-nonfinite to convert it all the same"
+    )
   if contents.kind == "latent_stats" and not np.all(trees["stats"]["std"] > 0):
     raise WrongFile("has a standard deviation that is not positive")
-  return trees, metadata
+  return trees, {**metadata, "nonfinite": nonfinite}
+
+
+def _count_nonfinite(array: np.ndarray) -> int:
+  """How many elements are NaN or infinite."""
+  flat = array.reshape(-1)
+  # In pieces: a mask of a whole bank would take a quarter of its memory again.
+  pieces = (flat[i : i + _PIECE] for i in range(0, flat.size, _PIECE))
+  return sum(int(np.count_nonzero(~np.isfinite(piece))) for piece in pieces)
+
+
+def describe_nonfinite(counts: Mapping[str, int]) -> str:
+  """How many values of which tensors, for a message."""
+  named = some(f"{name} ({count:,})" for name, count in counts.items())
+  return f"{sum(counts.values()):,} values of {len(counts)} tensor(s): {named}"
 
 
 def release_bank(
