@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Mapping
 
 import jax
@@ -9,9 +10,12 @@ from tqdm import auto as tqdm
 
 _log = logging.getLogger(__name__)
 
+# Seconds after which a log file that nobody reported to gets a line.
+SILENCE = 30.0
+
 
 class Progress:
-  """One line on a terminal; off it, the log lines that `report` writes."""
+  """One line on a terminal; off it log lines, by `report` or after silence."""
 
   def __init__(self, name: str, first: int, total: int, unit: str = "step"):
     """Starts the line at `first` of `total` units; `name` says what is done."""
@@ -28,11 +32,18 @@ class Progress:
       disable=None if self._terminal else True,
     )
     self._done, self._total = first, total
+    # The last log line: when, and of which unit. None before the first units,
+    # which may have taken a compilation: they foretell nothing.
+    self._logged: tuple[float, int] | None = None
 
   def update(self, done: int) -> None:
     """Moves the line to `done` units."""
     self._bar.update(done - self._done)
-    self._done = done
+    self._done, now = done, time.monotonic()
+    then, before = self._logged or (now, done)
+    self._logged = then, before
+    if not self._terminal and now - then >= SILENCE:
+      self.report(done, (done - before) / (now - then), {})
 
   def advance(self, units: int) -> None:
     """Moves the line by `units`."""
@@ -47,16 +58,20 @@ class Progress:
     if self._terminal:
       self._bar.set_postfix(shown)
       return
+    self._logged = time.monotonic(), done
     # From the last interval alone: the first steps include the compilation.
     eta = (self._total - done) / max(per_second, 1e-9)
+    if self._unit == "B":
+      size = tqdm.tqdm.format_sizeof
+      amount = f"{size(done)}/{size(self._total)} B  {size(per_second)} B/s"
+    else:
+      amount = (
+        f"{done}/{self._total} {self._unit}s  {per_second:.1f} {self._unit}s/s"
+      )
     _log.info(
-      "%s %d/%d %ss  %.1f %ss/s  ETA %s  %s",
+      "%s %s  ETA %s  %s",
       self._name,
-      done,
-      self._total,
-      self._unit,
-      per_second,
-      self._unit,
+      amount,
       tqdm.tqdm.format_interval(eta),
       "  ".join(f"{k} {v}" for k, v in shown.items()),
     )

@@ -12,3 +12,29 @@ def test_progress_off_a_terminal_is_a_log_line(caplog):
   assert "train 40/100 steps" in caplog.text
   assert "ETA 00:05" in caplog.text
   assert "loss 0.5" in caplog.text
+
+
+def test_a_log_file_is_not_left_without_a_word(caplog, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+  line = progress.Progress("sample", 0, 100, unit="image")
+  with caplog.at_level(logging.INFO, logger="gmem_jax"):
+    now[0] = 300.0  # Compiling.
+    line.update(10)
+    now[0] += progress.SILENCE / 2
+    line.update(15)
+    assert not caplog.messages
+    now[0] += progress.SILENCE / 2
+    line.update(40)
+  line.close()
+  (message,) = caplog.messages
+  # 30 images in 30 seconds.
+  assert "sample 40/100 images  1.0 images/s  ETA 01:00" in message
+
+
+def test_bytes_are_counted_in_larger_units(caplog):
+  line = progress.Progress("convert", 0, 2_000_000, "B")
+  with caplog.at_level(logging.INFO, logger="gmem_jax"):
+    line.report(1_000_000, 5e4, {})
+  line.close()
+  assert "convert 1.00M/2.00M B  50.0k B/s  ETA 00:20" in caplog.text

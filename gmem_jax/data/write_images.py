@@ -46,15 +46,17 @@ def read_png(path: pathlib.Path) -> UInt8[np.ndarray, "H W channels"]:
 
 def make_grid(
   images: UInt8[np.ndarray, "n H W channels"],
-  columns: int,
+  columns: int = 0,
   *,
   scale: int = 1,
   gap: int = 2,
 ) -> UInt8[np.ndarray, "height width channels"]:
   """Arranges images in rows on a white ground, each pixel `scale` times as big.
 
-  The gap, in pixels, is between the images and around them.
+  Without a number of columns the grid has as few empty places as possible. The
+  gap, in pixels, is between the images and around them.
   """
+  columns = columns or best_columns(len(images))
   images = images.repeat(scale, axis=1).repeat(scale, axis=2)
   n, h, w, channels = images.shape
   rows = -(-n // columns)
@@ -67,6 +69,13 @@ def make_grid(
     y, x = i // columns * (h + gap) + gap, i % columns * (w + gap) + gap
     grid[y : y + h, x : x + w] = image
   return grid
+
+
+def best_columns(count: int) -> int:
+  """Columns of a grid that is about square, or wider, with few empty places."""
+  square = math.ceil(math.sqrt(count))
+  # From a square to one of twice the width; the first of the best is chosen.
+  return min(range(square, 2 * square + 1), key=lambda c: -count % c)
 
 
 def label_rows(
@@ -180,10 +189,10 @@ def write_grid(
   Args:
     directory: Holds 000000.png and so on.
     shown: How many to show, at most.
-    per_row: With labels, the images of a row; without, the grid is square.
+    per_row: With labels, the images of a row; without, see `best_columns`.
     labels: Of the rows.
   """
-  columns = math.ceil(math.sqrt(shown))
+  columns = best_columns(shown)
   if labels:
     rows = max(shown // per_row, 1)
     shown, columns, labels = rows * per_row, per_row, labels[:rows]

@@ -42,3 +42,22 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(write_images, "save_png", full)
   with pytest.raises(OSError, match=r"000000\.png: no space left"):
     write_images.write_folder(tmp_path, 2, 2, pictures)
+
+
+@pytest.mark.parametrize(
+  ("count", "shape"),
+  [(1, (1, 1)), (2, (1, 2)), (7, (2, 4)), (8, (2, 4)), (16, (4, 4)),
+   (50, (5, 10)), (64, (8, 8))],
+)  # fmt: skip
+def test_a_grid_is_full(count, shape):
+  black = np.zeros((count, 3, 3, 1), np.uint8)
+  grid = write_images.make_grid(black, gap=0)
+  assert grid.shape[:2] == (3 * shape[0], 3 * shape[1])
+  assert (grid == 0).sum() == 9 * count
+
+
+def test_the_picture_of_a_folder_has_no_empty_half(tmp_path):
+  write_images.write_folder(tmp_path, 8, 8, pictures)
+  write_images.write_grid(tmp_path, 8)
+  height, width, _ = write_images.read_png(tmp_path / "grid.png").shape
+  assert (height, width) == (2 * 66 + 2, 4 * 66 + 2)
