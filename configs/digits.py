@@ -97,7 +97,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     learning_rate=2e-3,
     schedule="cosine",
     warmup_steps=20,
-    decay_steps=500,
+    decay_steps=0,  # of "cosine", which ends there; 0: at train.steps
     b1=0.9,
     b2=0.95,
     eps=1e-8,
@@ -112,6 +112,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     ema_decay=0.97,
     log_every=50,
     init_from="",  # converted weights, or the directory of a run
+    allow_changes=False,  # True: go on with another rate or batch size
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
   c.checkpoint = dict(

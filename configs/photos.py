@@ -102,7 +102,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     learning_rate=2e-4,
     schedule="constant",
     warmup_steps=0,
-    decay_steps=0,
+    decay_steps=0,  # of "cosine", which ends there; 0: at train.steps
     b1=0.9,
     b2=0.95,
     eps=1e-8,
@@ -117,6 +117,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     accumulation=1,  # parts of the batch, one after the other
     log_every=10,
     init_from="",  # converted weights, or the directory of a run
+    allow_changes=False,  # True: go on with another rate or batch size
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
   c.checkpoint = dict(

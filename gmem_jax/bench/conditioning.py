@@ -26,6 +26,7 @@ from gmem_jax.evaluate import audit as audit_lib, build
 from gmem_jax.sample import source as source_lib
 from gmem_jax.train import (
   dataset as dataset_lib,
+  directory as directory_lib,
   loop,
   metrics,
   setup,
@@ -94,7 +95,7 @@ def load_config(
   tree: ml_collections.ConfigDict = module.get_config()
   changes = changes | {"report.unconditional": False}
   if steps:
-    changes |= {"train.steps": steps, "optim.decay_steps": steps}
+    changes["train.steps"] = steps
   tree.update_from_flattened_dict(changes)
   return resolve.resolve(tree)
 
@@ -110,7 +111,7 @@ def measure(
     workdir: Its directory; a finished run there is not trained again.
   """
   print(f"{name}: training {config.train.steps} steps", flush=True)
-  setup.claim(config, workdir)
+  directory_lib.claim(config, workdir)
   mesh = train_command.make_mesh(config)
   dataset = dataset_lib.load(config)
   images, heldout = dataset.train_images, dataset.heldout

@@ -15,6 +15,10 @@ from gmem_jax.evaluate import audit as audit_lib
 from gmem_jax.files import atomic
 from gmem_jax.train import metrics
 
+# What `write` writes.
+FILES = (
+  "report.txt", "report.json", "samples.png", "neighbours.png", "curves.png",
+)  # fmt: skip
 # Columns of samples.png.
 COLUMNS = 16
 # Its rows.
@@ -161,7 +165,7 @@ def write(
   other_run: pathlib.Path,
   steps: int,
 ) -> str:
-  """Writes samples.png, neighbours.png, curves.png and report.{json,txt}.
+  """Writes `FILES`.
 
   They go into the directory of the run with memory, `memory_run`. Returns the
   table as text.
@@ -173,11 +177,21 @@ def write(
     memory_run / "neighbours.png", neighbours_picture(material)
   )
   _plot(memory_run / "curves.png", memory_run, other_run)
+  atomic.write_text(memory_run / "report.txt", text.lstrip())
   # JSON has no NaN; json.dumps would write one that other readers refuse.
   stored = {k: None if np.isnan(v) else v for k, v in values.items()}
-  atomic.write_json(memory_run / "report.json", stored)
-  atomic.write_text(memory_run / "report.txt", text.lstrip())
+  # Last, as it says that the report is there.
+  atomic.write_json(memory_run / "report.json", {"steps": steps} | stored)
   return text
+
+
+def is_written(memory_run: pathlib.Path, steps: int) -> bool:
+  """Whether a run has its report after so many steps."""
+  try:
+    stored = atomic.read_json(memory_run / "report.json")
+  except ValueError:
+    return False
+  return isinstance(stored, dict) and stored.get("steps") == steps
 
 
 def _to_float(pixels: np.ndarray) -> np.ndarray:

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmem_jax import progress
 from gmem_jax.bank import bank as bank_lib, lookup, sharding as bank_sharding
 from gmem_jax.commands import report
 from gmem_jax.config import sections
@@ -22,7 +24,13 @@ from gmem_jax.sample import (
   sampler as sampler_lib,
   source as source_lib,
 )
-from gmem_jax.train import dataset as dataset_lib, loop, setup
+from gmem_jax.train import (
+  dataset as dataset_lib,
+  directory as directory_lib,
+  loop,
+  setup,
+  state as train_state,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +43,12 @@ def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   # First what needs no device and no data: a wrong config fails in a second.
   dataset_lib.require(config)
   mesh = make_mesh(config)
-  setup.claim(config, workdir)
+  step = directory_lib.finished(config, workdir, mesh)
+  if step is not None and _is_reported(config, workdir, step):
+    if processes.is_main():
+      print(describe_finished(config, workdir, step))
+    return
+  directory_lib.claim(config, workdir)
   dataset = dataset_lib.load(config)
   memory = setup.make_memory(config, dataset, mesh)
   evaluator = make_evaluator(
@@ -44,11 +57,53 @@ def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   run = make_run(config, workdir, mesh, dataset, memory, evaluator)
   state = loop.train(run)
   if config.report.unconditional:
-    _compare(run, state.ema, evaluator)
+    _compare(run, state, evaluator)
+  if processes.is_main():
+    print(describe_trained(config, workdir, int(state.step)))
+
+
+def _is_reported(
+  config: sections.Config, workdir: pathlib.Path, step: int
+) -> bool:
+  """Whether a finished run has its report, or is to have none."""
+  if not config.report.unconditional:
+    return True
+  return bool(processes.agree(report.is_written(workdir, step)))
+
+
+def describe_trained(
+  config: sections.Config, workdir: pathlib.Path, step: int
+) -> str:
+  """What a run has written, and what to do with it."""
+  files = [f"samples/bank_{step:07d}.png"]
+  if config.report.unconditional:
+    files = [*report.FILES, *files]
+  files += ["metrics.jsonl", "tensorboard/", f"checkpoints/{step}"]
+  scores = " --mode=evaluate scores them," if config.eval.scores else ""
+  return (
+    f"Trained to step {step}. Written to {workdir}: {', '.join(files)}\n"
+    f"Next, with the same command: --mode=sample makes images,{scores} a higher"
+    " --config.train.steps trains on."
+  )
+
+
+def describe_finished(
+  config: sections.Config, workdir: pathlib.Path, step: int
+) -> str:
+  """The line on a run that has nothing left to do."""
+  result = f"samples are in {workdir}/samples"
+  if config.report.unconditional:
+    result = f"its report is {workdir}/report.txt"
+  return (
+    f"This run is finished, it has trained {step} steps; {result}. To train on,"
+    " raise --config.train.steps; --mode=sample makes images."
+  )
 
 
 def _compare(
-  run: loop.Run, params: Any, evaluator: scores.Evaluator | None
+  run: loop.Run,
+  state: train_state.TrainState,
+  evaluator: scores.Evaluator | None,
 ) -> None:
   """Trains the network without memory too, and writes the report."""
   config, dataset, memory = run.config, run.dataset, run.memory
@@ -60,10 +115,10 @@ def _compare(
     config, model=dataclasses.replace(config.model, conditioning="none")
   )
   directory = run.workdir / "unconditional"
-  setup.claim(other, directory)
+  _log.info("now the same network without memory, to compare: %s", directory)
+  directory_lib.claim(other, directory)
   other_run = make_run(other, directory, run.mesh, dataset, memory, evaluator)
   other_params = loop.train(other_run).ema
-  _log.info("sampling for the report")
   # A sampler of each network, for both banks: it compiles at its first call.
   draw, draw_other = (
     functools.partial(
@@ -72,23 +127,24 @@ def _compare(
       source_lib.make_sampler(one, memory, run.mesh, one.seed),
       source_lib.make_weights(one, memory, weights),
     )
-    for one, weights in ((config, params), (other, other_params))
+    for one, weights in ((config, state.ema), (other, other_params))
   )
   material = report.Material(
     train=dataset.train_images.pixels,
     heldout=dataset.heldout_images.pixels,
-    from_bank=draw(memory.bank),
-    from_heldout=draw(dataset.heldout.bank, outside=True),
-    unconditional=draw_other(memory.bank),
+    from_bank=draw(memory.bank, "report: from the bank"),
+    from_heldout=draw(
+      dataset.heldout.bank, "report: from held-out images", outside=True
+    ),
+    unconditional=draw_other(memory.bank, "report: without memory"),
     neighbours=neighbours(dataset.heldout.bank, dataset.train.bank),
     distance=lambda pixels: build.score_pixels(evaluator, pixels)["frechet"],
   )
   # All processes have sampled and scored together.
   if not processes.is_main():
     return
-  print(report.write(material, run.workdir, directory, config.train.steps))
-  pictures = ("samples.png", "neighbours.png", "curves.png")
-  print("Pictures: " + ", ".join(f"{run.workdir}/{name}" for name in pictures))
+  _log.info("report: scores, audit and pictures")
+  print(report.write(material, run.workdir, directory, int(state.step)))
 
 
 def neighbours(
@@ -128,8 +184,15 @@ def make_run(
   rows, features = draw_snippets(
     config, memory.bank, np.arange(max(count, shown))
   )
+  memories = None
+  if config.model.conditioning != "none":
+    memories = dataset_lib.images_of_rows(dataset, rows[:shown])
 
   def evaluate_fn(step: int, params: Any):
+    sampled = shown if evaluator is None else count
+    _log.info(
+      "step %d: sampling %d images; the first call compiles", step, sampled
+    )
     weights = dataclasses.replace(fixed, params=params)
     first: list[np.ndarray] = []
 
@@ -142,15 +205,18 @@ def make_run(
 
     values = {}
     if evaluator is None:
-      read(np.arange(shown))
+      _in_calls("sample", sampler, shown, read)
     else:
       samples = sources.Arrays(
         {"step": step}, count, shape, read, collective=True
       )
       values = evaluator(samples, count)
     pixels = np.concatenate(first)[:shown]
+    if memories is not None:
+      # To the left of each sample, the image whose memory it is made from.
+      pixels = np.concatenate([memories[: len(pixels)], pixels], axis=2)
     scale = max(1, 32 // pixels.shape[1])
-    return values, {"bank": write_images.make_grid(pixels, 16, scale=scale)}
+    return values, {"bank": write_images.make_grid(pixels, scale=scale)}
 
   return loop.Run(
     config,
@@ -197,18 +263,40 @@ def draw_samples(
   sampler: sampler_lib.Sampler,
   weights: sampler_lib.SampleWeights,
   bank: bank_lib.MemoryBank,
+  name: str = "sample",
   *,
   outside: bool = False,
 ) -> report.Samples:
   """The samples of an evaluation: always the same rows and noise.
 
   If the bank is `outside` of the one that neighbours are looked up in, no row
-  is left out there as an image's own.
+  is left out there as an image's own. `name` begins the line of progress.
   """
-  numbers = np.arange(config.eval.count)
-  rows, features = draw_snippets(config, bank, numbers)
-  own = None if outside else rows
-  return report.Samples(sampler(weights, numbers, features, own), rows)
+  count, weights = config.eval.count, sampler.place(weights)
+  rows, features = draw_snippets(config, bank, np.arange(count))
+
+  def read(numbers):
+    own = None if outside else rows[numbers]
+    return sampler(weights, numbers, features[numbers], own)
+
+  return report.Samples(_in_calls(name, sampler, count, read), rows)
+
+
+def _in_calls(
+  name: str,
+  sampler: sampler_lib.Sampler,
+  count: int,
+  read: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+  """Reads samples 0 to `count`, those of one call at a time, with progress."""
+  line = progress.Progress(name, 0, count, unit="image")
+  parts = []
+  for start in range(0, count, sampler.call_size):
+    numbers = np.arange(start, min(start + sampler.call_size, count))
+    parts.append(read(numbers))
+    line.advance(len(numbers))
+  line.close()
+  return np.concatenate(parts)
 
 
 def draw_snippets(

@@ -32,9 +32,17 @@ def resolve(
   """
   if isinstance(tree, ml_collections.ConfigDict):
     tree = tree.to_dict()
-  config = _build(sections.Config, tree)
+  config = _decaying_to_end(_build(sections.Config, tree))
   _check(config)
   return config
+
+
+def _decaying_to_end(config: sections.Config) -> sections.Config:
+  """Fills in the `optim.decay_steps` of a cosine that ends with the run."""
+  optim = config.optim
+  if optim.schedule == "cosine" and not optim.decay_steps:
+    optim = dataclasses.replace(optim, decay_steps=config.train.steps)
+  return dataclasses.replace(config, optim=optim)
 
 
 def load(text: str) -> ml_collections.ConfigDict:
@@ -69,6 +77,14 @@ def _check(config: sections.Config) -> None:
         f"config.{key}={value} must be a multiple of"
         f" config.train.log_every={config.train.log_every}"
       )
+  optim, steps = config.optim, config.train.steps
+  if optim.schedule == "cosine" and optim.decay_steps < steps:
+    raise ValueError(
+      f"config.optim.decay_steps={optim.decay_steps}: the learning rate is zero"
+      f" from there on, and config.train.steps={steps} would learn nothing in"
+      " the rest; with config.optim.decay_steps=0 it decays until"
+      " config.train.steps"
+    )
   for key in ("path", "prediction"):
     ours, theirs = getattr(config.sampler, key), getattr(config.loss, key)
     if ours != theirs:

@@ -22,6 +22,8 @@ class TrainConfig:
     init_from: Source of a new run's parameters: converted weights, or the
       directory of a run (its moving average), even of another conditioning; ""
       to initialise them at random.
+    allow_changes: Whether a run that continues may do so with another `optim`,
+      batch size or `ema_decay`; its optimizer's state is kept.
   """
 
   steps: int
@@ -31,6 +33,7 @@ class TrainConfig:
   ema_decay: float
   log_every: int
   init_from: checks.FilePath
+  allow_changes: bool
 
   def __post_init__(self):
     checks.positive(
@@ -57,7 +60,9 @@ class OptimConfig:
     learning_rate: Peak learning rate.
     schedule: "constant" (published), or "cosine" down to zero.
     warmup_steps: Steps of linear warm-up from zero; 0 for none.
-    decay_steps: Step at which the cosine reaches zero; unused by "constant".
+    decay_steps: Step at which the cosine reaches zero; 0 for the end of the
+      run, `train.steps`, which `config.resolve` puts in its place. Unused by
+      "constant".
     b1: Decay of the first moment.
     b2: Decay of the second moment.
     eps: Added to the root of the second moment.
@@ -82,12 +87,8 @@ class OptimConfig:
         raise ValueError(f"config.optim.{key}={value}: must be positive")
     # A decay of 1 would never forget its start at zero.
     checks.fraction("optim", self, "b1", "b2")
-    checks.not_negative("optim", self, "warmup_steps", "weight_decay")
-    if self.schedule == "cosine" and self.decay_steps <= self.warmup_steps:
-      raise ValueError(
-        f"config.optim.decay_steps={self.decay_steps} must exceed"
-        f" config.optim.warmup_steps={self.warmup_steps}"
-      )
+    checks.not_negative("optim", self, "warmup_steps", "decay_steps")
+    checks.not_negative("optim", self, "weight_decay")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from gmem_jax.files import weights as weights_lib
 from gmem_jax.models import dit, transformer
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sampler as sampler_lib
-from gmem_jax.train import checkpoint, setup
+from gmem_jax.train import checkpoint, directory as directory_lib, setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _from_run(
       f"--workdir={workdir}: no run was trained there, and"
       " config.sample.network names no converted weights"
     )
-  setup.check(config, workdir)
+  directory_lib.check(config, workdir)
   memory = setup.load_memory(workdir / "memory", mesh, None)
   step, params = load_params(config, workdir, mesh)
   name = f"step_{step:07d}_{config.sample.weights}"

@@ -193,8 +193,7 @@ def _newest(
         error,
       )
       set_aside(step)
-  # Those set aside count too: to begin anew is the user's decision.
-  if listed or processes.agree(any(directory.glob("unreadable-*"))):
+  if exist(directory):
     raise ValueError(
       f"none of the checkpoints in {directory} can be read; training sets such"
       " aside as unreadable-*. Remove those to begin anew."
@@ -250,6 +249,14 @@ def steps(directory: pathlib.Path) -> list[int]:
     return []
   shared = processes.agree(np.resize(np.array(listed or [0], np.int32), count))
   return [int(step) for step in shared]
+
+
+def exist(directory: pathlib.Path) -> bool:
+  """Whether a run saved anything there, as process 0 sees it."""
+  # Those set aside count too: to begin anew is the user's decision.
+  return bool(steps(directory)) or bool(
+    processes.agree(any(directory.glob("unreadable-*")))
+  )
 
 
 def _listed(directory: pathlib.Path) -> list[int]:

@@ -5,6 +5,7 @@ import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Integer, UInt8
 
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
@@ -194,3 +195,16 @@ def _check_tokens(config: sections.Config, train: in_memory.Prepared) -> None:
       f"{where}: the network has {side} x {side} tokens (config.model.patch="
       f"{config.model.patch}), config.encoder.features makes {tokens}"
     )
+
+
+def images_of_rows(
+  dataset: Dataset, rows: Integer[np.ndarray, " n"]
+) -> UInt8[np.ndarray, "n H W channels"] | None:
+  """The images that rows of the bank are of; None if no pixels are stored."""
+  if dataset.train_images is not None:
+    return dataset.train_images.pixels[rows]
+  records = dataset.train.records
+  if "pixels" not in records.spec():
+    return None
+  as_it_is = schema_lib.Flips(latent=False, tokens=False, feature=False)
+  return np.stack([records.read(int(i), as_it_is)["pixels"] for i in rows])

@@ -201,20 +201,30 @@ def _loop(run, state, progress, checkpoints, writer, stop):
   to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
   # Counted here too, as reading state.step would wait for the device.
   step = int(state.step)
+  if step < config.train.steps:
+    # Batches are addressed by the dispatch.
+    if step % k:
+      raise ValueError(
+        f"config.train.steps_per_dispatch={k}: must divide {step}, the step at"
+        " which this run goes on"
+      )
+    _log.info("compiling the training step")
   batches = pipeline.batches(_dataset(run), step // k, to_devices)
   trained = progress["train_seconds"]
   clock = metrics.Clock(step, trained, config.train.batch_size)
   line = progress_lib.Progress("train", step, config.train.steps)
+  rates = train_state.learning_rates(config.optim, config.train.steps)
   interval, pending = metrics.Interval(), None
 
   def report(closed):
     """Fetches an interval's metrics, checks and writes them."""
-    means = closed.fetch()
+    values = closed.fetch()
+    values["train/learning_rate"] = float(rates[closed.step - 1])
     # Timed after the fetch: only now has the device taken these steps.
-    rates = clock.lap(closed.step)
-    writer.write_scalars(closed.step, means | rates)
+    values |= clock.lap(closed.step)
+    writer.write_scalars(closed.step, values)
     line.report(
-      closed.step, rates["perf/steps_per_s"], {"loss": means["train/loss"]}
+      closed.step, values["perf/steps_per_s"], {"loss": values["train/loss"]}
     )
 
   while step < config.train.steps:
@@ -288,10 +298,12 @@ def _evaluate(run, step, state, train_seconds, writer) -> None:
   writer.write_scalars(step, numbers | {"perf/train_seconds": train_seconds})
   writer.write_images(step, pictures)
   writer.flush()
+  shown = [f"{name} {value:.4g}" for name, value in numbers.items()]
   if processes.is_main():
     directory = run.workdir / "samples"
     directory.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-      write_images.save_png(directory / f"{name}_{step:07d}.png", picture)
-  shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-  _log.info("step %d  %s", step, shown)
+      path = directory / f"{name}_{step:07d}.png"
+      write_images.save_png(path, picture)
+      shown.append(str(path))
+  _log.info("step %d  %s", step, "  ".join(shown))

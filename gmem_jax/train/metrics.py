@@ -147,7 +147,9 @@ class Writer:
     atomic.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
     self._jsonl = path.open("a")
     self._directory = workdir / "tensorboard"
-    self._purge_step = first_step + 1 if first_step else None
+    # What a try that got to no checkpoint has left is void, too.
+    if first_step or self._directory.exists():
+      self._purge_step = first_step + 1
 
   def open(self) -> Any:
     """TensorBoard's writer, which is opened the first time.

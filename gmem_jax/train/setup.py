@@ -1,12 +1,12 @@
-"""From a config and its data to a run: its directory, memory and network."""
+"""From a config and its data to a run: its memory and network."""
 
 import dataclasses
 import functools
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
-import flax.traverse_util
 import jax
 from jax.sharding import Mesh
 
@@ -17,37 +17,15 @@ from gmem_jax.bank import (
   sharding as bank_sharding,
 )
 from gmem_jax.config import networks, sections
-from gmem_jax.files import atomic, weights
+from gmem_jax.files import weights
 from gmem_jax.models import dit, retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
+  checkpoint,
   dataset as dataset_lib,
   state as train_state,
 )
-
-# Keys, or beginnings of keys, that a continued run may change: they decide how
-# long and where it runs and what is shown of it, not what is computed.
-FREE = (
-  "compile_cache", "train.steps", "train.steps_per_dispatch",
-  "train.accumulation", "train.log_every", "mesh.", "checkpoint.", "sampler.",
-  "sample.", "data.path", "data.prepared", "data.shard_size",
-  "data.device_batch", "bank.placement", "encoder.tokenizer_weights",
-  "encoder.features_weights", "eval.", "report.", "model.scan_layers",
-  "model.remat", "model.attention",
-)  # fmt: skip
-
-# What runs did that were started before a key existed.
-BEFORE = {
-  "data.truncated": "skip",
-  "bank.storage": "float32",
-  "model.cross_every": 1,
-  "model.float8": False,
-  "retrieval.neighbours": 8,
-  "retrieval.exclude_own": True,
-  "retrieval.dropout": 0.1,
-  "train.init_from": "",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,56 +48,6 @@ class RunMemory:
   latent_shape: tuple[int, int, int]
   token_dim: int
   unit: bank_lib.MemoryBank | None = None
-
-
-def claim(config: sections.Config, workdir: pathlib.Path) -> None:
-  """Makes a directory this run's, or checks that it already is.
-
-  Training alone calls it: config.json records what was in force in training.
-
-  Raises:
-    ValueError: See `check`. Keys in `FREE` may differ; the new values are
-      noted.
-  """
-  check(config, workdir)
-  # Before the first write: a process with a directory of its own would only
-  # fail much later, when it looks for checkpoints.
-  processes.check_shared(workdir, "--workdir")
-  if processes.is_main():
-    atomic.write_json(workdir / "config.json", dataclasses.asdict(config))
-
-
-def check(config: sections.Config, workdir: pathlib.Path) -> None:
-  """Checks that a directory is not another run's; writes nothing.
-
-  Raises:
-    ValueError: If it belongs to a run of another config; lists the keys that
-      differ. Keys in `FREE` may differ.
-  """
-  path = workdir / "config.json"
-  if path.exists():
-    stored = BEFORE | _flatten(atomic.read_json(path))
-    given = _flatten(dataclasses.asdict(config))
-    differing = atomic.differences(
-      stored, given, prefix="config.", ignored=FREE
-    )
-    if differing:
-      hint = "\nTake another --workdir, or give these keys their old values."
-      if stored.get("model.conditioning") != given["model.conditioning"]:
-        hint += (
-          "\nTo train on from its parameters with the new conditioning, take"
-          f" another --workdir and --config.train.init_from={workdir}"
-        )
-      raise ValueError(
-        f"--workdir={workdir} belongs to a run of another config:\n"
-        + "\n".join(differing)
-        + hint
-      )
-
-
-def _flatten(tree: dict[str, Any]) -> dict[str, Any]:
-  """Nested dicts to dotted keys."""
-  return flax.traverse_util.flatten_dict(tree, sep=".")
 
 
 def network(
@@ -221,14 +149,19 @@ def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
   """
   if processes.agree(path.exists()):
     stored = weights.read_tree_metadata(path)["info"]["digest"]
-    # Rows are known by number: of other images they would mean other snippets.
-    if stored != memory.info.digest:
-      raise ValueError(
-        f"{path} keeps the bank of other images (digest {stored[:12]}, not"
-        f" {memory.info.digest[:12]}): the data of this run has changed. Take"
-        " another --workdir."
-      )
-    return
+    if checkpoint.exist(path.parent / "checkpoints"):
+      # Rows are known by number: of other images they mean other snippets.
+      if stored != memory.info.digest:
+        raise ValueError(
+          f"{path} keeps the bank of other images (digest {stored[:12]}, not"
+          f" {memory.info.digest[:12]}): the data of this run has changed. Take"
+          " another --workdir."
+        )
+      return
+    # Left by a try that got to no checkpoint, perhaps of another config.
+    if processes.is_main():
+      shutil.rmtree(path)
+    processes.wait_for_all("memory")
   weights.save_tree(
     path,
     _arrays(memory.bank) | {"mean": memory.stats.mean, "std": memory.stats.std},

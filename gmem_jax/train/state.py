@@ -10,7 +10,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Float
 
 from gmem_jax import rngs
 from gmem_jax.config import training
@@ -98,16 +100,36 @@ def update_ema(ema: Any, params: Any, decay: float) -> Any:
 
 
 def learning_rate(config: training.OptimConfig) -> optax.Schedule:
-  """The learning rate as a function of the step."""
+  """The learning rate as a function of the steps taken before.
+
+  Raises:
+    ValueError: If it is not said where a cosine ends.
+  """
   if config.schedule == "cosine":
+    if not config.decay_steps:
+      raise ValueError(
+        "config.optim.decay_steps=0: config.resolve puts config.train.steps in"
+        " its place"
+      )
+    # A run that ends in its warm-up never gets to the cosine, which optax
+    # nevertheless wants a step of.
+    end = max(config.decay_steps, config.warmup_steps + 1)
     return optax.warmup_cosine_decay_schedule(
-      0.0, config.learning_rate, config.warmup_steps, config.decay_steps
+      0.0, config.learning_rate, config.warmup_steps, end
     )
   if config.warmup_steps:
     return optax.warmup_constant_schedule(
       0.0, config.learning_rate, config.warmup_steps
     )
   return optax.constant_schedule(config.learning_rate)
+
+
+def learning_rates(
+  config: training.OptimConfig, steps: int
+) -> Float[np.ndarray, " steps"]:
+  """The learning rate of each of the first steps, on the host."""
+  schedule = learning_rate(config)
+  return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps)))
 
 
 def is_trained(params: Any) -> Any:

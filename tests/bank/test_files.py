@@ -21,7 +21,7 @@ from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.train import setup
+from gmem_jax.train import directory as directory_lib, setup
 from tests import tiny
 from tests.convert import helpers
 
@@ -200,10 +200,20 @@ def test_a_runs_memory_comes_back_on_any_placement(rows, mesh, form, tmp_path):
     _same(bank_lib.on_host(found.bank), stored.bank)
     assert found.bank.padding == (placement == "sharded")
     assert found.info == stored.info
+  (tmp_path / "checkpoints" / "8").mkdir(parents=True)
   setup.save_memory(tmp_path / "memory", memory)
   _, other = _memory(rows[:18], mesh, form, "replicated")
   with pytest.raises(ValueError, match="keeps the bank of other images"):
     setup.save_memory(tmp_path / "memory", other)
+
+
+def test_the_memory_of_a_try_without_a_checkpoint_is_replaced(
+  rows, mesh, tmp_path
+):
+  for size in (19, 18):
+    _, memory = _memory(rows[:size], mesh, "float32", "replicated")
+    setup.save_memory(tmp_path / "memory", memory)
+  assert setup.load_memory(tmp_path / "memory", mesh).info == memory.info
 
 
 def test_runs_made_before_banks_had_a_storage_are_read(rows, mesh, tmp_path):
@@ -223,7 +233,6 @@ def test_runs_made_before_banks_had_a_storage_are_read(rows, mesh, tmp_path):
   then = resolve.to_json(now)
   del then["bank"]
   (tmp_path / "config.json").write_text(json.dumps(then))
-  setup.claim(now, tmp_path)
-  (tmp_path / "config.json").write_text(json.dumps(then))
+  directory_lib.check(now, tmp_path)
   with pytest.raises(ValueError, match=r"bank\.storage: 'float32' there"):
-    setup.claim(tiny.make_config(bank__storage="int8"), tmp_path)
+    directory_lib.check(tiny.make_config(bank__storage="int8"), tmp_path)

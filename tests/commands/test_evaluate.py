@@ -19,6 +19,7 @@ from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
+  directory as directory_lib,
   setup,
 )
 from tests import tiny
@@ -33,7 +34,7 @@ def workdir(tmp_path_factory):
   """A run at step 8 whose network is untrained."""
   directory = tmp_path_factory.mktemp("run")
   config = tiny.make_config()
-  setup.claim(config, directory)
+  directory_lib.claim(config, directory)
   mesh = sharding.make_mesh(config.mesh)
   memory = setup.make_memory(config, dataset_lib.load(config), mesh)
   setup.save_memory(directory / "memory", memory)

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from gmem_jax.config import resolve
+from gmem_jax.train import state as train_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -70,6 +71,11 @@ def test_other_keys_may_begin_with_a_tilde(monkeypatch):
     ("loss.cosine", 1, r"config\.loss\.cosine=1: expected bool"),
     ("optim.learning_rate", "1", r"config\.optim\.learning_rate='1'"),
     ("optim.b2", 1.5, r"optim\.b2"),
+    (
+      "optim.decay_steps",
+      400,
+      r"config\.optim\.decay_steps=400:.*config\.train\.steps=500",
+    ),
     ("train.steps", 801, r"config\.train\.steps=801"),
     ("train.batch_size", 0, r"config\.train\.batch_size=0"),
     ("train.ema_decay", 1.0, r"config\.train\.ema_decay"),
@@ -111,3 +117,25 @@ def test_whole_numbers_serve_as_floats():
   value = resolve.resolve(tree).optim.weight_decay
   assert value == 0.0
   assert isinstance(value, float)
+
+
+def test_a_cosine_without_an_end_decays_until_the_last_step():
+  tree = digits()
+  assert tree.optim.decay_steps == 0
+  tree.train.steps = 2000
+  config = resolve.resolve(tree)
+  assert config.optim.decay_steps == 2000
+  rate = train_state.learning_rate(config.optim)
+  assert all(float(rate(step)) > 0 for step in range(1, 2000, 100))
+
+
+def test_a_cosine_may_end_after_the_run():
+  tree = digits()
+  tree.optim.decay_steps = 800
+  assert resolve.resolve(tree).optim.decay_steps == 800
+
+
+def test_a_constant_rate_has_no_end():
+  tree = digits()
+  tree.optim.schedule = "constant"
+  assert resolve.resolve(tree).optim.decay_steps == 0

@@ -11,6 +11,7 @@ from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
+  directory as directory_lib,
   setup,
 )
 from tests import layout, tiny
@@ -32,7 +33,7 @@ def _make_run(workdir):
   memory = setup.make_memory(
     config, dataset_lib.load(config), sharding.make_mesh(config.mesh)
   )
-  setup.claim(config, workdir)
+  directory_lib.claim(config, workdir)
   setup.save_memory(workdir / "memory", memory)
   random = np.random.default_rng(0)
   state = jax.jit(setup.make_init(config, memory))()

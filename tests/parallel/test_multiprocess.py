@@ -27,7 +27,11 @@ pytestmark = [
 
 # Runs that are to be interrupted never end by themselves.
 ENDLESS = 100_000
-SETTINGS = {"eval__every": 0, "checkpoint__keep_latest": 3}
+SETTINGS = {
+  "eval__every": 0,
+  "checkpoint__keep_latest": 3,
+  "optim__decay_steps": ENDLESS,
+}
 
 
 @pytest.fixture(scope="module")

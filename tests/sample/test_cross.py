@@ -20,6 +20,7 @@ from gmem_jax.sample import source as source_lib
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
+  directory as directory_lib,
   setup,
   state as train_state,
 )
@@ -54,7 +55,7 @@ def run(tmp_path_factory):
   mesh = sharding.make_mesh(config.mesh)
   dataset = dataset_lib.load(config)
   memory = setup.make_memory(config, dataset, mesh)
-  setup.claim(config, workdir)
+  directory_lib.claim(config, workdir)
   setup.save_memory(workdir / "memory", memory)
   state = loud(jax.jit(setup.make_init(config, memory))())
   with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:

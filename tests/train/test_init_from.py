@@ -15,6 +15,7 @@ from gmem_jax.sample import source as source_lib
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
+  directory as directory_lib,
   init_from,
   loop,
   setup,
@@ -172,7 +173,7 @@ def test_a_path_without_parameters_is_named(parts, fresh, tmp_path, made):
 
 
 def test_a_workdir_of_another_conditioning_tells_how_to_continue(tmp_path):
-  setup.claim(tiny.make_config(), tmp_path)
-  message = rf"model\.conditioning.*(.|\n)*train\.init_from={tmp_path}"
+  directory_lib.claim(tiny.make_config(), tmp_path)
+  message = rf"model\.conditioning.*train\.init_from={tmp_path}"
   with pytest.raises(ValueError, match=message):
-    setup.claim(tiny.make_config(**CROSS), tmp_path)
+    directory_lib.check(tiny.make_config(**CROSS), tmp_path)

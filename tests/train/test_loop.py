@@ -10,10 +10,12 @@ import pytest
 from gmem_jax.files import weights
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
+  checkpoint,
   dataset as dataset_lib,
   loop,
   metrics,
   setup,
+  state as train_state,
 )
 from tests import tiny
 
@@ -95,6 +97,65 @@ def test_a_longer_run_continues_a_shorter_one(dataset, tmp_path):
   longer = loop.train(make_run(dataset, tmp_path / "run", train__steps=32))
   whole = loop.train(make_run(dataset, tmp_path / "whole", train__steps=32))
   jax.tree.map(np.testing.assert_array_equal, longer, whole)
+
+
+def test_a_run_goes_on_with_another_rate_and_batch(dataset, tmp_path):
+  first = jax.device_get(
+    loop.train(make_run(dataset, tmp_path / "run", train__steps=16))
+  )
+  run = make_run(
+    dataset,
+    tmp_path / "run",
+    train__steps=24,
+    train__batch_size=8,
+    optim__learning_rate=1e-3,
+    optim__schedule="constant",
+    optim__warmup_steps=0,
+  )
+  with checkpoint.opened(
+    run.workdir / "checkpoints", run.config.checkpoint
+  ) as checkpoints:
+    restored, _ = loop.restore_or_init(run, checkpoints)
+  # Step, parameters, average and the optimizer's moments.
+  jax.tree.map(np.testing.assert_array_equal, restored, first)
+  state = loop.train(run)
+  assert int(state.step) == 24
+  assert {int(x) for x in jax.tree.leaves(state.opt_state) if not x.ndim} == {
+    24
+  }
+  records = metrics.read_jsonl(run.workdir / "metrics.jsonl")
+  assert [r["step"] for r in records] == [8, 16, 24]
+  last = records[-1]
+  assert last["perf/images_per_s"] == pytest.approx(
+    8 * last["perf/steps_per_s"]
+  )
+  assert last["train/learning_rate"] == pytest.approx(1e-3)
+  assert last["train/loss"] < records[0]["train/loss"]
+
+
+def test_the_learning_rate_is_a_metric(dataset, tmp_path):
+  run = make_run(dataset, tmp_path / "run")
+  loop.train(run)
+  schedule = train_state.learning_rate(run.config.optim)
+  for r in metrics.read_jsonl(run.workdir / "metrics.jsonl"):
+    # That of the step itself; step 1 has the schedule's first.
+    expected = float(schedule(r["step"] - 1))
+    assert r["train/learning_rate"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_dispatches_that_miss_the_step_are_refused(dataset, tmp_path):
+  loop.train(make_run(dataset, tmp_path / "run", train__steps=16))
+  run = make_run(
+    dataset,
+    tmp_path / "run",
+    train__steps=36,
+    train__steps_per_dispatch=12,
+    train__log_every=12,
+    checkpoint__every=12,
+    eval__every=12,
+  )
+  with pytest.raises(ValueError, match=r"steps_per_dispatch=12.*16"):
+    loop.train(run)
 
 
 def test_not_a_number_is_never_saved(dataset, tmp_path):

@@ -118,6 +118,8 @@ def test_what_a_killed_run_wrote_too_much_is_void_on_the_board(tmp_path):
   assert voids() == []
   metrics.Writer(tmp_path, 20).close()  # Nothing is left to do.
   assert voids() == [21]
+  metrics.Writer(tmp_path, 0).close()  # No checkpoint was written.
+  assert voids() == [21, 1]
 
 
 @pytest.fixture

@@ -74,6 +74,11 @@ def test_frozen_parameters_do_not_decay():
       {"schedule": "cosine", "warmup_steps": 10, "decay_steps": 110},
       {0: 0.0, 10: 2e-4, 60: 1e-4, 110: 0.0},
     ),
+    # All of the run is warm-up.
+    (
+      {"schedule": "cosine", "warmup_steps": 10, "decay_steps": 8},
+      {0: 0.0, 5: 1e-4, 10: 2e-4},
+    ),
   ],
 )
 def test_schedule(changes, expected):
@@ -88,10 +93,23 @@ def test_schedule(changes, expected):
     ({"learning_rate": 0.0}, "optim.learning_rate"),
     ({"clip_norm": -1.0}, "optim.clip_norm"),
     ({"b2": 1.0}, "optim.b2"),
-    ({"schedule": "cosine", "decay_steps": 0}, "optim.decay_steps"),
+    ({"decay_steps": -1}, "optim.decay_steps"),
     ({"weight_decay": -0.1}, "optim.weight_decay"),
   ],
 )
 def test_wrong_settings_name_the_key(changes, key):
   with pytest.raises(ValueError, match=key):
     replace(**changes)
+
+
+def test_a_cosine_without_an_end_has_no_rate():
+  with pytest.raises(ValueError, match=r"optim\.decay_steps=0"):
+    train_state.learning_rate(replace(schedule="cosine"))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_rates_of_all_steps(schedule):
+  config = replace(schedule=schedule, decay_steps=4)
+  rates = train_state.learning_rates(config, 4)
+  one = train_state.learning_rate(config)
+  np.testing.assert_allclose(rates, [one(i) for i in range(4)], rtol=1e-6)
