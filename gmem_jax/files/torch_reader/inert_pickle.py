@@ -7,8 +7,15 @@ in a table of functions that the reader passes in. Any other name is refused.
 A `pickle.Unpickler` with `find_class` overridden restricts the names only. It
 still sets attributes, and it takes memory by the file's word: in CPython nine
 bytes with the memo index 2^28 take 4 GB. Here memory and time are bounded by
-the size of the pickle: instructions that name a length are checked against the
-bytes that remain, and memo indices are keys of a dict, not places in an array.
+the size of the pickle:
+
+- instructions that name a length are checked against the bytes that remain;
+- memo indices are keys of a dict, not places in an array;
+- keys are cheap to hash and to compare, and few can have the same hash;
+- what calls copy, which two bytes of a memo can repeat, is counted.
+
+A value may still name another many times over, so that to walk or print it
+takes for ever. `files.shown` prints such values.
 """
 
 import dataclasses
@@ -16,8 +23,18 @@ import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-_SCALARS = (str, bytes, int, float, bool, complex, type(None))
+from gmem_jax.files import shown
+from gmem_jax.files.torch_reader.pickle_keys import checked_keys, PickleError
+
+# What a call can copy.
+_COPIED = (str, bytes, tuple, list, dict, set, frozenset)
 _MARK = object()
+# A memo index takes four bytes, except in protocol 0.
+_MEMO = 2**32
+# Items that calls may copy for each byte of the pickle.
+_COPIES = 8
+# Names of classes that a message lists, and their characters.
+_NAMED, _LONGEST = 20, 200
 # Opcodes whose argument is the value.
 _LITERALS = {
   "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4",
@@ -38,10 +55,6 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 }
 
 
-class PickleError(ValueError):
-  """The pickle is damaged, or contains what this reader does not accept."""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Function:
   """A function of the caller's table, under the name that the file uses."""
@@ -60,17 +73,6 @@ class Pending:
     raise NotImplementedError
 
 
-def checked_key(value: Any) -> Any:
-  """Returns a dict key or set member that is cheap to hash.
-
-  Hashing runs methods of the value, and overflows the stack on deep tuples.
-  """
-  parts = value if isinstance(value, tuple) else (value,)
-  if not all(isinstance(p, _SCALARS) for p in parts):
-    raise PickleError(f"a {type(value).__name__} as a key of a dict or set")
-  return value
-
-
 class _Machine:
   """The stack machine: one method for each instruction that it accepts."""
 
@@ -80,6 +82,7 @@ class _Machine:
     self._data, self._known, self._persistent = data, known, persistent
     self._stack: list[Any] = []
     self._memo: dict[int, Any] = {}
+    self._copies = _COPIES * len(data)
 
   def run(self) -> Any:
     """Runs to the STOP instruction and returns the value."""
@@ -110,10 +113,12 @@ class _Machine:
       for opcode, arg, _ in pickletools.genops(self._data)
       if opcode.name in ("GLOBAL", "INST")
     }
-    names = ", ".join(n for n in foreign if n == name or n not in self._known)
+    foreign = [n for n in foreign if n == name or n not in self._known]
+    names = ", ".join(n[:_LONGEST] for n in foreign[:_NAMED])
+    more = f" and {len(foreign) - _NAMED} more" * (len(foreign) > _NAMED)
     raise PickleError(
-      f"refused to load {names}: only tensors, plain containers, numbers and"
-      " strings are read. With PyTorch, save the weights alone:"
+      f"refused to load {names}{more}: only tensors, plain containers, numbers"
+      " and strings are read. With PyTorch, save the weights alone:"
       " torch.save(checkpoint['ema'], new_path)"
     )
 
@@ -149,6 +154,8 @@ class _Machine:
     self._stack.append(self._stack[-1])
 
   def _op_put(self, index: int):
+    if not 0 <= index < _MEMO:
+      raise PickleError(f"the memo index {shown.value(index)}")
     value = self._memo[index] = self._stack[-1]
     if isinstance(value, Pending):
       value.memo_key = index
@@ -182,7 +189,7 @@ class _Machine:
     self._set_items(values)
 
   def _op_frozenset(self, _):
-    self._stack.append(frozenset(map(checked_key, self._pop_to_mark())))
+    self._stack.append(frozenset(checked_keys(self._pop_to_mark())))
 
   def _target(self, kind: type, action: str) -> Any:
     """The top of the stack, which an instruction adds to."""
@@ -200,12 +207,13 @@ class _Machine:
 
   def _op_additems(self, _):
     values = self._pop_to_mark()
-    self._target(set, "add to").update(map(checked_key, values))
+    target = self._target(set, "add to")
+    target.update(checked_keys(values, len(target)))
 
   def _set_items(self, values: Sequence[Any]):
-    pairs = zip(values[::2], values[1::2], strict=True)
     target = self._target(dict, "set an item of")
-    target.update([(checked_key(k), v) for k, v in pairs])
+    keys = checked_keys(values[::2], len(target))
+    target.update(zip(keys, values[1::2], strict=True))
 
   def _op_setitem(self, _):
     value, key = self._stack.pop(), self._stack.pop()
@@ -240,6 +248,10 @@ class _Machine:
       raise PickleError(f"a call of a {type(function).__name__}")
     if not isinstance(args, tuple):
       raise PickleError(f"arguments of {function.name} are not a tuple")
+    parts = (len(arg) for arg in args if isinstance(arg, _COPIED))
+    self._copies -= len(args) + sum(parts)
+    if self._copies < 0:
+      raise PickleError("its calls copy many times what the file holds")
     try:
       self._stack.append(function.call(*args))
     except TypeError as e:
@@ -280,5 +292,8 @@ def load(
     return _Machine(data, known, persistent).run()
   except PickleError:
     raise
-  except (ValueError, LookupError, TypeError, OverflowError) as e:
-    raise PickleError(f"damaged pickle: {e}") from e
+  except (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    MemoryError,
+  ) as e:  # fmt: skip
+    raise PickleError(f"damaged pickle: {shown.cause(e)}") from e

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from gmem_jax.files import shown
 from gmem_jax.files.torch_reader import inert_pickle, torch_legacy, torch_types
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -25,8 +26,8 @@ _FIELDS = (0, 2, 3, 9, 10)  # magic, flags, method, sizes of name and extra
 _CHUNK = 1 << 20
 # What zipfile, struct and the pickle reader raise on files made to break them.
 _DAMAGE = (
-  zipfile.BadZipFile, struct.error, ValueError, LookupError,
-  NotImplementedError, RuntimeError, OSError,
+  zipfile.BadZipFile, struct.error, ValueError, LookupError, TypeError,
+  ArithmeticError, RuntimeError, MemoryError, OSError,
 )  # fmt: skip
 
 
@@ -60,15 +61,18 @@ def _members(archive: zipfile.ZipFile, file: BinaryIO) -> dict[str, _Member]:
     local_name = os.pread(file.fileno(), name_size, begin)
     start = begin + name_size + extra_size
     if magic != _ZIP_MAGIC or local_name != name.encode():
-      raise TorchFileError(f"the zip's entry for {name!r} is damaged")
+      raise TorchFileError(
+        f"the zip's entry for {shown.value(name)} is damaged"
+      )
     if method or info.compress_type or (flags | info.flag_bits) & 1:
       raise TorchFileError(
-        f"{name!r} is compressed or encrypted; PyTorch stores plain bytes"
+        f"{shown.value(name)} is compressed or encrypted; PyTorch stores plain"
+        " bytes"
       )
     if name in members:
-      raise TorchFileError(f"{name!r} is in the zip twice")
+      raise TorchFileError(f"{shown.value(name)} is in the zip twice")
     if start + max(info.file_size, info.compress_size) > length:
-      raise TorchFileError(f"{name!r} is not inside the file")
+      raise TorchFileError(f"{shown.value(name)} is not inside the file")
     members[name] = _Member(name, start, info.file_size, info.CRC)
   return members
 
@@ -126,12 +130,10 @@ class TorchFile:
       raise TorchFileError("a TorchScript program, not a file of weights")
 
     def persistent(pid: Any) -> torch_types.Storage:
-      tag, kind, key, _, numel = pid
-      if tag != "storage" or not isinstance(kind, torch_types.StorageType):
-        raise TorchFileError(f"a storage of kind {kind!r}")
+      kind, key, _, numel = torch_types.storage(pid)
       member = self._members.get(f"{root}data/{key}")
       if member is None:
-        raise TorchFileError(f"storage {key!r} is missing")
+        raise TorchFileError(f"storage {shown.value(key)} is missing")
       storage = torch_types.Storage(kind.dtype, numel, member.start)
       storage.check(member.size, key)
       return storage
@@ -145,7 +147,9 @@ class TorchFile:
   def _bytes(self, member: _Member) -> bytes:
     data = self._map[member.start : member.start + member.size]
     if self._has_checksums and zlib.crc32(data) != member.crc:
-      raise TorchFileError(f"checksum of {member.name!r} differs: damaged file")
+      raise TorchFileError(
+        f"checksum of {shown.value(member.name)} differs: damaged file"
+      )
     return data
 
   def verify(self, progress: Callable[[int], Any] = lambda _: None) -> None:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, cast, IO
 
+from gmem_jax.files import shown
 from gmem_jax.files.torch_reader import inert_pickle, torch_types
 
 # The number's pickle, and the number.
@@ -33,7 +34,8 @@ def load(buffer: mmap.mmap) -> Any:
   machine, place = _plain(buffer, place)
   if (number, version) != (_NUMBER, _VERSION):
     raise inert_pickle.PickleError(
-      f"an old PyTorch file of version {version!r}; {_VERSION} is read"
+      f"an old PyTorch file of version {shown.value(version)}; {_VERSION} is"
+      " read"
     )
   if not isinstance(machine, dict) or machine.get("little_endian") is not True:
     raise inert_pickle.PickleError("written on a big-endian machine")
@@ -42,9 +44,7 @@ def load(buffer: mmap.mmap) -> Any:
 
   def read(storage: Callable[[Any, torch_types.StorageType, int], Any]) -> Any:
     def persistent(pid: Any) -> Any:
-      tag, kind, key, _, numel, *view = pid
-      if tag != "storage" or not isinstance(kind, torch_types.StorageType):
-        raise inert_pickle.PickleError(f"a storage of kind {kind!r}")
+      kind, key, _, numel, *view = torch_types.storage(pid)
       if any(part is not None for part in view):
         raise inert_pickle.PickleError(
           "storages that share memory, as PyTorch before 0.4 wrote them"
@@ -62,7 +62,9 @@ def load(buffer: mmap.mmap) -> Any:
     storage = torch_types.Storage(kind.dtype, numel, 0)
     storage.check(len(buffer), key)
     if storages.setdefault(key, storage) != storage:
-      raise inert_pickle.PickleError(f"storage {key!r} has two sizes")
+      raise inert_pickle.PickleError(
+        f"storage {shown.value(key)} has two sizes"
+      )
     return storage
 
   # Twice: the places of the storages follow from their sizes and order, which
@@ -80,7 +82,7 @@ def _place(
   place: int,
 ) -> dict[Any, torch_types.Storage]:
   """The storages with their places, checked to fill the rest of the file."""
-  if not isinstance(names, list) or set(names) != storages.keys():
+  if not isinstance(names, list) or sorted(names) != sorted(storages):
     raise inert_pickle.PickleError("the list of storages is damaged")
   # Each has its number of elements before its bytes.
   sizes = (s.numel * s.dtype.itemsize for s in storages.values())
@@ -95,7 +97,8 @@ def _place(
     dtype, numel = storages[name].dtype, storages[name].numel
     if count != numel:
       raise inert_pickle.PickleError(
-        f"storage {name!r} has {count} elements, {numel} are expected"
+        f"storage {shown.value(name)} has {count} elements, {numel} are"
+        " expected"
       )
     place += _COUNT.size
     placed[name] = torch_types.Storage(dtype, numel, place)
@@ -129,7 +132,7 @@ def _plain(buffer: mmap.mmap, place: int) -> tuple[Any, int]:
     raise inert_pickle.PickleError(f"a header of {end - place} bytes")
 
   def persistent(pid: Any) -> Any:
-    raise inert_pickle.PickleError(f"a header that names {pid!r}")
+    raise inert_pickle.PickleError(f"a header that names {shown.value(pid)}")
 
   value = inert_pickle.load(buffer[place:end], known={}, persistent=persistent)
   return value, end

@@ -7,13 +7,15 @@ strings and plain containers.
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gmem_jax.files.torch_reader import inert_pickle
-from gmem_jax.files.torch_reader.inert_pickle import PickleError
+from gmem_jax.files import shown
+from gmem_jax.files.torch_reader import inert_pickle, pickle_keys
+from gmem_jax.files.torch_reader.pickle_keys import PickleError
 
 # Names of torch's dtypes and, for those that have one, of the storage class.
 DTYPES: dict[str, tuple[Any, str | None]] = {
@@ -38,6 +40,8 @@ DTYPES: dict[str, tuple[Any, str | None]] = {
   "float8_e5m2fnuz": (ml_dtypes.float8_e5m2fnuz, None),
   "float8_e8m0fnu": (ml_dtypes.float8_e8m0fnu, None),
 }
+# Numpy's own limit.
+_MAX_AXES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +64,39 @@ class Storage:
     size = _int(self.numel, "storage size") * self.dtype.itemsize
     if size > available:
       raise PickleError(
-        f"storage {name!r} should have {size} bytes, has {available}: the file"
-        " is cut off or damaged"
+        f"storage {shown.value(name)} should have {size} bytes, has {available}:"
+        " the file is cut off or damaged"
       )
 
 
 def _int(value: Any, what: str) -> int:
   # A bool is an int to isinstance, and numpy computes in 64 bits.
   if type(value) is not int or not 0 <= value < 2**62:
-    raise PickleError(f"{what} {value!r} is not a size")
+    raise PickleError(f"{what} {shown.value(value)} is not a size")
   return value
+
+
+def storage(pid: Any) -> tuple[Any, ...]:
+  """The persistent id of a storage, without its tag: (type, key, ..)."""
+  # Six parts in old files. Ids may repeat, so a long one would cost its square.
+  if (
+    not isinstance(pid, tuple)
+    or not 3 <= len(pid) <= 6
+    or (pid[0] != "storage")
+  ):
+    raise PickleError(f"a persistent id {shown.value(pid)}")
+  _, kind, key, *rest = pid
+  if not isinstance(kind, StorageType):
+    raise PickleError(f"a storage of kind {shown.value(kind)}")
+  if not isinstance(key, str):
+    raise PickleError(f"a storage with the key {shown.value(key)}")
+  return kind, key, *rest
+
+
+def _sizes(value: Any, what: str) -> tuple[int, ...]:
+  if not isinstance(value, tuple) or len(value) > _MAX_AXES:
+    raise PickleError(f"{what}s {shown.value(value)} are not those of an array")
+  return tuple(_int(n, what) for n in value)
 
 
 def _tensor(
@@ -83,10 +110,7 @@ def _tensor(
   """A view of a storage, checked to lie inside it."""
   if not isinstance(storage, Storage):
     raise PickleError("a tensor without a storage")
-  if not isinstance(size, tuple) or not isinstance(stride, tuple):
-    raise PickleError("a tensor's size or stride is no tuple")
-  shape = tuple(_int(n, "dimension") for n in size)
-  steps = tuple(_int(n, "stride") for n in stride)
+  shape, steps = _sizes(size, "dimension"), _sizes(stride, "stride")
   offset, dtype = _int(offset, "offset"), dtype or storage.dtype
   if len(shape) != len(steps):
     raise PickleError(f"shape {shape} with strides {steps}")
@@ -111,14 +135,14 @@ class _NumpyDtype(inert_pickle.Pending):
 
   def __init__(self, code: Any, *_):
     # Numbers only: the bytes of an array of objects would be pointers.
-    if not isinstance(code, str) or code[:1] not in tuple("biufc?"):
-      raise PickleError(f"numpy arrays of {code!r}")
+    if not isinstance(code, str) or not re.fullmatch(r"\?|[biufc]\d+", code):
+      raise PickleError(f"numpy arrays of {shown.value(code)}")
     self.dtype = np.dtype(code)
 
   def build(self, state: Any) -> np.dtype:
     order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
     if order not in ("<", ">", "=", "|"):
-      raise PickleError(f"numpy byte order {order!r}")
+      raise PickleError(f"numpy byte order {shown.value(order)}")
     return self.dtype.newbyteorder(order)
 
 
@@ -132,7 +156,7 @@ class _NumpyArray(inert_pickle.Pending):
     _, shape, dtype, fortran, data = state
     if not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
       raise PickleError("a numpy array that is not of numbers")
-    shape = tuple(_int(n, "dimension") for n in shape)
+    shape = _sizes(shape, "dimension")
     flat = np.frombuffer(data, dtype)
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -146,17 +170,24 @@ def _numpy_scalar(dtype: Any, data: Any) -> Any:
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
   # How Python 3 writes bytes in protocol 2.
   if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-    raise PickleError(f"bytes in the encoding {encoding!r}")
+    raise PickleError(f"bytes in the encoding {shown.value(encoding)}")
   return text.encode("latin-1")
+
+
+def _items(value: Any = ()) -> tuple[Any, ...]:
+  if not isinstance(value, (list, tuple)):
+    raise TypeError(f"no items but a {type(value).__name__}")
+  return tuple(value)
 
 
 def _pairs(items: Any = ()) -> dict[Any, Any]:
   """An OrderedDict; our dicts are ordered as well."""
-  return {inert_pickle.checked_key(key): value for key, value in items}
+  keys = pickle_keys.checked_keys(key for key, _ in _items(items))
+  return dict(zip(keys, (value for _, value in items), strict=True))
 
 
 def _members(items: Any = ()) -> set[Any]:
-  return {inert_pickle.checked_key(i) for i in items}
+  return set(pickle_keys.checked_keys(_items(items)))
 
 
 def _complex(real: Any, imaginary: Any) -> complex:
@@ -166,7 +197,9 @@ def _complex(real: Any, imaginary: Any) -> complex:
 
 
 def _device(kind: Any, index: Any = None) -> str:
-  return str(kind) if index is None else f"{kind}:{index}"
+  if not isinstance(kind, str):
+    raise PickleError(f"a device {shown.value(kind)}")
+  return kind if index is None else f"{kind}:{_int(index, 'device index')}"
 
 
 def _parameter(data: Any, *_) -> np.ndarray:
@@ -187,13 +220,17 @@ def known(buffer: Any) -> dict[str, Any]:
   ):
     del grad, hooks
     if meta:
-      raise PickleError(f"a tensor with the lazy operations {meta!r}")
+      raise PickleError(
+        f"a tensor with the lazy operations {shown.value(meta)}"
+      )
     return _tensor(buffer, storage, offset, size, stride)
 
   def tensor_v3(storage, offset, size, stride, grad, hooks, dtype, meta=None):
     del grad, hooks
     if meta or not isinstance(dtype, np.dtype):
-      raise PickleError(f"a tensor of dtype {dtype!r} with {meta!r}")
+      raise PickleError(
+        f"a tensor of dtype {shown.value(dtype)} with {shown.value(meta)}"
+      )
     return _tensor(buffer, storage, offset, size, stride, dtype)
 
   names = {
@@ -203,7 +240,7 @@ def known(buffer: Any) -> dict[str, Any]:
     "torch._utils._rebuild_tensor_v2": tensor_v2,
     "torch._utils._rebuild_tensor_v3": tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
-    "torch.Size": tuple,
+    "torch.Size": _items,
     "torch.device": _device,
     "torch.storage.UntypedStorage": StorageType(np.dtype(np.uint8)),
     "torch.UntypedStorage": StorageType(np.dtype(np.uint8)),

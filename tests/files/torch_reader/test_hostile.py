@@ -148,7 +148,7 @@ def test_a_hostile_pickle_never_runs(tmp_path, name):
     (b"\x80\x02]}b.", "attributes of a list"),
     (b"\x80\x02\x82\x01.", "EXT1 is not accepted"),
     (b"P1\n.", "PERSID is not accepted"),
-    (b"\x80\x02(K\x01tQ.", "damaged pickle"),
+    (b"\x80\x02(K\x01tQ.", "a persistent id"),
     (b"\x80\x09K\x01.", "protocol 9"),
     (b"\x80\x02", "not a PyTorch|STOP|exhausted"),
     (b"\x80\x02e.", "no mark"),

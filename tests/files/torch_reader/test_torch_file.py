@@ -145,7 +145,7 @@ def test_views_strides_and_shared_storages(tmp_path):
     ({"size": (2, 1.0)}, r"dimension 1.0 is not a size"),
     ({"size": (2**62, 2**62)}, "is not a size"),
     ({"size": (2**61, 2**61)}, "outside its storage"),
-    ({"size": [2, 3]}, "no tuple"),
+    ({"size": [2, 3]}, r"dimensions \[2, 3\] are not those of an array"),
     ({"stride": (1,)}, "with strides"),
     ({"numel": 7}, "should have 28 bytes, has 24"),
     ({"numel": -1}, "storage size -1"),
