@@ -21,7 +21,7 @@ import safetensors
 from jaxtyping import Float32
 
 from gmem_jax.bank import bank as bank_lib, edit, images as images_lib
-from gmem_jax.files import atomic, weights
+from gmem_jax.files import atomic, numpy_files, weights
 
 # Kinds of converted weights that are banks.
 KINDS = ("bank", "int8_bank", "low_rank_bank")
@@ -212,7 +212,7 @@ def _read_converted(path: pathlib.Path) -> Stored:
 
 def _read_prepared(folder: pathlib.Path) -> Stored:
   # Mapped: rows are read as they are needed.
-  rows = np.load(folder / ROWS, mmap_mode="r", allow_pickle=False)
+  rows = numpy_files.read_npy(folder / ROWS, mapped=True)
   images = images_lib.read(folder, len(rows))
   return _checked(Stored(bank_lib.MemoryBank(rows), read_info(folder), images))
 
@@ -299,10 +299,10 @@ def read_features(path: str, width: int) -> Float32[np.ndarray, "n d"]:
 
 def _read_array(path: pathlib.Path) -> np.ndarray:
   if path.suffix == ".npy":
-    return np.load(path, allow_pickle=False)
+    return numpy_files.read_npy(path)
   if path.suffix == ".npz":
-    with np.load(path, allow_pickle=False) as arrays:
-      return arrays[_features_name(list(arrays.keys()))]
+    with numpy_files.opened(path) as npz:
+      return npz.read(_features_name(npz.names))
   if path.suffix == ".safetensors":
     with safetensors.safe_open(path, "numpy") as arrays:
       return arrays.get_tensor(_features_name(list(arrays.keys())))

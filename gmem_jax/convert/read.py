@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax.files import atomic, safetensors_file
+from gmem_jax.files import atomic, numpy_files, safetensors_file
 from gmem_jax.files.torch_reader import torch_file
 
 # How files begin that users have under the names of weights.
@@ -179,16 +179,10 @@ def _is_npz(path: pathlib.Path) -> bool:
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray | None]:
   """The arrays of an npz; None for arrays of more than _NPZ_LIMIT bytes."""
-  arrays: dict[str, np.ndarray | None] = {}
-  try:
-    # An array of objects is a pickle, which numpy would run.
-    with np.load(path, allow_pickle=False) as archive:
-      for name, info in zip(archive.files, archive.zip.infolist(), strict=True):
-        small = name != "arr_0" and info.file_size <= _NPZ_LIMIT
-        arrays[name] = archive[name] if small else None
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as e:
-    raise WrongFile(
-      f"{path} is an npz that is damaged, or has arrays of another kind than"
-      f" numpy's own: {e}"
-    ) from e
-  return arrays
+  with numpy_files.opened(path) as npz:
+    return {
+      name: npz.read(name)
+      if name != "arr_0" and npz.nbytes(name) <= _NPZ_LIMIT
+      else None
+      for name in npz.names
+    }

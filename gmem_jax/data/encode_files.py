@@ -18,7 +18,7 @@ import numpy as np
 from gmem_jax import progress as progress_lib
 from gmem_jax.config import resolve, sections
 from gmem_jax.data import batching, decode_image, load_encoders, sources
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, numpy_files
 from gmem_jax.models.encoders import protocols
 
 # Images that the encoder sees at a time.
@@ -203,9 +203,9 @@ def encode_all(
 
 
 def _load(path: pathlib.Path) -> Encoded:
-  with np.load(path, allow_pickle=False) as stored:
-    skipped = tuple(map(tuple, stored["skipped"].tolist()))
-    return Encoded(stored["features"], stored["kept"], skipped)
+  stored = numpy_files.read_npz(path)
+  skipped = tuple(map(tuple, stored["skipped"].tolist()))
+  return Encoded(stored["features"], stored["kept"], skipped)
 
 
 def _save(path: pathlib.Path, part: Encoded) -> None:

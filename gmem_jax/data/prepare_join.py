@@ -15,7 +15,7 @@ from gmem_jax.bank import (
   images as bank_images,
 )
 from gmem_jax.data import schema as schema_lib, shards, store
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, numpy_files
 
 # Names that the screen shows; report.json has all of them.
 SHOWN = 20
@@ -139,7 +139,7 @@ def _join_bank(
     with temporary.open("wb") as file:
       np.lib.format.write_array_header_1_0(file, header)
       for number in range(schema.shards):
-        rows = np.load(shards.rows_path(directory, schema, number))
+        rows = numpy_files.read_npy(shards.rows_path(directory, schema, number))
         file.write(rows.tobytes())
       # On the disk before the name, or a power cut could leave an empty file.
       file.flush()

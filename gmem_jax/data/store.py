@@ -13,7 +13,7 @@ from array_record.python import array_record_data_source
 
 from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.data import schema as schema_lib
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, numpy_files
 
 REPORT = "report.json"
 STATISTICS = "statistics.json"
@@ -55,7 +55,7 @@ class Store:
   def bank_rows(self) -> np.ndarray:
     """The bank's rows, float32 [images, d], read by memory map."""
     folder = self.directory / bank_files.PREPARED
-    return np.load(folder / bank_files.ROWS, mmap_mode="r")
+    return numpy_files.read_npy(folder / bank_files.ROWS, mapped=True)
 
 
 def open_store(directory: pathlib.Path) -> Store:

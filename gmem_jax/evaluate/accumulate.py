@@ -29,7 +29,7 @@ from gmem_jax.evaluate import (
   inception_score,
   sources,
 )
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, numpy_files
 from gmem_jax.parallel import processes
 
 _SUMS = "tally.npz"
@@ -129,7 +129,7 @@ class Accumulator:
     """Continues from the last `save`, or from nothing if there is none."""
     if not (directory / _SUMS).exists():
       return
-    arrays = _read_arrays(directory / _SUMS)
+    arrays = numpy_files.read_npz(directory / _SUMS)
     self.done = self._saved = int(arrays["done"])
     for name, moments in self.moments.items():
       moments.restore(_below(arrays, f"moments/{name}/"))
@@ -138,7 +138,7 @@ class Accumulator:
     for path in sorted(directory.glob("rows_*.npz")):
       # A kill between the two writes leaves a part that no sums count.
       if int(path.stem.removeprefix("rows_")) < self.done:
-        for name, rows in _read_arrays(path).items():
+        for name, rows in numpy_files.read_npz(path).items():
           self._rows[name].append(rows)
     self._unsaved = {name: len(rows) for name, rows in self._rows.items()}
 
@@ -260,11 +260,6 @@ def evenly(count: int, number: int) -> np.ndarray:
   """At most `number` image numbers in [0, count), sorted, evenly spread."""
   number = min(count, number)
   return np.arange(number, dtype=np.int64) * count // max(number, 1)
-
-
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  with np.load(path, allow_pickle=False) as arrays:
-    return {name: arrays[name] for name in arrays.files}
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from gmem_jax.evaluate import (
   sources,
   statistics,
 )
-from gmem_jax.files import atomic
+from gmem_jax.files import numpy_files
 
 
 def measure_statistics(
@@ -109,7 +109,8 @@ def _open(
       return statistics.load(path), None
     return None, open_lib.open_images(path, channels=channels)
   if path.suffix == ".npz" and path.exists():
-    names = atomic.array_names(path)
+    with numpy_files.opened(path) as npz:
+      names = npz.names
     images = open_lib.open_images(path) if "arr_0" in names else None
     has_statistics = "mu" in names or "meta" in names or not images
     return statistics.load(path) if has_statistics else None, images

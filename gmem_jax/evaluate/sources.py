@@ -10,14 +10,13 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from gmem_jax.data import decode_image, sources as data_sources
-from gmem_jax.files import atomic
+from gmem_jax.files import numpy_files
 
 # Decoding releases the GIL; more threads than this wait for the disk alone.
 _READERS = 8
@@ -174,7 +173,12 @@ class Npz:
     Raises:
       ValueError: If it has no images.
     """
-    self._pixels = _open_array(path, "arr_0.npy")
+    with numpy_files.opened(path) as npz:
+      if "arr_0" not in npz.names:
+        raise ValueError(f"{path} holds no arr_0")
+      # By memory map, where it is not compressed: 50,000 images of 256 pixels
+      # have 10 GB.
+      self._pixels = npz.mapped("arr_0")
     shape, dtype = self._pixels.shape, self._pixels.dtype
     if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3):
       raise ValueError(
@@ -195,37 +199,3 @@ class Npz:
   def read(self, numbers: np.ndarray) -> np.ndarray:
     """Reads the images at these positions in the file."""
     return np.asarray(self._pixels[numbers])
-
-
-def _open_array(path: pathlib.Path, name: str) -> np.ndarray:
-  """An array of an .npz, by memory map if it is not compressed."""
-  if name.removesuffix(".npy") not in atomic.array_names(path):
-    raise ValueError(f"{path} holds no {name.removesuffix('.npy')}")
-  with zipfile.ZipFile(path) as archive:
-    info = archive.getinfo(name)
-    with archive.open(info) as member:
-      try:
-        version = np.lib.format.read_magic(member)
-        read_header = (
-          np.lib.format.read_array_header_1_0
-          if version == (1, 0)
-          else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read_header(member)
-        if dtype.hasobject:
-          raise ValueError("it holds Python objects")
-      except ValueError as error:
-        raise ValueError(f"{path}: {name} is damaged: {error}") from None
-      header = member.tell()
-  if info.compress_type != zipfile.ZIP_STORED:
-    with np.load(path, allow_pickle=False) as arrays:
-      return arrays[name.removesuffix(".npy")]
-  # numpy ignores mmap_mode for .npz, and would read all 10 GB of 50,000 images
-  # of 256 pixels. A stored member lies in the file as it is: after a header of
-  # 30 bytes, whose last four are the lengths of the name and extra fields.
-  with path.open("rb") as file:
-    file.seek(info.header_offset + 26)
-    lengths = np.frombuffer(file.read(4), "<u2")
-  start = info.header_offset + 30 + int(lengths.sum()) + header
-  order = "F" if fortran else "C"
-  return np.memmap(path, dtype, "r", start, shape, order)

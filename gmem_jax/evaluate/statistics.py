@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.evaluate import frechet
-from gmem_jax.files import atomic, weights
+from gmem_jax.files import atomic, numpy_files, weights
 
 VERSION = 1
 # Feature -> suffix of its arrays' names in the file.
@@ -90,13 +90,10 @@ def load(path: pathlib.Path) -> Statistics:
   """
   if path.is_dir():
     return _load_converted(path)
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      # Not the images: ADM's reference batch has gigabytes of them.
-      arrays = {name: file[name] for name in file.files if name != "arr_0"}
-      images = "arr_0" in file.files
-  except Exception as error:  # Damage raises all kinds of errors.
-    raise ValueError(f"{path}: cannot read it: {error}") from None
+  with numpy_files.opened(path) as npz:
+    # Not the images: ADM's reference batch has gigabytes of them.
+    arrays = {name: npz.read(name) for name in npz.names if name != "arr_0"}
+    images = "arr_0" in npz.names
   if "meta" in arrays:
     return _load_ours(path, arrays)
   return _unlabelled(path, arrays, adm=images or "mu_s" in arrays)

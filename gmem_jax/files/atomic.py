@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import uuid
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -118,17 +117,3 @@ def differences(
     for key in sorted(stored.keys() | given.keys())
     if stored.get(key) != given.get(key) and not key.startswith(tuple(ignored))
   ]
-
-
-def array_names(path: str | os.PathLike) -> list[str]:
-  """Names of the arrays in an .npz.
-
-  Raises:
-    ValueError: If it is not an .npz file.
-  """
-  try:
-    with zipfile.ZipFile(path) as archive:
-      names = archive.namelist()
-  except (zipfile.BadZipFile, OSError) as error:
-    raise ValueError(f"{path} is no .npz file: {error}") from None
-  return [name.removesuffix(".npy") for name in names]

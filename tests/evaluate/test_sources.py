@@ -115,7 +115,7 @@ def other(path):
     ("folder", half_prepared, "is not finished"),
     ("gone", lambda path: None, "does not exist"),
     ("x.png", lambda path: path.write_bytes(b""), "neither a folder"),
-    ("x.npz", no_zip, "is no .npz file"),
+    ("x.npz", no_zip, "no numpy file, or damaged"),
     ("x.npz", objects, "Python objects"),
     ("x.npz", floats, "uint8 images"),
     ("x.npz", empty, "holds no image"),

@@ -64,8 +64,8 @@ class Storage:
     size = _int(self.numel, "storage size") * self.dtype.itemsize
     if size > available:
       raise PickleError(
-        f"storage {shown.value(name)} should have {size} bytes, has {available}:"
-        " the file is cut off or damaged"
+        f"storage {shown.value(name)} should have {size} bytes, has"
+        f" {available}: the file is cut off or damaged"
       )
 
 
