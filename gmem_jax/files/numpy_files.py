@@ -172,7 +172,7 @@ def _read_header(name: str, file: io.BufferedIOBase, available: int) -> _Header:
   except Exception as error:
     raise ValueError(f"the header of {name} is damaged") from error
   if dtype.hasobject or dtype.fields or not dtype.itemsize:
-    raise ValueError(f"{name} holds {shown.value(dtype)}: objects are not read")
+    raise ValueError(f"{name} holds {shown.value(dtype)}, not plain values")
   if any(n < 0 for n in shape):
     raise ValueError(f"{name} has the shape {shown.value(shape)}")
   size = file.tell()

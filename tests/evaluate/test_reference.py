@@ -164,7 +164,7 @@ def test_statistics_of_another_width_are_refused(tmp_path, extractor):
       ))},
       "is of version 0",
     ),
-    ({"mu": np.array([{}], object)}, "objects are not read"),
+    ({"mu": np.array([{}], object)}, "not plain values"),
   ],
 )  # fmt: skip
 def test_damaged_statistics_are_refused(

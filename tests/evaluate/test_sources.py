@@ -116,7 +116,7 @@ def other(path):
     ("gone", lambda path: None, "does not exist"),
     ("x.png", lambda path: path.write_bytes(b""), "neither a folder"),
     ("x.npz", no_zip, "no numpy file, or damaged"),
-    ("x.npz", objects, "Python objects"),
+    ("x.npz", objects, "not plain values"),
     ("x.npz", floats, "uint8 images"),
     ("x.npz", empty, "holds no image"),
     ("x.npz", other, "holds no arr_0"),

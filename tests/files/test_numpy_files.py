@@ -76,9 +76,9 @@ DAMAGED = {
   "deep": (_npy(b"[" * 9000 + b"\n"), "the header of .* is damaged"),
   "nameless": (_npy(b"\n"), "the header of .* is damaged"),
   "version": (_npy("()", version=7), "format version"),
-  "objects": (_saved(np.array([{}], object)), "objects are not read"),
-  "fields": (_saved(np.zeros(3, "f4,i4")), "objects are not read"),
-  "no bytes": (_saved(np.zeros(3, "V0")), "objects are not read"),
+  "objects": (_saved(np.array([{}], object)), "not plain values"),
+  "fields": (_saved(np.zeros(3, "f4,i4")), "not plain values"),
+  "no bytes": (_saved(np.zeros(3, "V0")), "not plain values"),
   "many axes": (_npy(f"({'1,' * 70})") + bytes(8), "."),
 }  # fmt: skip
 
