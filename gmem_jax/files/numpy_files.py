@@ -170,7 +170,9 @@ def _read_header(name: str, file: io.BufferedIOBase, available: int) -> _Header:
   try:
     shape, is_fortran, dtype = _HEADERS[version](file)
   except Exception as error:
-    raise ValueError(f"the header of {name} is damaged") from error
+    raise ValueError(
+      f"the header of {name} is damaged, or of another kind than numpy's own"
+    ) from error
   if dtype.hasobject or dtype.fields or not dtype.itemsize:
     raise ValueError(f"{name} holds {shown.value(dtype)}, not plain values")
   if any(n < 0 for n in shape):

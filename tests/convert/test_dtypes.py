@@ -64,7 +64,7 @@ def test_types_that_an_npz_loses_are_named(tmp_path):
   for dtype, message in (
     ("float16", None),
     ("bfloat16", "sigma in a type that npz files lose"),
-    ("float8_e5m2", "arrays of another kind than numpy's own"),
+    ("float8_e5m2", "of another kind than numpy's own"),
   ):
     np.savez(path, **{**stats, "sigma": stats["sigma"].astype(DTYPES[dtype])})
     code, _, err = helpers.run(path, "--dry-run")
