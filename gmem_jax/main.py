@@ -32,8 +32,12 @@ every host. Elsewhere say who is who:
   python -m gmem_jax.main ... --coordinator=HOST:8476 --processes=2 --process=0
   python -m gmem_jax.main ... --coordinator=HOST:8476 --processes=2 --process=1
 
-Exit status: 0 the work is done, or SIGTERM came and the state is saved (see
---stopped_status); 2 bad input; 3 another process is gone: start again.
+Ctrl-C, SIGTERM and SIGHUP make training save its state and end; a second Ctrl-C
+ends it at once. Other modes end without delay and continue where they were.
+
+Exit status: 0 the work is done, or training was told to stop and has saved its
+state (see --stopped_status); 2 bad input; 3 another process is gone: start
+again; 130 ended by Ctrl-C.
 """
 
 import logging
@@ -47,7 +51,7 @@ from absl import app, flags, logging as absl_logging
 from ml_collections import config_flags
 
 import gmem_jax
-from gmem_jax.commands import errors, startup
+from gmem_jax.commands import errors, interrupt, startup
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
@@ -113,8 +117,8 @@ _SILENCE_SECONDS = flags.DEFINE_float(
 _STOPPED_STATUS = flags.DEFINE_integer(
   "stopped_status",
   0,
-  "Exit status after SIGTERM, once all is saved; e.g. 75 for launchers that"
-  " start again what did not end with 0.",
+  "Exit status of training that was told to stop, once all is saved; e.g. 75"
+  " for launchers that start again what did not end with 0.",
   0,
   255,
 )
@@ -195,6 +199,11 @@ def main(argv: list[str]) -> int:
 def _status(error: BaseException) -> int:
   """The exit status of what ended the work; tells the other processes."""
   from gmem_jax.parallel import processes
+
+  if isinstance(error, KeyboardInterrupt) and processes.is_joined():
+    return processes.fail("interrupted", interrupt.STATUS)
+  if isinstance(error, KeyboardInterrupt):
+    raise error  # To `interrupt.run`.
   from gmem_jax.train import loop, metrics
 
   if isinstance(error, loop.Preempted):
@@ -324,7 +333,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def run() -> None:
   """Entry point: absl parses the flags."""
-  app.run(main, flags_parser=_parse_flags)
+  sys.exit(interrupt.run(lambda: app.run(main, flags_parser=_parse_flags)))
 
 
 if __name__ == "__main__":

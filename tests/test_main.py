@@ -161,6 +161,35 @@ def test_sigterm_saves_and_says_so(uninterrupted, environment, run, tmp_path):
   )
 
 
+def test_ctrl_c_saves_and_nohup_ignores_a_closed_terminal(
+  environment, tmp_path
+):
+  workdir = tmp_path / "run"
+  process = subprocess.Popen(
+    ["nohup", *command(workdir, train__steps=100_000, checkpoint__every=1000)],
+    env=environment,
+    cwd=tiny.ROOT,
+    stderr=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    text=True,
+  )
+
+  def train_on():
+    steps = len(losses(workdir))
+    while process.poll() is None and len(losses(workdir)) == steps:
+      time.sleep(0.01)
+
+  train_on()
+  process.send_signal(signal.SIGHUP)
+  train_on()
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=120)
+  assert process.returncode == 0, stderr
+  assert "Traceback" not in stderr
+  (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir())
+  assert f"stopped by SIGINT at step {saved}; the state is saved" in stderr
+
+
 @pytest.mark.slow  # tests/sample/test_published.py has it, too
 def test_sampling_continues_and_does_not_depend_on_the_batch(
   uninterrupted, run

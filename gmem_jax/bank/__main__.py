@@ -2,7 +2,7 @@
 
 import sys
 
-from gmem_jax.commands import bank as bank_command
+from gmem_jax.commands import bank as bank_command, interrupt
 
 if __name__ == "__main__":
-  sys.exit(bank_command.main())
+  sys.exit(interrupt.run(bank_command.main))

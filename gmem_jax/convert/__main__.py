@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from gmem_jax.commands import errors
+from gmem_jax.commands import errors, interrupt
 from gmem_jax.convert import detect, identify, read, torch_export, torch_import
 from gmem_jax.files import atomic, weights
 from gmem_jax.progress import Progress
@@ -232,4 +232,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
   # Networks are only asked for their shapes: no accelerator is needed.
   jax.config.update("jax_platforms", "cpu")
-  sys.exit(main())
+  sys.exit(interrupt.run(main))

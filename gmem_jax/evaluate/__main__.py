@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gmem_jax import progress
-from gmem_jax.commands import errors
+from gmem_jax.commands import errors, interrupt
 from gmem_jax.evaluate import (
   accumulate,
   features,
@@ -229,4 +229,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  sys.exit(interrupt.run(main))

@@ -195,24 +195,38 @@ def check_shared(
 
 
 class StopRequest:
-  """Notes SIGTERM on any process, so that the loop can save before it ends."""
+  """Notes signals on any process, so that the loop can save before it ends.
 
+  Attributes:
+    cause: The name of the first signal, or "another process".
+  """
+
+  # SIGINT is Ctrl-C, SIGHUP a terminal that was closed.
+  _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
   # Dispatches of all loops of this process. Counted across loops, not by one,
   # so that the processes' numbers agree and only grow.
   _calls = itertools.count(1)
 
   def __init__(self):
     self._received = False
+    self.cause = "another process"
 
   def __enter__(self) -> "StopRequest":
-    self._previous = signal.signal(signal.SIGTERM, self._handle)
+    self._previous = {
+      number: signal.signal(number, self._handle)
+      for number in self._SIGNALS
+      # nohup, and shells for what runs in the background, have one ignored.
+      if signal.getsignal(number) is not signal.SIG_IGN
+    }
     return self
 
   def __exit__(self, *_) -> None:
-    signal.signal(signal.SIGTERM, self._previous)
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
 
-  def _handle(self, *_) -> None:
-    self._received = True
+  def _handle(self, number: int, _: Any) -> None:
+    if not self._received:
+      self._received, self.cause = True, signal.Signals(number).name
     if _line is not None:
       _line.request_stop()
 

@@ -45,7 +45,7 @@ EvaluateFn = Callable[
 
 
 class Preempted(Exception):
-  """SIGTERM arrived; the state is saved."""
+  """A signal asked training to stop; the state is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +177,7 @@ def train(run: Run) -> train_state.TrainState:
     The final state.
 
   Raises:
-    Preempted: After SIGTERM, once the state is saved.
+    Preempted: After SIGTERM, SIGINT or SIGHUP, once the state is saved.
     metrics.NonFiniteError: If a metric is NaN or infinite.
     ValueError: If the data or a checkpoint do not fit.
   """
@@ -258,10 +258,14 @@ def _loop(run, state, progress, checkpoints, writer, stop):
         _evaluate(run, step, state, clock.seconds, writer)
     if save:
       checkpoints.save(step, state, {"train_seconds": clock.seconds})
-    if stopping and not last:
+    # Asked again after the last evaluation, which may take long: what follows
+    # training, a report, is not to begin then.
+    if stopping or (last and stop.reached()):
       checkpoints.wait()
       line.close()
-      raise Preempted(f"stopped by SIGTERM at step {step}; the state is saved")
+      raise Preempted(
+        f"stopped by {stop.cause} at step {step}; the state is saved"
+      )
   line.close()
   return state
 

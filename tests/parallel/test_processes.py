@@ -1,6 +1,7 @@
 import signal
 
 import numpy as np
+import pytest
 
 from gmem_jax.parallel import processes
 
@@ -16,13 +17,27 @@ def test_one_process_agrees_with_itself(tmp_path):
   assert not processes.is_joined()
 
 
-def test_sigterm_is_noted_only_inside():
-  before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_is_noted_only_inside(name):
+  number = signal.Signals[name]
+  before = signal.getsignal(number)
   with processes.StopRequest() as stop:
     assert not stop.reached()
-    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(number)
     assert stop.reached()
-  assert signal.getsignal(signal.SIGTERM) is before
+    assert stop.cause == name
+  assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_was_ignored_stays_so():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with processes.StopRequest() as stop:
+      signal.raise_signal(signal.SIGHUP)
+      assert not stop.reached()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_failing_alone_says_why(capsys):

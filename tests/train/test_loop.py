@@ -74,6 +74,22 @@ def test_a_finished_run_does_nothing(dataset, tmp_path):
   assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_in_the_last_evaluation_keeps_what_follows_from_starting(
+  dataset, tmp_path, name
+):
+  def evaluate(step, params):
+    del params
+    if step == 16:
+      signal.raise_signal(signal.Signals[name])
+    return {}, {}
+
+  run = make_run(dataset, tmp_path / "run", evaluate, train__steps=16)
+  with pytest.raises(loop.Preempted, match=f"by {name} at step 16; the state"):
+    loop.train(run)
+  assert "16" in os.listdir(tmp_path / "run" / "checkpoints")
+
+
 def test_sigterm_saves_at_the_next_dispatch(dataset, tmp_path):
   def evaluate(step, params):
     del params
