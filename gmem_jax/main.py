@@ -126,8 +126,10 @@ _STOPPED_STATUS = flags.DEFINE_integer(
 
 def _train(config: Any, workdir: Any) -> None:
   from gmem_jax.commands import train
+  from gmem_jax.parallel import lock
 
-  train.train_mode(config, workdir)
+  with lock.held(workdir, "--workdir"):
+    train.train_mode(config, workdir)
 
 
 def _sample(config: Any, workdir: Any) -> None:

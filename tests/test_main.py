@@ -161,8 +161,8 @@ def test_sigterm_saves_and_says_so(uninterrupted, environment, run, tmp_path):
   )
 
 
-def test_ctrl_c_saves_and_nohup_ignores_a_closed_terminal(
-  environment, tmp_path
+def test_a_run_outlives_its_terminal_and_a_second_one_and_ctrl_c_saves_it(
+  environment, run, tmp_path
 ):
   workdir = tmp_path / "run"
   process = subprocess.Popen(
@@ -182,6 +182,9 @@ def test_ctrl_c_saves_and_nohup_ignores_a_closed_terminal(
   train_on()
   process.send_signal(signal.SIGHUP)
   train_on()
+  second = run(workdir, train__steps=100_000, checkpoint__every=1000)
+  assert second.returncode == 2
+  assert f"process {process.pid} on" in second.stderr
   process.send_signal(signal.SIGINT)
   _, stderr = process.communicate(timeout=120)
   assert process.returncode == 0, stderr

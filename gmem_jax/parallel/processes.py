@@ -131,6 +131,11 @@ def is_joined() -> bool:
   return _line is not None
 
 
+def index() -> int:
+  """The number of this process, known before jax has looked for devices."""
+  return 0 if _line is None else _line.index
+
+
 def is_main() -> bool:
   """Whether this is the process that writes what only one may write."""
   return jax.process_index() == 0
