@@ -5,9 +5,11 @@
 Shapes: n images, H W ch pixels.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import logging
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -17,9 +19,14 @@ import numpy as np
 
 from gmem_jax.data import decode_image, sources as data_sources
 from gmem_jax.files import numpy_files
+from gmem_jax.parallel import processes
+
+_log = logging.getLogger(__name__)
 
 # Decoding releases the GIL; more threads than this wait for the disk alone.
 _READERS = 8
+# Formats that keep every pixel.
+_LOSSLESS = ("PNG", "BMP")
 
 
 @runtime_checkable
@@ -110,7 +117,7 @@ class ImageFolder:
     of side `crop` as training data is; None leaves them as they are.
 
     Raises:
-      ValueError: If there is no image.
+      ValueError: If there is no image, or a file is none.
     """
     self._channels, self._crop, self._root = channels, crop, path
     try:
@@ -124,6 +131,7 @@ class ImageFolder:
         raise ValueError(f"{path}: none of its samples is there")
     self._files = files
     self.count = len(files)
+    formats = self._formats()
     self.shape = self._read_one(0).shape
     # Of sizes and times: hashing the images would take as long as a pass.
     digest = hashlib.sha256()
@@ -133,6 +141,7 @@ class ImageFolder:
     self.info = {
       "folder": str(path),
       "images": self.count,
+      "formats": formats,
       "crop": crop,
       "digest": digest.hexdigest(),
     }
@@ -155,9 +164,34 @@ class ImageFolder:
     return np.stack(pixels)
 
   def _read_one(self, number: int) -> np.ndarray:
+    return self._opened(
+      number, lambda f: decode_image.load(f, self._channels, self._crop)
+    )
+
+  def _formats(self) -> dict[str, int]:
+    """Format -> number of files; says so if lossy ones are mixed in."""
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+      names = pool.map(
+        lambda i: self._opened(i, decode_image.format_of), range(self.count)
+      )
+      found = collections.Counter(names)
+    formats = {
+      name if name in _LOSSLESS else f"{name} (quality unknown)": number
+      for name, number in sorted(found.items())
+    }
+    if len(found) > 1 and not set(found) <= set(_LOSSLESS):
+      text = ", ".join(f"{n} {name}" for name, n in formats.items())
+      if processes.is_main():
+        _log.warning("%s: %s: lossy compression moves FID", self._root, text)
+    return formats
+
+  def _opened(
+    self, number: int, function: Callable[[pathlib.Path], Any]
+  ) -> Any:
+    """A function of a file's path; names the file if it cannot be read."""
     path = self._root / self._files[number]
     try:
-      return decode_image.load(path, self._channels, self._crop)
+      return function(path)
     except decode_image.BadImageError as error:
       raise ValueError(f"cannot read {path} as an image: {error}") from None
 

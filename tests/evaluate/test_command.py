@@ -98,11 +98,9 @@ def test_other_images_never_take_the_place_of_a_result(dinov2, files, tmp_path):
   assert [name.rsplit("_", 2)[0] for name in found[-1]] == [
     "v1.0", "v1.0", "v1.5",
   ]  # fmt: skip
-  of = {
-    json.loads(p.read_text())["images"]["folder"]
-    for p in workdir.glob("*.json")
-  }
-  assert of == set(map(str, folders))
+  images = [json.loads(p.read_text())["images"] for p in workdir.glob("*.json")]
+  assert {about["folder"] for about in images} == set(map(str, folders))
+  assert all(about["formats"] == {"PNG": IMAGES} for about in images)
   assert len(list((workdir / "tensorboard").iterdir())) == 3
 
 

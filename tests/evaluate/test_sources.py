@@ -56,6 +56,34 @@ def test_crop_makes_one_size(tmp_path):
   assert source.read(np.arange(2)).shape == (2, 4, 4, 3)
 
 
+def test_formats_are_counted_by_contents(tmp_path, caplog):
+  names = ["0.png", "1.png", "2.bmp"]
+  write_folder(tmp_path, fakes.images(0, 3), names)
+  info = sources.ImageFolder(tmp_path).info
+  assert info["formats"] == {"BMP": 1, "PNG": 2}
+  assert not caplog.text  # No pixel was lost.
+  with (tmp_path / "3.png").open("wb") as file:  # Named for what it is not.
+    Image.fromarray(fakes.images(1, 1)[0]).save(file, "JPEG")
+  Image.fromarray(fakes.images(2, 1)[0]).save(tmp_path / "4.webp")
+  info = sources.ImageFolder(tmp_path).info
+  assert info["formats"] == {
+    "BMP": 1, "JPEG (quality unknown)": 1, "PNG": 2,
+    "WEBP (quality unknown)": 1,
+  }  # fmt: skip
+  (line,) = caplog.messages
+  assert "1 JPEG (quality unknown), 2 PNG" in line
+  assert line.endswith("lossy compression moves FID")
+
+
+def test_a_file_that_is_no_image_is_named_before_the_pass(tmp_path):
+  write_folder(tmp_path, fakes.images(0, 4))
+  (tmp_path / "000003.png").write_bytes(b"text")
+  with pytest.raises(
+    ValueError, match=r"cannot read .*000003\.png as an image"
+  ):
+    sources.ImageFolder(tmp_path)
+
+
 def test_a_changed_folder_is_another_one(tmp_path):
   write_folder(tmp_path, fakes.images(0, 2))
   before = sources.ImageFolder(tmp_path).info
