@@ -68,13 +68,16 @@ _MODE = flags.DEFINE_enum(
 _IMAGE = flags.DEFINE_multi_string(
   "image",
   [],
-  "--mode=sample: an image file whose feature is the memory; repeatable.",
+  "--mode=sample: an image file whose feature is the memory, or a folder of"
+  " them; repeatable.",
 )
-_INTERPOLATE = flags.DEFINE_list(
+_INTERPOLATE = flags.DEFINE_multi(
+  flags.ListParser(),
+  flags.CsvListSerializer(","),
   "interpolate",
   [],
   "--mode=sample: A,B: go from A to B, each a bank row or an image file; see"
-  " config.sample.interpolation and config.sample.points.",
+  " config.sample.interpolation and config.sample.points. Repeatable.",
 )
 _BANK = flags.DEFINE_string(
   "bank",
@@ -236,10 +239,12 @@ def _check_flags(mode: _Mode, unknown: list[str]) -> None:
       raise ValueError(
         f"--{flag} belongs to --mode={' and --mode='.join(modes)}"
       )
-  if len(_INTERPOLATE.value) not in (0, 2):
-    raise ValueError(
-      f"--interpolate={','.join(_INTERPOLATE.value)}: two are needed, A,B"
-    )
+  for ends in _INTERPOLATE.value:
+    if len(ends) != 2:
+      raise ValueError(
+        f"--interpolate={','.join(ends)}: two are needed, A,B; give the flag"
+        " again for another pair"
+      )
 
 
 def _resolve() -> Any:

@@ -5,12 +5,14 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from gmem_jax.config import resolve, sections
 from gmem_jax.train import (
   dataset as dataset_lib,
   loop,
   setup,
+  state as train_state,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -72,3 +74,13 @@ def flags(**changes: Any) -> list[str]:
   """The same as command line flags."""
   changes = {k.replace("__", "."): v for k, v in changes.items()}
   return [f"--config.{k}={v}" for k, v in (CHANGES | changes).items()]
+
+
+def loud(state: train_state.TrainState) -> train_state.TrainState:
+  """The state with parameters none of which is zero."""
+  random = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda a: a + 0.2 * random.standard_normal(a.shape).astype(np.float32),
+    jax.device_get(state.params),
+  )
+  return state.replace(params=params, ema=params)

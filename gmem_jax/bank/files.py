@@ -12,7 +12,7 @@ import dataclasses
 import os
 import pathlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -48,12 +48,14 @@ class Stored:
     images: Its source images, if known.
     counts: int64 [m] how often each row occurred, in banks of the first
       release.
+    origin: What identifies it in a record of samples; JSON.
   """
 
   bank: bank_lib.Bank
   info: bank_lib.BankInfo
   images: images_lib.SourceImages | None = None
   counts: np.ndarray | None = None
+  origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def edited(
@@ -138,7 +140,7 @@ def write(path: str | os.PathLike, stored: Stored) -> None:
 
 
 def read(path: str | os.PathLike) -> Stored:
-  """Reads a bank and checks it.
+  """Reads whatever names a bank, and checks it.
 
   Args:
     path: A bank that this module or the converter wrote, a converted network
@@ -207,23 +209,37 @@ def _read_converted(path: pathlib.Path) -> Stored:
     source = f"{metadata['title']}, {metadata['source']['file']}"
     info = bank_lib.make_info(bank, encoder="", source=source)
   images = images_lib.read(path, bank.size)
-  return _checked(Stored(bank, info, images, tree.get("counts")))
+  origin = weights.origin(metadata)
+  return _checked(Stored(bank, info, images, tree.get("counts"), origin))
 
 
 def _read_prepared(folder: pathlib.Path) -> Stored:
   # Mapped: rows are read as they are needed.
   rows = numpy_files.read_npy(folder / ROWS, mapped=True)
+  bank, info = bank_lib.MemoryBank(rows), read_info(folder)
   images = images_lib.read(folder, len(rows))
-  return _checked(Stored(bank_lib.MemoryBank(rows), read_info(folder), images))
+  return _checked(Stored(bank, info, images, origin=origin_of(info)))
 
 
 def _read_memory(directory: pathlib.Path) -> Stored:
   tree, metadata = weights.load_tree(directory, None)
   info = bank_lib.BankInfo(**metadata["info"])
+  return _checked(of_run(directory, from_tree(tree), info))
+
+
+def of_run(
+  memory: pathlib.Path, bank: bank_lib.Bank, info: bank_lib.BankInfo
+) -> Stored:
+  """A run's bank, read from its `memory`, with the names of its images."""
   images = None
-  if (folder := prepared_folder(directory, info)) is not None:
+  if (folder := prepared_folder(memory, info)) is not None:
     images = images_lib.read(folder, info.size)
-  return _checked(Stored(from_tree(tree), info, images))
+  return Stored(bank, info, images, origin=origin_of(info))
+
+
+def origin_of(info: bank_lib.BankInfo) -> dict[str, Any]:
+  """What identifies a run's or a prepared bank in a record of samples."""
+  return {"digest": info.digest}
 
 
 def prepared_folder(

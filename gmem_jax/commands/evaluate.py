@@ -20,7 +20,7 @@ from gmem_jax.evaluate import (
 )
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import draw_rows, source as source_lib
+from gmem_jax.sample import draw_rows, output, source as source_lib
 from gmem_jax.train import dataset as dataset_lib
 
 
@@ -96,15 +96,15 @@ def _sampled(
   source = source_lib.load(config, workdir, mesh)
   plan = draw_rows.plan_rows(config, source)
   make = draw_rows.make_fn(source, plan)
-  info = draw_rows.record(config, source, plan)
+  info = output.record(config, source, plan)
   if config.eval.keep_images:
-    directory = draw_rows.directory_of(config, workdir, source, plan)
+    directory = output.directory_of(config, workdir, source, plan)
     write_images.claim(directory, info)
     make = _keeping(make, directory)
   tokenizer = source.weights.tokenizer
   shape = protocols.image_shape(tokenizer, source.sampler.latent_shape)
   images = sources.Arrays(info, plan.count, shape, make, collective=True)
-  name, step = draw_rows.name_of(config, source, plan), source.info.get("step")
+  name, step = output.name_of(config, source, plan), source.info.get("step")
   return Subject(name, images, {"samples": info}, step)
 
 

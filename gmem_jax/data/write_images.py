@@ -107,7 +107,7 @@ def claim(directory: pathlib.Path, settings: dict[str, Any]) -> None:
       raise ValueError(
         f"{directory} holds images of other settings:\n"
         + "\n".join(differing)
-        + "\nMove it away, or set sample.output or another sample.seed."
+        + "\nMove it away, or set another sample.output."
       )
   processes.check_shared(directory, "the images' directory")
   if processes.is_main():
@@ -176,32 +176,6 @@ def _missing(directory: pathlib.Path, count: int) -> np.ndarray:
   """
   stored = np.array([png_path(directory, i).exists() for i in range(count)])
   return np.flatnonzero(~processes.agree(stored)).astype(np.int32)
-
-
-def write_grid(
-  directory: pathlib.Path,
-  shown: int,
-  per_row: int = 1,
-  labels: Sequence[str] = (),
-) -> None:
-  """Shows the first images of a directory in one picture, grid.png.
-
-  Args:
-    directory: Holds 000000.png and so on.
-    shown: How many to show, at most.
-    per_row: With labels, the images of a row; without, see `best_columns`.
-    labels: Of the rows.
-  """
-  columns = best_columns(shown)
-  if labels:
-    rows = max(shown // per_row, 1)
-    shown, columns, labels = rows * per_row, per_row, labels[:rows]
-  images = np.stack([read_png(png_path(directory, i)) for i in range(shown)])
-  scale = max(1, 64 // images.shape[1])  # Digits of 8 pixels are enlarged.
-  grid = make_grid(images, columns, scale=scale)
-  if labels:
-    grid = label_rows(grid, labels)
-  save_png(directory / "grid.png", grid)
 
 
 def adm_file(directory: pathlib.Path, count: int) -> pathlib.Path:

@@ -6,7 +6,6 @@ Shapes: b or n images, m bank rows, d snippet width.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,11 +18,10 @@ from scipy import special
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
-from gmem_jax.data import load_encoders
-from gmem_jax.diffusion import schedule
 from gmem_jax.models import retrieval, transformer
 from gmem_jax.sample import (
   sampler as sampler_lib,
+  sheet,
   snippets as snippets_lib,
   source as source_lib,
 )
@@ -85,14 +83,14 @@ class Plan:
     count: Number of images.
     features: Image numbers [n] -> features [n d] and the bank rows [n] that
       they are, `retrieval.OUTSIDE` for others.
-    labels: Names of the groups of `per_row` images; () if there are none.
+    lines: Lines of the contact sheet of the first so many images, one at least.
     info: All that the features depend on; JSON.
   """
 
   name: str
   count: int
   features: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-  labels: tuple[str, ...]
+  lines: Callable[[int], Sequence[sheet.Line]]
   info: dict[str, Any]
 
 
@@ -103,22 +101,34 @@ def plan_rows(config: sections.Config, source: source_lib.SampleSource) -> Plan:
   if given:
     count = len(given) * per_row
   rows = _row_fn(config.sample, source, bank)
-  labels = ()
-  # Drawn rows of one image each would label every image of a large sheet.
-  if given or per_row > 1:
-    first = rows(np.arange(0, count, per_row))
-    labels = tuple(f"row {row}" for row in first)
   info = {
     "bank": bank.info,
     "draw": list(given) or config.sample.draw,
     "per_row": per_row,
   }
+  # Drawn rows of one image each would label every image of a large sheet.
+  labelled = given or per_row > 1
+  uses_memory = source.sampler.network.conditioning != "none"
 
   def features(numbers):
     drawn = rows(numbers)
     return bank.rows[drawn], drawn
 
-  return Plan("", count, features, labels, info)
+  def lines(shown):
+    numbers = np.arange(count).reshape(-1, per_row)[: max(shown // per_row, 1)]
+    return [
+      sheet.Line(
+        line,
+        f"row {row}" if labelled else "",
+        bank.picture(row) if uses_memory else sheet.no_picture,
+      )
+      for line, row in zip(
+        numbers.tolist(), rows(numbers[:, 0]).tolist(), strict=True
+      )
+    ]
+
+  name = f"rows_{snippets_lib.some(given)}" if given else ""
+  return Plan(name, count, features, lines, info)
 
 
 def _row_fn(
@@ -167,20 +177,20 @@ def plan_manipulation(
   config: sections.Config,
   source: source_lib.SampleSource,
   images: Sequence[str],
-  ends: Sequence[str],
+  pairs: Sequence[Sequence[str]],
 ) -> Plan:
   """Images like given ones, or between two memories.
 
   Args:
     config: Says how files are read, and how to go between snippets.
     source: Has the bank that rows are taken from.
-    images: Files to make samples like (--image).
-    ends: Two bank rows or files to go between (--interpolate).
+    images: Files, and folders of files, to make samples like (--image).
+    pairs: Pairs of bank rows or files to go between (--interpolate).
 
   Raises:
     ValueError: If both are given, or one cannot be read.
   """
-  if images and ends:
+  if images and pairs:
     raise ValueError("--image and --interpolate exclude each other")
   network = source.sampler.network
   # Digits are grey; every published tokenizer decodes to RGB.
@@ -189,21 +199,22 @@ def plan_manipulation(
     config,
     channels=source.sampler.latent_shape[-1] if latents_are_pixels else 3,
     width=network.snippet_dim,
-    bank_rows=lambda: source.require_bank().rows,
+    bank=source.require_bank,
   )
+  per_row = config.sample.per_row
   if images:
-    snippets = snippets_lib.alone(
-      [reader.image(image, "--image") for image in images]
-    )
+    snippets = snippets_lib.alone(reader.images(images, "--image"), per_row)
   else:
     snippets = snippets_lib.between(
-      config.sample, [reader.snippet(end, "--interpolate") for end in ends]
+      config.sample,
+      [
+        [reader.snippet(end, "--interpolate") for end in pair] for pair in pairs
+      ],
     )
-  per_row = config.sample.per_row
   info = {"per_row": per_row, **snippets.info}
   # An image alone comes from no bank; but a network may attend to one.
   attends = transformer.uses_cross(network.conditioning)
-  if (ends or attends) and source.bank is not None:
+  if (pairs or attends) and source.bank is not None:
     info["bank"] = source.bank.info
 
   # None is a row of the bank, so that lookup leaves no row out as their own.
@@ -211,57 +222,12 @@ def plan_manipulation(
     outside = np.full(len(numbers), retrieval.OUTSIDE)
     return snippets.features[numbers // per_row], outside
 
+  def lines(shown):
+    length = len(snippets.lines[0].numbers)
+    return snippets.lines[: max(shown // length, 1)]
+
   count = len(snippets.features) * per_row
-  return Plan(snippets.name, count, features, snippets.labels, info)
-
-
-def name_of(
-  config: sections.Config, source: source_lib.SampleSource, plan: Plan
-) -> str:
-  """The directory's name in WORKDIR/images."""
-  parts = [source.name, f"seed_{config.sample.seed}", plan.name]
-  return "_".join(part for part in parts if part)
-
-
-def directory_of(
-  config: sections.Config,
-  workdir: pathlib.Path,
-  source: source_lib.SampleSource,
-  plan: Plan,
-) -> pathlib.Path:
-  """The images' directory: `sample.output`, or one in WORKDIR/images."""
-  # Absolute: processes of a job may have different working directories.
-  if config.sample.output:
-    return pathlib.Path(config.sample.output).absolute()
-  return workdir / "images" / name_of(config, source, plan)
-
-
-def record(
-  config: sections.Config, source: source_lib.SampleSource, plan: Plan
-) -> dict[str, Any]:
-  """sample.json: all that the images depend on."""
-  # Images of other settings need another directory: see `write_images.claim`.
-  calls = schedule.num_calls(config.sampler)
-  # Left out at its default: directories from before the key was added have no
-  # such entry, and shall still be continued.
-  dtype = config.sample.decode_dtype
-  decoding = {} if dtype == "float32" else {"decode_dtype": dtype}
-  return {
-    "network": source.info,
-    "tokenizer": load_encoders.tokenizer_info(config),
-    "latent_mean": np.asarray(source.weights.stats.mean).tolist(),
-    "latent_std": np.asarray(source.weights.stats.std).tolist(),
-    "sampler": dataclasses.asdict(config.sampler),
-    "network_calls": None
-    if calls is None
-    else {"conditional": calls[0], "unconditional": calls[1]},
-    "dtype": config.model.dtype,
-    "seed": config.sample.seed,
-    # Kernels are chosen by the shape of a call, and differ in the last bit.
-    "device_batch": config.sample.device_batch,
-    **decoding,
-    **plan.info,
-  }
+  return Plan(snippets.name, count, features, lines, info)
 
 
 def make_fn(

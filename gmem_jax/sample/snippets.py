@@ -1,6 +1,7 @@
 """Snippets from outside of the bank, and between two snippets."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Sequence
@@ -13,17 +14,26 @@ import numpy as np
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import sections
-from gmem_jax.data import decode_image, load_encoders
+from gmem_jax.data import decode_image, encode_files, load_encoders
 from gmem_jax.models.encoders import protocols
+from gmem_jax.sample import sheet, source as source_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Snippet:
-  """One memory snippet: its name for people, feature [d], and origin (JSON)."""
+  """One memory snippet.
+
+  Attributes:
+    label: Its name for people.
+    feature: [d].
+    info: Its origin; JSON.
+    picture: Its image.
+  """
 
   label: str
   feature: np.ndarray
   info: dict[str, Any]
+  picture: sheet.Picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +42,14 @@ class Snippets:
 
   Attributes:
     name: Names the images' directory.
-    features: [k, d].
-    labels: k names for people.
+    features: [k, d]; image i is made from number i // `per_row`.
+    lines: Of the contact sheet.
     info: All that the features depend on; JSON.
   """
 
   name: str
   features: np.ndarray
-  labels: tuple[str, ...]
+  lines: Sequence[sheet.Line]
   info: dict[str, Any]
 
 
@@ -52,7 +62,7 @@ class Reader:
     *,
     channels: int,
     width: int,
-    bank_rows: Callable[[], np.ndarray],
+    bank: Callable[[], source_lib.HostBank],
   ):
     """Keeps the parts; the feature encoder is loaded at its first use.
 
@@ -60,18 +70,32 @@ class Reader:
       config: Its encoder must be the one that made the bank.
       channels: Channels of the images.
       width: Width of the features that the network takes.
-      bank_rows: Called if a row is named, as there may be no bank.
+      bank: Called if a row is named, as there may be no bank.
     """
     self._config, self._channels, self._width = config, channels, width
-    self._bank_rows, self._encoder = bank_rows, None
+    self._bank, self._encoder = bank, None
 
   def snippet(self, text: str, key: str) -> Snippet:
     """A bank row if `text` is a number, else the feature of an image file."""
     if not text.isdecimal():
       return self.image(text, key)
-    row, rows = int(text), self._bank_rows()
-    bank_lib.check_rows(np.array([row]), len(rows), key)
-    return Snippet(f"row {row}", rows[row], {"row": row})
+    row, bank = int(text), self._bank()
+    bank_lib.check_rows(np.array([row]), len(bank.rows), key)
+    return Snippet(
+      f"row {row}", bank.rows[row], {"row": row}, bank.picture(row)
+    )
+
+  def images(self, paths: Sequence[str], key: str) -> list[Snippet]:
+    """The features of image files, and of all image files of folders.
+
+    Raises:
+      ValueError: If one is not there, cannot be read, or does not fit.
+    """
+    try:
+      _, files = encode_files.list_images(paths)
+    except ValueError as error:
+      raise ValueError(f"{key}={error}") from None
+    return [self.image(str(file), key) for file in files]
 
   def image(self, file: str, key: str) -> Snippet:
     """The feature of an image file.
@@ -80,13 +104,13 @@ class Reader:
       ValueError: If it cannot be read, or its feature does not fit.
     """
     path, reading = pathlib.Path(file), self._config.sample.reading
-    size = self._config.encoder.image_size
     published = reading == "published"
     crop = decode_image.bilinear_crop if published else decode_image.center_crop
+    load = functools.partial(
+      decode_image.load, path, crop=crop, upright=not published
+    )
     try:
-      pixels = decode_image.load(
-        path, self._channels, size, crop, upright=not published
-      )
+      pixels = load(self._channels, self._config.encoder.image_size)
     except decode_image.BadImageError as error:
       raise ValueError(
         f"{key}: cannot read {path} as an image: {error}"
@@ -110,7 +134,7 @@ class Reader:
       "encoder": encoder.name,
       "reading": reading,
     }
-    return Snippet(path.name, feature, info)
+    return Snippet(path.name, feature, info, functools.partial(load, 3))
 
   def _features(self) -> protocols.FeatureEncoder:
     """The feature encoder: hundreds of megabytes, so only if it is needed."""
@@ -119,47 +143,62 @@ class Reader:
     return self._encoder
 
 
-def alone(snippets: Sequence[Snippet]) -> Snippets:
-  """Each of one or more snippets by itself."""
-  name = "image_" + pathlib.Path(snippets[0].label).stem
-  if len(snippets) > 1:
-    name += f"_and_{len(snippets) - 1}_more"
+def alone(snippets: Sequence[Snippet], per_row: int) -> Snippets:
+  """Each of one or more snippets by itself, for `per_row` samples."""
   return Snippets(
-    name,
+    "image_" + some([_stem(snippet) for snippet in snippets], 1),
     np.stack([snippet.feature for snippet in snippets]),
-    tuple(snippet.label for snippet in snippets),
+    [
+      sheet.Line(
+        range(i * per_row, (i + 1) * per_row), snippet.label, snippet.picture
+      )
+      for i, snippet in enumerate(snippets)
+    ],
     {"memories": [snippet.info for snippet in snippets]},
   )
 
 
-def between(config: sections.SampleConfig, ends: Sequence[Snippet]) -> Snippets:
-  """`sample.points` snippets between two, by `sample.interpolation`."""
-  # Between unit vectors, or the longer end would dominate the middle.
-  a, b = (bank_lib.normalise(jnp.asarray(end.feature)) for end in ends)
+def between(
+  config: sections.SampleConfig, pairs: Sequence[Sequence[Snippet]]
+) -> Snippets:
+  """`sample.points` snippets between each two, by `sample.interpolation`."""
   method = config.interpolation
-  # Only "mask" draws: which elements come from which end.
+  # Only "mask" draws: which elements come from which end. The same for every
+  # pair, which so does not depend on those before it.
   key = rngs.key(config.seed, "sample/mask")
-  features = np.asarray(
-    jax.jit(interpolate.between, static_argnums=(0, 3))(
-      method, a, b, config.points, key
-    )
-  )
-  names = [end.label for end in ends]
-  # The others have no position on the way, so their points are numbered.
-  if method in ("linear", "spherical"):
-    labels = [f"{alpha:.2f}" for alpha in np.linspace(0, 1, len(features))]
-    labels[0] += f" {names[0]}"
-    labels[-1] += f" {names[1]}"
-  else:
-    labels = [f"{method} {i}" for i in range(len(features))]
-  stems = [pathlib.Path(name).stem.replace(" ", "_") for name in names]
+  function = jax.jit(interpolate.between, static_argnums=(0, 3))
+  features, lines = [], []
+  for pair in pairs:
+    # Between unit vectors, or the longer end would dominate the middle.
+    a, b = (bank_lib.normalise(jnp.asarray(end.feature)) for end in pair)
+    features.append(np.asarray(function(method, a, b, config.points, key)))
+  points, per_row = len(features[0]), config.per_row
+  for i, (a, b) in enumerate(pairs):
+    # [per_row points]: from one memory to the other along a line of the sheet.
+    numbers = np.arange(points * per_row).reshape(points, per_row).T
+    for line in (numbers + i * numbers.size).tolist():
+      label = f"{a.label}\nto {b.label}"
+      lines.append(sheet.Line(line, label, a.picture, b.picture))
+  names = [f"{_stem(a)}_to_{_stem(b)}" for a, b in pairs]
   return Snippets(
-    f"{method}_{stems[0]}_to_{stems[1]}",
-    features,
-    tuple(labels),
+    f"{method}_{some(names, 1)}",
+    np.concatenate(features),
+    lines,
     {
-      "memories": [end.info for end in ends],
+      "memories": [end.info for pair in pairs for end in pair],
       "interpolation": method,
-      "points": len(features),
+      "points": points,
     },
   )
+
+
+def some(names: Sequence[Any], count: int = 3) -> str:
+  """The first of some names, and how many more there are, in a file's name."""
+  text = "_".join(str(name) for name in names[:count])
+  more = len(names) - count
+  return f"{text}_and_{more}_more" if more > 0 else text
+
+
+def _stem(snippet: Snippet) -> str:
+  """A snippet in a file's name, which may have 255 bytes."""
+  return pathlib.Path(snippet.label).stem.replace(" ", "_")[:32]

@@ -1,7 +1,9 @@
 """What to sample with: a run's newest checkpoint, or converted weights."""
 
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +15,11 @@ from gmem_jax.bank import (
   sharding as bank_sharding,
 )
 from gmem_jax.config import sections
-from gmem_jax.data import load_encoders
+from gmem_jax.data import decode_image, load_encoders, row_images
 from gmem_jax.files import weights as weights_lib
 from gmem_jax.models import dit, transformer
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import sampler as sampler_lib
+from gmem_jax.sample import sampler as sampler_lib, sheet
 from gmem_jax.train import checkpoint, directory as directory_lib, setup
 
 
@@ -29,11 +31,29 @@ class HostBank:
     rows: float32 [m, d].
     frequencies: How often each row occurred [m], or None.
     info: Where it comes from; JSON.
+    find_images: Finds its source images.
   """
 
   rows: np.ndarray
   frequencies: np.ndarray | None
   info: dict[str, Any]
+  find_images: Callable[[], row_images.RowImages | None]
+
+  def picture(self, row: int) -> sheet.Picture:
+    """The source image of a row."""
+
+    def load(side: int) -> np.ndarray | None:
+      # A bank outlives its images: what is gone leaves a gap in a sheet.
+      try:
+        return self._images and self._images.load(row, side)
+      except (decode_image.BadImageError, ValueError, OSError):
+        return None
+
+    return load
+
+  @functools.cached_property
+  def _images(self) -> row_images.RowImages | None:
+    return self.find_images()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +140,16 @@ def _from_run(
   name = f"step_{step:07d}_{config.sample.weights}"
   if config.sample.bank:
     bank = load_bank(config)
-    name += f"_bank_{pathlib.Path(config.sample.bank).name}"
+    name += f"_bank_{pathlib.Path(config.sample.bank).absolute().name}"
   else:
     # On the host: on devices, a process may have only some of the rows.
     rows = bank_lib.decode(memory.bank)
-    bank = HostBank(rows, None, {"digest": memory.info.digest})
+    bank = HostBank(
+      rows,
+      None,
+      bank_files.origin_of(memory.info),
+      functools.partial(_run_images, workdir, memory),
+    )
     if transformer.uses_cross(config.model.conditioning):
       placed = bank_sharding.place(memory.bank, mesh, config.bank.placement)
       unit = setup.lookup_bank(config, placed)
@@ -136,6 +161,14 @@ def _from_run(
     bank=bank,
     info={"step": step, "weights": config.sample.weights},
   )
+
+
+def _run_images(
+  workdir: pathlib.Path, memory: setup.RunMemory
+) -> row_images.RowImages | None:
+  """The images of a run's bank."""
+  stored = bank_files.of_run(workdir / "memory", memory.bank, memory.info)
+  return row_images.find(workdir, stored)
 
 
 def load_params(
@@ -207,10 +240,7 @@ def _from_converted(
   if config.sample.bank:
     bank = load_bank(config)
   elif "bank" in metadata["trees"]:
-    tree, _ = weights_lib.load_configured(
-      key, path, (metadata["kind"],), "bank"
-    )
-    bank = _host_bank(tree, metadata)
+    bank, _ = _read_bank(key, path)
   name = pathlib.Path(path).name
   return SampleSource(
     name=f"{name}_{info['weights']}" if info["weights"] else name,
@@ -252,25 +282,26 @@ def _check_model(config: sections.Config, stored: dict[str, Any]) -> None:
 
 
 def load_bank(config: sections.Config) -> HostBank:
-  """Reads `sample.bank`.
+  """Reads `sample.bank`, whatever names a bank: see `bank_files.read`.
 
   Raises:
     ValueError: If it is not a bank, or of another feature encoder.
   """
   path = config.sample.bank
-  tree, metadata = weights_lib.load_configured(
-    "sample.bank", path, bank_files.KINDS, "bank"
-  )
+  bank, info = _read_bank("sample.bank", path)
   encoder = load_encoders.features_name(config)
-  # Published banks do not name their encoder.
-  if encoder is not None and "info" in metadata:
-    info = bank_lib.BankInfo(**metadata["info"])
+  if encoder is not None:
     bank_lib.check_encoder(info, encoder, f"config.sample.bank={path!r}")
-  return _host_bank(tree, metadata)
+  return bank
 
 
-def _host_bank(tree: dict[str, Any], metadata: dict[str, Any]) -> HostBank:
-  """A stored bank, with the frequencies that the first release keeps in it."""
-  rows = bank_lib.decode(bank_files.from_tree(tree))
-  info = weights_lib.origin(metadata)
-  return HostBank(rows, tree.pop("counts", None), info)
+def _read_bank(key: str, path: str) -> tuple[HostBank, bank_lib.BankInfo]:
+  """The bank that a key names, with the frequencies of the first release."""
+  try:
+    stored = bank_files.read(path)
+  except ValueError as error:
+    raise ValueError(f"config.{key}={path!r}: {error}") from None
+  find_images = functools.partial(row_images.find, path, stored)
+  rows = bank_lib.decode(stored.bank)
+  bank = HostBank(rows, stored.counts, dict(stored.origin), find_images)
+  return bank, stored.info

@@ -15,7 +15,11 @@ from gmem_jax.data import (
   sources,
 )
 from gmem_jax.parallel import sharding
-from gmem_jax.train import dataset as dataset_lib, setup
+from gmem_jax.train import (
+  dataset as dataset_lib,
+  directory as directory_lib,
+  setup,
+)
 from tests import tiny
 from tests.data import prepared
 
@@ -28,7 +32,7 @@ def _run(workdir, config, rows, info):
     edited = edit.compress(bank, info, config.bank.storage)
     bank, info = edited.bank, edited.info
   memory = setup.RunMemory(bank, info, stats, (4, 4, 2), 0)
-  setup.claim(config, workdir)
+  directory_lib.claim(config, workdir)
   setup.save_memory(workdir / "memory", memory)
 
 
@@ -98,7 +102,7 @@ def test_a_run_on_digits_knows_them(tmp_path):
   config = tiny.make_config()
   dataset = dataset_lib.load(config)
   memory = setup.make_memory(config, dataset, sharding.make_mesh(config.mesh))
-  setup.claim(config, tmp_path)
+  directory_lib.claim(config, tmp_path)
   setup.save_memory(tmp_path / "memory", memory)
   stored = bank_files.read(tmp_path)
   images = row_images.find(tmp_path, stored)

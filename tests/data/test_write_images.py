@@ -54,10 +54,3 @@ def test_a_grid_is_full(count, shape):
   grid = write_images.make_grid(black, gap=0)
   assert grid.shape[:2] == (3 * shape[0], 3 * shape[1])
   assert (grid == 0).sum() == 9 * count
-
-
-def test_the_picture_of_a_folder_has_no_empty_half(tmp_path):
-  write_images.write_folder(tmp_path, 8, 8, pictures)
-  write_images.write_grid(tmp_path, 8)
-  height, width, _ = write_images.read_png(tmp_path / "grid.png").shape
-  assert (height, width) == (2 * 66 + 2, 4 * 66 + 2)

@@ -22,7 +22,6 @@ from gmem_jax.train import (
   dataset as dataset_lib,
   directory as directory_lib,
   setup,
-  state as train_state,
 )
 from tests import tiny
 
@@ -37,16 +36,6 @@ CROSS = {
 }
 
 
-def loud(state: train_state.TrainState) -> train_state.TrainState:
-  """The state with parameters none of which is zero."""
-  random = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda a: a + 0.2 * random.standard_normal(a.shape).astype(np.float32),
-    jax.device_get(state.params),
-  )
-  return state.replace(params=params, ema=params)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """A run's directory, its dataset and its memory."""
@@ -57,7 +46,7 @@ def run(tmp_path_factory):
   memory = setup.make_memory(config, dataset, mesh)
   directory_lib.claim(config, workdir)
   setup.save_memory(workdir / "memory", memory)
-  state = loud(jax.jit(setup.make_init(config, memory))())
+  state = tiny.loud(jax.jit(setup.make_init(config, memory))())
   with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
     kept.save(8, jax.tree.map(jnp.asarray, state), {"train_seconds": 1.0})
   return workdir, dataset, memory
@@ -80,10 +69,10 @@ def save_bank(path: pathlib.Path, rows: np.ndarray) -> str:
   return str(path)
 
 
-def make(workdir, output, images=(), ends=(), **changes):
+def make(workdir, output, images=(), pairs=(), **changes):
   """Samples into a new directory; returns pixels and the record."""
   config = tiny.make_config(**{**CROSS, **changes, "sample__output": output})
-  sample_command.sample_mode(config, workdir, images, ends)
+  sample_command.sample_mode(config, workdir, images, pairs)
   files = sorted(pathlib.Path(output).glob("[0-9]*.png"))
   record = json.loads((pathlib.Path(output) / "sample.json").read_text())
   return np.stack([write_images.read_png(f) for f in files]), record
@@ -144,7 +133,7 @@ def test_images_and_points_between_rows_are_looked_up(run, tmp_path):
   between, _ = make(
     workdir,
     str(tmp_path / "between"),
-    ends=["0", "5"],
+    pairs=[("0", "5")],
     sample__rows=(),
     sample__points=3,
   )
@@ -176,6 +165,18 @@ def test_samples_from_another_bank_go_elsewhere(run, tmp_path):
     for bank in ("", other)
   )
   assert swapped == f"{own}_bank_other"
+
+
+def test_snippets_are_read_on_the_host_and_neighbours_on_the_devices(run):
+  """A process reads any row, though its devices may have only some of them."""
+  config = tiny.make_config(**CROSS, bank__placement="sharded")
+  mesh = sharding.make_mesh(config.mesh)
+  source = source_lib.load(config, run[0], mesh)
+  assert type(source.bank.rows) is np.ndarray
+  np.testing.assert_array_equal(source.bank.rows, run[2].bank.rows)
+  unit = source.weights.bank
+  assert not unit.sharding.is_fully_replicated
+  assert len(unit.rows.addressable_shards) == 4
 
 
 def test_guidance_drops_the_whole_memory(run):

@@ -116,9 +116,3 @@ def test_directory_of_other_settings_is_refused(tmp_path):
     write_images.claim(tmp_path / "d", {"seed": 1, "step": 5})
   stored = json.loads((tmp_path / "d" / "sample.json").read_text())
   assert stored == {"seed": 0, "step": 5}
-
-
-def test_grid_file(tmp_path):
-  write_images.write_folder(tmp_path, 5, 5, fake)
-  write_images.write_grid(tmp_path, 5)
-  assert write_images.read_png(tmp_path / "grid.png").shape[1] > 3 * 64
