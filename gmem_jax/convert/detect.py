@@ -28,8 +28,8 @@ _WRAPPERS = {
 # A network's kind is that of the table that takes most of its names: one name
 # that decides could be the one that a damaged file lacks.
 _TABLES: tuple[tuple[str, Sequence[Rule]], ...] = (
-  ("lightning_dit", dit.LIGHTNING_DIT),
-  ("sit", dit.SIT),
+  ("lightning_dit", dit.TABLES["lightning_dit"]),
+  ("sit", dit.TABLES["sit"]),
   ("vae", vae.LDM),
   ("vae", vae.diffusers()),
   ("dinov2", dinov2.RULES),

@@ -160,7 +160,7 @@ def _dinov2(contents: Contents, settings: Mapping[str, int]) -> Identity:
       "blocks.0.mlp.fc1.weight": 2,
     },
   )
-  depth = manifest.depth(shapes, limit=len(shapes))
+  depth = manifest.count(shapes, "blocks", limit=len(shapes))
   size, published_depth, heads = _DINOV2_SIZES.get(width, ("", 0, None))
   heads = settings.get("heads") or heads
   if heads is None:

@@ -78,17 +78,22 @@ def deciding(
   return [tuple(shapes[name]) for name in ranks]
 
 
-def depth(names: Iterable[str], limit: int) -> int:
-  """One more than the largest index of a block.
+def count(names: Iterable[str], stem: str, limit: int) -> int:
+  """One more than the largest index in a list of modules; 1 if there is none.
+
+  Args:
+    names: Of the file.
+    stem: What the list is called, e.g. "blocks".
+    limit: More than any file with so many names can have.
 
   Raises:
-    NamesError: If it exceeds a limit that no file with so many names can reach.
+    NamesError: If an index exceeds the limit.
   """
-  blocks = (re.match(r"blocks\.(\d+)\.", name) for name in names)
-  last = max((int(m[1]) for m in blocks if m), default=0)
-  # A network of that depth would be traced before the names are compared.
+  indices = (re.match(rf"{stem}\.(\d+)\.", name) for name in names)
+  last = max((int(m[1]) for m in indices if m), default=0)
+  # A network of that size would be traced before the names are compared.
   if last >= limit:
-    raise rules.NamesError("network", [f"blocks.{last}: unexpected"])
+    raise rules.NamesError("network", [f"{stem}.{last}: unexpected"])
   return last + 1
 
 

@@ -26,8 +26,7 @@ from gmem_jax.files.torch_reader import torch_types
 _ALIGNMENT = 64
 _ROOT = "archive"
 _TABLES: Mapping[str, Sequence[Rule]] = {
-  "lightning_dit": dit.LIGHTNING_DIT,
-  "sit": dit.SIT,
+  **dit.TABLES,
   "vae": vae.LDM,
   "dinov2": dinov2.RULES,
   "inception": inception.RULES,

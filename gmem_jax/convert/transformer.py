@@ -42,12 +42,13 @@ def identify(contents: Contents, settings: Mapping[str, int]) -> Identity:
   """
   label, sizes = _LABELS[contents.kind], _SIZES[contents.kind]
   shapes = manifest.shapes_of(contents.tensors)
-  network = read_network(shapes, **settings)
+  network = read_network(contents.kind, shapes, **settings)
   grid = math.isqrt(shapes["pos_embed"][1])
   parameters = state_dict_shapes(network, grid)
   rotation = [n for n in parameters if n.startswith("feat_rope.")]
   buffers = {name: parameters.pop(name) for name in rotation}
   problems = manifest.compare(contents.tensors, parameters, buffers)
+  problems = [problem + _origin(problem, contents.kind) for problem in problems]
   problems += _conflicts(contents.config, network)
   own = {k: getattr(network, k) for k in ("width", "depth", "heads", "patch")}
   size = next((name for name, s in sizes.items() if s == own), None)
@@ -65,10 +66,13 @@ def identify(contents: Contents, settings: Mapping[str, int]) -> Identity:
   return Identity(title, dit.table(network), model, notes)
 
 
-def read_network(shapes: Shapes, **settings: Any) -> networks.FlowTransformer:
+def read_network(
+  kind: str, shapes: Shapes, **settings: Any
+) -> networks.FlowTransformer:
   """The network that a state dict is of, read off its names and shapes.
 
   Args:
+    kind: "sit" or "lightning_dit".
     shapes: Of the file; `state_dict_shapes` tells whether it is complete.
     **settings: Attributes that take precedence. No file tells
       `projector_depth` (by default the published one), nor the number of
@@ -79,12 +83,12 @@ def read_network(shapes: Shapes, **settings: Any) -> networks.FlowTransformer:
     NamesError: A name that tells a width is missing or has another rank.
     ValueError: The number of heads is needed, or contradicts the file.
   """
-  is_sit = any(name.startswith("projectors.") for name in shapes)
-  kind = "sit" if is_sit else "lightning_dit"
-  family = dit_lib.SiT if is_sit else dit_lib.LightningDiT
-  projector = "projectors.0" if is_sit else "projector.0"
+  is_sit, projectors = kind == "sit", dit.PROJECTORS[kind]
+  family = dit_lib.FAMILIES[kind]
+  count = manifest.count(shapes, projectors, limit=len(shapes))
+  outputs = [f"{projectors}.{i}.4.weight" for i in range(count)]
   modulation = "blocks.0.adaLN_modulation.1.weight"
-  kernel, table, final, condition, first, last, *rest = manifest.deciding(
+  kernel, table, final, condition, first, *rest = manifest.deciding(
     _LABELS[kind],
     shapes,
     {
@@ -92,11 +96,12 @@ def read_network(shapes: Shapes, **settings: Any) -> networks.FlowTransformer:
       "pos_embed": 3,
       "final_layer.linear.weight": 2,
       "condition_projection.linear.weight": 2,
-      f"{projector}.0.weight": 2,
-      f"{projector}.4.weight": 2,
+      f"{projectors}.0.0.weight": 2,
+      **dict.fromkeys(outputs, 2),
       **({} if is_sit else {modulation: 2}),
     },
   )
+  token_dims = tuple(shape[0] for shape in rest[:count])
   width, channels, _, patch = kernel
   # Two witnesses: by a wrong width every other name would be accused.
   if width != table[-1]:
@@ -104,7 +109,7 @@ def read_network(shapes: Shapes, **settings: Any) -> networks.FlowTransformer:
       f"not a complete {_LABELS[kind]}",
       [f"x_embedder.proj.weight: width {width}, pos_embed has {table[-1]}"],
     )
-  depth = manifest.depth(shapes, limit=len(shapes))
+  depth = manifest.count(shapes, "blocks", limit=len(shapes))
   fields: dict[str, Any] = {
     "channels": channels,
     "patch": patch,
@@ -114,7 +119,7 @@ def read_network(shapes: Shapes, **settings: Any) -> networks.FlowTransformer:
     "snippet_dim": condition[1],
     "projector_depth": min(family.projector_depth, depth),
     "projector_width": first[0],
-    "token_dim": last[0],
+    "token_dim": token_dims if count > 1 else token_dims[0],
     "learn_sigma": final[0] == 2 * channels * patch**2,
   }
   if not is_sit:
@@ -125,7 +130,7 @@ def read_network(shapes: Shapes, **settings: Any) -> networks.FlowTransformer:
       "rope": any(name.startswith("feat_rope.") for name in shapes),
       "rms_norm": "norm1.weight" in parts,
       "qk_norm": bool(parts & {"attn.q_norm.weight", "attn.k_norm.weight"}),
-      "shift": rest[0][0] != 4 * width,
+      "shift": rest[count][0] != 4 * width,
     }
   return family(**{**fields, **settings})
 
@@ -174,6 +179,15 @@ def state_dict_shapes(
     rotation = (grid * grid, network.width // network.heads)
     shapes |= {f"feat_rope.freqs_{f}": rotation for f in ("cos", "sin")}
   return shapes
+
+
+def _origin(problem: str, kind: str) -> str:
+  """Says that an unexpected name is one of the other family."""
+  name, _, fault = problem.partition(": ")
+  other = "lightning_dit" if kind == "sit" else "sit"
+  if fault != "unexpected" or rules.plan(dit.TABLES[other], [name])[2]:
+    return ""
+  return f", a name of {_LABELS[other]}'s"
 
 
 def _conflicts(

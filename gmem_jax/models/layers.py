@@ -8,6 +8,7 @@ Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `p` patch.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import einops
 import flax.linen as nn
@@ -224,6 +225,24 @@ class Projector(nn.Module):
     x = nn.silu(dense(self.hidden, self.dtype, name="fc1")(x))
     x = nn.silu(dense(self.hidden, self.dtype, name="fc2")(x))
     return dense(self.width, self.dtype, name="fc3")(x)
+
+
+def project(
+  x: Float[Array, "b n d"],
+  widths: Sequence[int],
+  hidden: int,
+  dtype: DTypeLike,
+) -> tuple[Float[Array, "b n _"], ...]:
+  """Projects tokens to each of some widths, in float32.
+
+  Called inside a compact method, which then has the projectors "projector",
+  "projector_1", ….
+  """
+  names = ("projector", *(f"projector_{i}" for i in range(1, len(widths))))
+  return tuple(
+    Projector(hidden, width, dtype, name=name)(x).astype(jnp.float32)
+    for name, width in zip(names, widths, strict=True)
+  )
 
 
 class FinalLayer(nn.Module):

@@ -21,6 +21,7 @@ Latent = Float[Array, "b h w c"]
 Snippet = Float[Array, "*b s"]
 Neighbours = conditioning.Neighbours
 MemoryTokens = conditioning.MemoryTokens
+Projected = Float[Array, "b n _"] | tuple[Float[Array, "b n _"], ...]
 
 
 def uses_adaln(conditioning: str) -> bool:
@@ -47,7 +48,8 @@ class FlowTransformer(nn.Module):
     snippet_dropout: Rate, in [0, 1), of the dropout of single elements.
     projector_depth: Number of blocks before the projector.
     projector_width: Hidden width of the projector.
-    token_dim: z; 0 for no projector.
+    token_dim: z; 0 for no projector; a tuple for several, as published files
+      may have, which read the same block.
     learn_sigma: Double the output channels and ignore the second half.
     dtype: Of the matmuls and of the tokens between blocks. Parameters, norms,
       softmax, embeddings and the output are float32.
@@ -73,7 +75,7 @@ class FlowTransformer(nn.Module):
   snippet_dropout: float = 0.0
   projector_depth: int = 1
   projector_width: int = 2048
-  token_dim: int = 768
+  token_dim: int | tuple[int, ...] = 768
   # A layout inherited from diffusion models, whose networks also predict the
   # noise's variance; some published weights have it.
   learn_sigma: bool = False
@@ -85,6 +87,12 @@ class FlowTransformer(nn.Module):
   # Not Flax's `with_logical_constraint`, which silently returns its input
   # unchanged under `with mesh:`.
   constrain: blocks.Constrain | None = None
+
+  @property
+  def token_dims(self) -> tuple[int, ...]:
+    """The width z of each projector."""
+    dims = self.token_dim
+    return dims if isinstance(dims, tuple) else (dims,) * (dims > 0)
 
   @property
   def style(self) -> blocks.Style:
@@ -129,7 +137,7 @@ class FlowTransformer(nn.Module):
       )
     if not 0 <= self.snippet_dropout < 1:
       self._refuse("snippet_dropout", "must lie in [0, 1)")
-    if self.token_dim and not 1 <= self.projector_depth <= self.depth:
+    if self.token_dims and not 1 <= self.projector_depth <= self.depth:
       self._refuse(
         "projector_depth", f"must lie in 1..config.model.depth={self.depth}"
       )
@@ -151,7 +159,7 @@ class FlowTransformer(nn.Module):
     *,
     dropout_key: Key[Array, "..."] | None = None,
     project: bool = False,
-  ) -> Latent | tuple[Latent, Float[Array, "b n z"]]:
+  ) -> Latent | tuple[Latent, Projected]:
     """Predicts the velocity at x and t.
 
     Args:
@@ -168,7 +176,8 @@ class FlowTransformer(nn.Module):
 
     Returns:
       The velocity; with `project` also the projected tokens, one for each
-      patch; both in float32.
+      patch; both in float32. Where `token_dim` is a tuple, there are as many
+      arrays of tokens.
 
     Raises:
       ValueError: If the shapes do not fit the network, or the snippet or the
@@ -192,7 +201,7 @@ class FlowTransformer(nn.Module):
 
     # Initialisation creates the projector's parameters with or without
     # `project`, so that the tree of parameters is the same.
-    has_projector = project or (self.is_initializing() and self.token_dim > 0)
+    has_projector = project or (self.is_initializing() and self.token_dims)
     tokens, intermediate = self._run_blocks(
       tokens, cond, memory, grid, self.projector_depth if has_projector else 0
     )
@@ -208,10 +217,13 @@ class FlowTransformer(nn.Module):
     velocity = image.astype(jnp.float32)
     if not has_projector:
       return velocity
-    projected = layers.Projector(
-      self.projector_width, self.token_dim, self.dtype, name="projector"
-    )(intermediate).astype(jnp.float32)
-    return (velocity, projected) if project else velocity
+    projected = layers.project(
+      intermediate, self.token_dims, self.projector_width, self.dtype
+    )
+    if not project:
+      return velocity
+    one = isinstance(self.token_dim, int)
+    return velocity, projected[0] if one else projected
 
   def block(self) -> blocks.Block:
     """One block, without parameters: they are slices of params['blocks']."""
@@ -319,7 +331,7 @@ class FlowTransformer(nn.Module):
           f"a {name} has {vectors.shape[-1]} elements, the network is built"
           f" for {self.snippet_dim}"
         )
-    if project and not self.token_dim:
+    if project and not self.token_dims:
       raise ValueError(
         "project=True needs a network with a projector: token_dim=0 must be the"
         " width of the image encoder's tokens"

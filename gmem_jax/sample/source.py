@@ -232,7 +232,8 @@ def _from_converted(
   )
   model, info = metadata["model"], weights_lib.origin(metadata)
   _check_model(config, model)
-  params.pop("projector", None)  # Only training uses it.
+  # Only training uses the projectors.
+  params = {k: v for k, v in params.items() if not k.startswith("projector")}
   side, channels = model["grid"] * model["patch"], model["channels"]
   tokenizer = load_encoders.load_decoder(config)
   stats = load_encoders.load_stats(config, tokenizer, channels)

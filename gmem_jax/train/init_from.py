@@ -117,9 +117,7 @@ def merge(
   gained, lost = new.keys() - old.keys(), old.keys() - new.keys()
   for names, text in ((gained, "missing there"), (lost, "unknown now")):
     problems += [
-      f"  {name}: {text}"
-      for name in sorted(names)
-      if name.split("/")[0] not in PARTS
+      f"  {name}: {text}" for name in sorted(names) if _part(name) not in PARTS
     ]
   if problems:
     raise ValueError(
@@ -127,7 +125,7 @@ def merge(
       + "\n".join(problems)
     )
   # What is reported are parts, not their single parameters.
-  gained, lost = (sorted({n.split("/")[0] for n in s}) for s in (gained, lost))
+  gained, lost = (sorted(set(map(_part, names))) for names in (gained, lost))
   # Cross-attention that is lost was trained, and did change something.
   same = set(gained) <= SILENT and set(lost) <= SILENT - {"cross"}
   _log.info(
@@ -142,6 +140,12 @@ def merge(
   return flax.traverse_util.unflatten_dict(
     {name: old.get(name, new[name]) for name in new}, sep="/"
   )
+
+
+def _part(name: str) -> str:
+  """The part of a network that a parameter is of; all projectors are one."""
+  top = name.split("/")[0]
+  return "projector" if top.startswith("projector") else top
 
 
 def _placed(array: Any, like: jax.Array) -> jax.Array:

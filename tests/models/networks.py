@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.convert import rules
+from gmem_jax.convert import rules, torch_export
 from gmem_jax.convert.names import dit
 from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models import dit as dit_lib, transformer
@@ -66,8 +66,8 @@ def from_config(config: dict[str, Any]) -> transformer.FlowTransformer:
   if "z_dims" in config:
     assert not config["qk_norm"]
     assert config["mlp_ratio"] == 4
-    (token_dim,) = config["z_dims"]
-    return dit_lib.SiT(token_dim=token_dim, **common)
+    dims = tuple(config["z_dims"])
+    return dit_lib.SiT(token_dim=dims if dims[1:] else dims[0], **common)
   return dit_lib.LightningDiT(
     token_dim=config["z_dim"],
     snippet_dropout=config["dropout_prob"],
@@ -104,6 +104,31 @@ def load(golden_dir: pathlib.Path, name: str) -> Golden:
   state_dict = load_state_dict(golden_dir, *WEIGHTS[name])
   params = to_flax(network, state_dict)
   return Golden(name, data, network, params, state_dict)
+
+
+def add_projector(golden_dir: pathlib.Path, out: pathlib.Path) -> None:
+  """Writes the golden SiT with one projector more, and its numbers.
+
+  The new projector differs from the first in its last layer, by a linear map of
+  what that gives: so its numbers follow from the published ones.
+  """
+  with np.load(golden_dir / "sit_tiny.npz", allow_pickle=False) as file:
+    data = dict(file)
+  release = torch_file.load(golden_dir / "sit_tiny.pth")
+  state_dict, config = {**release["network"]}, json.loads(str(data["config"]))
+  count, width = len(config["z_dims"]), config["z_dims"][0]
+  random = np.random.default_rng(count)
+  mix = random.standard_normal((width // 2 + count, width)) / width**0.5
+  for layer in (0, 2, 4):
+    for leaf in ("weight", "bias"):
+      first = state_dict[f"projectors.0.{layer}.{leaf}"]
+      added = (mix @ first).astype(np.float32) if layer == 4 else first
+      state_dict[f"projectors.{count}.{layer}.{leaf}"] = added
+  data[f"z{count}"] = (data["z0"] @ mix.T).astype(np.float32)
+  config["z_dims"].append(len(mix))
+  data["config"] = np.array(json.dumps(config))
+  np.savez(out / "sit_tiny.npz", **data)
+  torch_export.save({**release, "network": state_dict}, out / "sit_tiny.pth")
 
 
 def inputs(data: dict[str, np.ndarray]) -> tuple[jax.Array, ...]:

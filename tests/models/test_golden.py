@@ -29,9 +29,15 @@ def _exact_products():
     yield
 
 
-@pytest.fixture(params=networks.WEIGHTS, scope="module")
-def golden(request, golden_dir):
-  return networks.load(golden_dir, request.param)
+@pytest.fixture(
+  params=[*networks.WEIGHTS, "one projector more"], scope="module"
+)
+def golden(request, golden_dir, tmp_path_factory):
+  if request.param in networks.WEIGHTS:
+    return networks.load(golden_dir, request.param)
+  directory = tmp_path_factory.mktemp("golden")
+  networks.add_projector(golden_dir, directory)
+  return networks.load(directory, "sit_tiny")
 
 
 @pytest.fixture(scope="module")
@@ -111,15 +117,22 @@ def test_projected_tokens(golden, train_mode):
   keys = {
     k: golden.data[k]
     for k in golden.data
-    if re.fullmatch(r"z0|z_train_nodrop_every\d+", k)
+    if re.fullmatch(r"z\d+|z_train_nodrop_every\d+", k)
   }
   if not keys:
     assert not any(k.startswith("out_train") for k in golden.data)
     return
   velocity, z = train_mode(*golden.inputs())
+  projected = z if isinstance(z, tuple) else (z,)
+  assert len(projected) == len(golden.network.token_dims)
+  seen = set()
   for key, expected in keys.items():
     step = networks.every(key, "z_train_nodrop") or 1
-    networks.assert_close(np.asarray(z)[..., ::step], expected, key)
+    index = 0 if "_" in key else int(key[1:])
+    seen.add(index)
+    tokens = np.asarray(projected[index])[..., ::step]
+    networks.assert_close(tokens, expected, key)
+  assert seen == set(range(len(projected)))
   for key in ("out", "out_train_nodrop"):
     if key in golden.data:
       networks.assert_close(networks.nchw(velocity), golden.data[key], key)
@@ -175,7 +188,8 @@ def test_network_is_read_off_the_file(golden):
   known["snippet_dropout"] = network.snippet_dropout
   if not (network.style.rope or network.style.qk_norm):
     known["heads"] = network.heads
-  assert convert.read_network(shapes, **known) == network
+  kind = "sit" if isinstance(network, dit_lib.SiT) else "lightning_dit"
+  assert convert.read_network(kind, shapes, **known) == network
   grid = round(shapes["pos_embed"][1] ** 0.5)
   assert shapes == convert.state_dict_shapes(network, grid)
 

@@ -363,7 +363,7 @@ def test_initial_moments_are_the_published_ones():
   side = round(tokens**0.5)
   variables = _init(network, *_inputs(channels, side, 768))
   state_dict = rules.to_torch(
-    dit.LIGHTNING_DIT,
+    dit.table(network),
     variables["params"],
     {
       name: shape
@@ -406,7 +406,8 @@ def test_published_sizes(name, module, size, channels):
     dit_lib.SIT_SIZES if module is dit_lib.SiT else dit_lib.LIGHTNING_DIT_SIZES
   )
   network = module(channels=channels, **sizes[size])
-  assert convert.read_network(shapes) == network
+  kind = "sit" if module is dit_lib.SiT else "lightning_dit"
+  assert convert.read_network(kind, shapes) == network
   grid = round(shapes["pos_embed"][1] ** 0.5)
   assert shapes == convert.state_dict_shapes(network, grid)
 

@@ -333,6 +333,7 @@ def test_first_release(converted, golden_dir, tmp_path):
   pixels = sample(config, tmp_path)
   source = load(config)
   sampler, bank = source.sampler, source.bank
+  assert not any("projector" in name for name in source.weights.params)
   keys = rngs.keys(0, "sample/noise", jnp.arange(6))
   noise = jnp.stack([jax.random.normal(k, sampler.latent_shape) for k in keys])
   rows = np.asarray(draw_rows.select_row(noise, bank.frequencies))

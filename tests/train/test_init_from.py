@@ -151,6 +151,21 @@ def test_the_first_release_is_turned(parts, fresh, tmp_path):
   np.testing.assert_allclose(found, expected, atol=2e-5 * scale)
 
 
+def test_projectors_beyond_the_first_are_left_out(caplog):
+  shared = {"blocks": {"k": np.zeros(3)}, "projector": {"fc1": np.zeros(2)}}
+  theirs = {
+    **shared,
+    "projector": {"fc1": np.ones(2)},
+    "projector_1": {"fc1": np.ones(4)},
+  }
+  with caplog.at_level("INFO"):
+    merged = init_from.merge(shared, theirs, "x")
+  np.testing.assert_array_equal(merged["projector"]["fc1"], np.ones(2))
+  assert merged.keys() == shared.keys()
+  assert "left out: projector;" in caplog.text
+  assert "the network begins as the same function" in caplog.text
+
+
 def test_networks_that_differ_in_more_are_refused():
   ours = {"blocks": {"k": np.zeros((2, 3))}, "cross": {"q": np.zeros(3)}}
   theirs = {"blocks": {"k": np.zeros((4, 3))}, "label": np.zeros(2)}

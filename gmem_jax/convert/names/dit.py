@@ -1,6 +1,6 @@
 r"""Names of the transformers, SiT and LightningDiT, onto the same Flax tree.
 
-They differ in the projector's name alone (`projectors.0` and `projector.0`). Of
+They differ in the projectors' name alone (`projectors.0` and `projector.0`). Of
 the other names, a network has those that its flags call for.
 """
 
@@ -32,23 +32,33 @@ _COMMON = (
 )
 
 
-def _projector(torch: str) -> list[Rule]:
+def _projectors(torch: str) -> list[Rule]:
   # The odd numbers are activations.
   names = {0: "fc1", 2: "fc2", 4: "fc3"}
-  rules = (layer(rf"{torch}\.{k}", f"projector/{n}") for k, n in names.items())
-  return [rule for pair in rules for rule in pair]
+  # REPA aligns to one image encoder, or to several with a projector each.
+  places = (("0", "projector"), (r"(?P<j>[1-9]\d*)", "projector_{j}"))
+  return [
+    rule
+    for index, flax in places
+    for k, name in names.items()
+    for rule in layer(rf"{torch}\.{index}\.{k}", f"{flax}/{name}")
+  ]
 
 
-SIT: tuple[Rule, ...] = (*_COMMON, *_projector(r"projectors\.0"))
-LIGHTNING_DIT: tuple[Rule, ...] = (
-  *_COMMON,
-  *_projector(r"projector\.0"),
-  # The rotation is computed, not learned.
-  Rule(r"feat_rope\.freqs_cos", "", "buffer"),
-  Rule(r"feat_rope\.freqs_sin", "", "buffer"),
-)
+# What each family calls its list of projectors.
+PROJECTORS = {"sit": "projectors", "lightning_dit": "projector"}
+TABLES: dict[str, tuple[Rule, ...]] = {
+  "sit": (*_COMMON, *_projectors(PROJECTORS["sit"])),
+  "lightning_dit": (
+    *_COMMON,
+    *_projectors(PROJECTORS["lightning_dit"]),
+    # The rotation is computed, not learned.
+    Rule(r"feat_rope\.freqs_cos", "", "buffer"),
+    Rule(r"feat_rope\.freqs_sin", "", "buffer"),
+  ),
+}
 
 
 def table(network: transformer.FlowTransformer) -> tuple[Rule, ...]:
   """The table of a network's family."""
-  return SIT if isinstance(network, dit.SiT) else LIGHTNING_DIT
+  return TABLES["sit" if isinstance(network, dit.SiT) else "lightning_dit"]
