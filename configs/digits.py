@@ -24,7 +24,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     option: What follows the colon on the command line, one of `OPTIONS`.
   """
   if option not in OPTIONS:
-    raise KeyError(f"option {option!r}: allowed are {OPTIONS}")
+    raise ValueError(f"option {option!r}: allowed are {OPTIONS[1:]}")
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.compile_cache = "compiled"  # in WORKDIR; "": none

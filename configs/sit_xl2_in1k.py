@@ -56,7 +56,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   options = option.split(",")
   for one in options:
     if one not in OPTIONS:
-      raise KeyError(f"option {one!r}: allowed are {OPTIONS}")
+      raise ValueError(f"option {one!r}: allowed are {OPTIONS[1:]}")
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.compile_cache = "compiled"  # in WORKDIR; "": none

@@ -48,13 +48,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from absl import app, flags, logging as absl_logging
-from ml_collections import config_flags
 
 import gmem_jax
-from gmem_jax.commands import errors, interrupt, startup
+from gmem_jax.commands import command_line, errors, interrupt, startup
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The recipe, e.g. configs/digits.py.", lock_config=True
+_CONFIG = command_line.define_config(
+  "FILE.py or FILE.py:OPTION: the recipe, e.g. configs/digits.py."
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's directory: checkpoints, metrics, pictures."
@@ -87,6 +86,13 @@ _BANK = flags.DEFINE_string(
 )
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "--mode=compile: the machine, e.g. v5e:16x16 or h100:8."
+)
+_COMPILE_ONLY = flags.DEFINE_enum(
+  "compile_only",
+  None,
+  ["train", "sample"],
+  "--mode=compile: the training step or the sampler alone; of a large network"
+  " each takes minutes.",
 )
 _BANK_ROWS = flags.DEFINE_integer(
   "bank_rows",
@@ -156,7 +162,9 @@ def _prepare(config: Any, workdir: Any) -> None:
 def _compile(config: Any, workdir: Any) -> None:
   from gmem_jax.commands import compile as compile_command
 
-  compile_command.compile_mode(config, str(_TOPOLOGY.value), _BANK_ROWS.value)
+  compile_command.compile_mode(
+    config, str(_TOPOLOGY.value), _BANK_ROWS.value, _COMPILE_ONLY.value
+  )
 
 
 class _Mode(NamedTuple):
@@ -251,10 +259,7 @@ def _resolve() -> Any:
   """The config as frozen dataclasses, checked before anything is allocated."""
   from gmem_jax.config import resolve
 
-  try:
-    tree = _CONFIG.value
-  except OSError as error:  # ml_collections opens the file only now.
-    raise ValueError(f"--config: {' '.join(str(error).split())}") from None
+  tree = _CONFIG.value
   if _BANK.value is not None:
     tree.sample.bank = _BANK.value
   return resolve.resolve(tree)
@@ -325,22 +330,13 @@ def _quieten(process: int) -> None:
     )
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  """Parses the flags; what is wrong with one is a clear line with status 2."""
-  paths = ("config", "workdir", "image", "interpolate", "bank")
-  try:
-    # app.parse_flags_with_usage ends with 1, at which launchers start again.
-    return flags.FLAGS([startup.expand_home(each, paths) for each in argv])
-  except flags.Error as error:
-    sys.exit(errors.fail(f"{error}; see --help"))
-  except (AttributeError, KeyError, TypeError, OSError) as error:
-    message = str(error).strip("'\"").replace("\\n", ". ").replace("\\'", "'")
-    sys.exit(errors.fail(f"--config: {' '.join(message.split())}"))
-
-
 def run() -> None:
   """Entry point: absl parses the flags."""
-  sys.exit(interrupt.run(lambda: app.run(main, flags_parser=_parse_flags)))
+
+  def parse(argv: list[str]) -> list[str]:
+    return command_line.parse(argv, __doc__ or "")
+
+  sys.exit(interrupt.run(lambda: app.run(main, flags_parser=parse)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Progress of anything long: one line with rate and ETA."""
+"""Progress of anything long: one line with rate and ETA, or with a phase."""
 
+import contextlib
 import logging
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 from tqdm import auto as tqdm
@@ -79,3 +81,45 @@ class Progress:
   def close(self) -> None:
     """Ends the line."""
     self._bar.close()
+
+
+@contextlib.contextmanager
+def phases(name: str) -> Iterator[Callable[[str], None]]:
+  """Shows the phases of work of which no part can be counted, and the time.
+
+  One line that ticks on a terminal; off it, a log line as each phase begins.
+
+  Args:
+    name: The work, e.g. "training step".
+
+  Yields:
+    A function that says which phase begins, e.g. "compiling".
+  """
+  began, ended = time.monotonic(), threading.Event()
+  terminal = sys.stderr.isatty()
+  line = tqdm.tqdm(
+    desc=name,
+    bar_format="{desc}  {elapsed}",
+    dynamic_ncols=True,
+    disable=not terminal,
+  )
+
+  def tick() -> None:
+    # The compiler holds the main thread for minutes, but not Python's lock.
+    while not ended.wait(1):
+      line.refresh()
+
+  def begin(phase: str) -> None:
+    line.set_description_str(f"{name}: {phase}")
+    if not terminal:
+      passed = tqdm.tqdm.format_interval(time.monotonic() - began)
+      _log.info("%s: %s, %s so far", name, phase, passed)
+
+  ticking = threading.Thread(target=tick, daemon=True)
+  ticking.start()
+  try:
+    yield begin
+  finally:
+    ended.set()
+    ticking.join()
+    line.close()

@@ -275,7 +275,10 @@ def test_nan_keeps_the_last_good_checkpoint(uninterrupted, run, tmp_path):
 
 BAD_INPUT = {
   "no such config": (["--config=configs/nope.py"], "nope.py"),
-  "unknown key": (["--config.model.dpeth=3"], 'instead of "dpeth"'),
+  "unknown key": (
+    ["--config.model.dpeth=3"],
+    "did you mean --config.model.depth?",
+  ),
   "wrong type": (["--config.model.depth=abc"], "--config.model.depth=abc"),
   "wrong value": (["--config.model.family=unet"], "config.model.family='unet'"),
   "wrong batch": (

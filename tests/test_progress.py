@@ -1,4 +1,11 @@
 import logging
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import pytest
 
 from gmem_jax import progress
 
@@ -38,3 +45,41 @@ def test_bytes_are_counted_in_larger_units(caplog):
     line.report(1_000_000, 5e4, {})
   line.close()
   assert "convert 1.00M/2.00M B  50.0k B/s  ETA 00:20" in caplog.text
+
+
+def test_phases_off_a_terminal_are_a_log_line_each(caplog):
+  with (
+    caplog.at_level(logging.INFO, logger="gmem_jax"),
+    progress.phases("sampler") as begin,
+  ):
+    begin("tracing")
+    begin("compiling")
+  assert caplog.messages == [
+    "sampler: tracing, 00:00 so far",
+    "sampler: compiling, 00:00 so far",
+  ]
+
+
+WORK = """
+import time
+from gmem_jax import progress
+with progress.phases("sampler") as begin:
+  begin("compiling")
+  time.sleep(2.5)
+  raise ValueError
+"""
+
+
+@pytest.mark.process
+def test_phases_tick_on_a_terminal():
+  """Though nothing but time goes on; an error ends the ticking."""
+  ours, theirs = pty.openpty()
+  termios.tcsetwinsize(theirs, (24, 80))
+  child = subprocess.run(
+    [sys.executable, "-c", WORK], stderr=theirs, timeout=60, check=False
+  )
+  shown = os.read(ours, 10_000).decode()
+  assert child.returncode == 1
+  for seconds in range(3):
+    assert f"sampler: compiling  00:0{seconds}" in shown
+  assert "ValueError" in shown

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from gmem_jax import progress
 from gmem_jax.aot import chips, flops, hlo, topology
 
 _SIZE = r"\(?([\d.]+)([KMGT]?)\)?"
@@ -86,19 +87,26 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
     TooBigError: If a chip has too little memory.
   """
   began = time.monotonic()
-  traced = program.jitted.trace(*program.arguments)
-  total = flops.count(traced.jaxpr, machine.count)
   parts = {n: bytes_per_device(part) for n, part in program.parts.items()}
-  lowered = traced.lower(lowering_platforms=(machine.platform,))
-  if not machine.compiler:
-    seconds = time.monotonic() - began
-    _check_memory(program.name, sum(parts.values()), machine)
-    return Needs(program.name, parts, total, seconds, None, None, None)
-  try:
-    compiled = lowered.compile(compiler_options=machine.options)
-  except jax.errors.JaxRuntimeError as error:
-    raise explained(program.name, str(error), sum(parts.values())) from None
+  held = sum(parts.values())
+  with progress.phases(program.name) as begin:
+    begin("tracing")
+    traced = program.jitted.trace(*program.arguments)
+    total = flops.count(traced.jaxpr, machine.count)
+    begin("lowering")
+    lowered = traced.lower(lowering_platforms=(machine.platform,))
+    compiled = None
+    if machine.compiler:
+      # By far the longest, and the compiler tells nothing before its end.
+      begin(f"compiling for {machine.name}")
+      try:
+        compiled = lowered.compile(compiler_options=machine.options)
+      except jax.errors.JaxRuntimeError as error:
+        raise explained(program.name, str(error), held) from None
   seconds = time.monotonic() - began
+  if compiled is None:
+    _check_memory(program.name, held, machine)
+    return Needs(program.name, parts, total, seconds, None, None, None)
   memory = compiled.memory_analysis()
   # The compiler gives two accounts; the larger is the safe one.
   peak = max(

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from gmem_jax.config import resolve, sections
+from gmem_jax.config import recipe, resolve, sections
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 DIGITS = str(CONFIGS / "digits.py")
@@ -129,7 +129,7 @@ def load(args: argparse.Namespace, small: Mapping[str, Any]) -> sections.Config:
   Raises:
     ValueError: If the file or a key is unknown, or a value does not fit.
   """
-  tree = resolve.load(args.config)
+  tree = recipe.load(args.config)
   try:
     tree.update_from_flattened_dict(changes_of(args, small))
   except (KeyError, TypeError) as error:

@@ -30,12 +30,22 @@ FEATURE_WIDTH = 768
 
 
 def compile_mode(
-  config: sections.Config, name: str, bank_rows: int = PUBLISHED_ROWS
+  config: sections.Config,
+  name: str,
+  bank_rows: int = PUBLISHED_ROWS,
+  only: str | None = None,
 ) -> tuple[examine.Needs, ...]:
   """Compiles a config's programs for a machine and prints what they need.
 
-  The machine's names are in `topology.HELP`. Returns what the training step and
-  the sampler need.
+  Args:
+    config: The config.
+    name: The machine; see `topology.HELP`.
+    bank_rows: Rows of the bank.
+    only: Compiles the training step or the sampler alone: for large networks
+      each takes minutes.
+
+  Returns:
+    What each program needs, the training step first.
 
   Raises:
     ValueError: If the config does not fit, with what to change.
@@ -46,10 +56,12 @@ def compile_mode(
   sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
   print(
     f"{name}: {machine.count} chips, mesh {sizes};"
-    f" {machine.compiler or 'no compiler'}, jax {jax.__version__}"
+    f" {machine.compiler or 'no compiler'}, jax {jax.__version__}",
+    flush=True,
   )
   results = []
-  for make in (training, sampling):
+  makers = {"train": training, "sample": sampling}
+  for make in [makers[only]] if only else makers.values():
     program = make(config, mesh, bank_rows, machine.chip.memory)
     try:
       needs = examine.examine(program, machine)
@@ -61,7 +73,8 @@ def compile_mode(
     results.append(needs)
   # Lowering alone does not tell the peak memory.
   if machine.compiler:
-    print(f"\n{name} fits this config.")
+    part = {None: "", "train": "'s training step", "sample": "'s sampler"}
+    print(f"\n{name} fits this config{part[only]}.")
   return tuple(results)
 
 

@@ -7,10 +7,8 @@ and no other module sees a ConfigDict.
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
-import pathlib
 import types
 import typing
 from collections.abc import Mapping
@@ -43,26 +41,6 @@ def _decaying_to_end(config: sections.Config) -> sections.Config:
   if optim.schedule == "cosine" and not optim.decay_steps:
     optim = dataclasses.replace(optim, decay_steps=config.train.steps)
   return dataclasses.replace(config, optim=optim)
-
-
-def load(text: str) -> ml_collections.ConfigDict:
-  """Reads a config file as `--config` does.
-
-  Args:
-    text: FILE.py, or FILE.py:OPTION.
-
-  Raises:
-    ValueError: If there is no such file, or it defines no config.
-  """
-  path, _, option = os.path.expanduser(text).partition(":")
-  spec = importlib.util.spec_from_file_location("config_file", path)
-  if spec is None or spec.loader is None or not pathlib.Path(path).is_file():
-    raise ValueError(f"--config={text}: there is no such config file")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ValueError(f"--config={text}: it defines no get_config()")
-  return module.get_config(option) if option else module.get_config()
 
 
 def _check(config: sections.Config) -> None:

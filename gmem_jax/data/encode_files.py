@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import progress as progress_lib
-from gmem_jax.config import resolve, sections
+from gmem_jax.config import recipe, resolve, sections
 from gmem_jax.data import batching, decode_image, load_encoders, sources
 from gmem_jax.files import atomic, numpy_files
 from gmem_jax.models.encoders import protocols
@@ -117,7 +117,7 @@ def load_config(text: str, weights: str | None) -> sections.Config:
   Raises:
     ValueError: If there is no such file, or a value does not fit.
   """
-  tree = resolve.load(text)
+  tree = recipe.load(text)
   if weights is not None:
     tree.update_from_flattened_dict({"encoder.features_weights": weights})
   return resolve.resolve(tree)

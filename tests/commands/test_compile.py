@@ -1,6 +1,7 @@
 """--mode=compile: what is compiled, what is said of it, and what if not."""
 
 import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -136,7 +137,8 @@ def test_batch_that_does_not_divide():
 
 @no_cuda
 @pytest.mark.multidevice
-def test_a_gpu_node_without_a_compiler_is_lowered(capsys):
+def test_a_gpu_node_without_a_compiler_is_lowered(capsys, caplog):
+  caplog.set_level(logging.INFO, logger="gmem_jax")
   config = tiny.make_config(mesh__data=-1, train__steps_per_dispatch=1)
   step, sampler = compile_command.compile_mode(config, "h100:4", bank_rows=100)
   out = capsys.readouterr().out
@@ -146,8 +148,23 @@ def test_a_gpu_node_without_a_compiler_is_lowered(capsys):
   for needs in (step, sampler):
     assert (needs.peak, needs.collectives, needs.roofline) == (None,) * 3
     assert needs.flops > 0
+  for program in ("2 training steps, batch 16", "sampler, 32 images"):
+    for phase in ("tracing", "lowering"):
+      assert f"{program}: {phase}, 00:0" in caplog.text
+  assert "compiling" not in caplog.text
   # Three times the forward pass's products, at least.
   assert step.flops > 3 * 2 * 16 * 16 * 2 * 12 * 32**2
+
+
+@no_cuda
+@pytest.mark.multidevice
+@pytest.mark.parametrize(
+  ("only", "program"), [("train", "2 training steps"), ("sample", "sampler")]
+)
+def test_one_program_alone(only, program):
+  config = tiny.make_config(mesh__data=-1)
+  (needs,) = compile_command.compile_mode(config, "h100:4", 100, only)
+  assert needs.name.startswith(program)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +290,8 @@ def test_a_small_pod(tmp_path):
     model__width=64,
     train__steps_per_dispatch=1,
   )
-  assert (status, errors) == (0, "")
+  assert status == 0, errors
+  assert re.fullmatch(r"(\d\d:\d\d:\d\d  .*, \d\d:\d\d so far\n){6}", errors)
   assert "v5e:2x2: 4 chips, mesh data 2, fsdp 2, tensor 1; libtpu" in out
   step, sampler = out.split("\n\n")[1:3]
   for kind in ("all-gather", "all-reduce", "peak memory", "ESTIMATE"):
@@ -294,7 +312,7 @@ def test_a_pod_that_is_too_small():
     model__scan_layers=True,
   )
   assert status == 2
-  first, *hints = errors.splitlines()
+  first, *hints = errors[errors.index("gmem_jax: ") :].splitlines()
   assert first.startswith("gmem_jax: 2 training steps, batch 1048576 does not")
   assert first.endswith("To change:")
   assert "of a chip that has 15.75 GiB" in first

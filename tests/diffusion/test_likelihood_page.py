@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.config import resolve
+from gmem_jax.config import recipe, resolve
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   checkpoint,
@@ -29,7 +29,7 @@ def get_config():
 
 def _make_run(workdir):
   """A checkpoint whose network predicts something: its last layer is not 0."""
-  config = resolve.resolve(resolve.load("configs/digits.py"))
+  config = resolve.resolve(recipe.load("configs/digits.py"))
   memory = setup.make_memory(
     config, dataset_lib.load(config), sharding.make_mesh(config.mesh)
   )
