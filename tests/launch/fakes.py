@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -65,12 +66,12 @@ class Result:
 class Fakes:
   """A directory of fake programs, and how they answer."""
 
-  def __init__(self, home: pathlib.Path):
+  def __init__(self, home: pathlib.Path, programs: Sequence[str] = PROGRAMS):
     self.home, self.rules = home, []
     self.bin = home / "bin"
     self.bin.mkdir()
     text = _PROGRAM.format(python=sys.executable, home=str(home))
-    for name in PROGRAMS:
+    for name in programs:
       (self.bin / name).write_text(text)
       (self.bin / name).chmod(0o755)
 
