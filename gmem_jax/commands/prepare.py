@@ -13,6 +13,7 @@ from gmem_jax.data import (
   schema as schema_lib,
   sources,
 )
+from gmem_jax.parallel import lock
 
 
 def prepare_mode(config: sections.Config) -> None:
@@ -32,7 +33,8 @@ def prepare_mode(config: sections.Config) -> None:
   encoders = make_encoders(config, source.channels)
   schema = make_schema(config, source, encoders)
   directory = pathlib.Path(config.data.prepared).absolute()
-  report = prepare.write_store(directory, schema, source, encoders)
+  with lock.held(directory, "config.data.prepared"):
+    report = prepare.write_store(directory, schema, source, encoders)
   if jax.process_index() == 0:
     print(prepare_join.describe(directory, report))
 

@@ -45,9 +45,10 @@ TAKEN_OVER = 2
 
 @contextlib.contextmanager
 def held(directory: pathlib.Path, key: str) -> Iterator[None]:
-  """Keeps other jobs out of a directory, which is created if need be.
+  """Keeps other jobs out of a directory.
 
-  Process 0 does so for its whole job. `key` is what named the directory.
+  Process 0 does so for its whole job. The directory is created if need be, and
+  removed again if nothing was written there. `key` is what named it.
 
   Raises:
     ValueError: If another job works there; says which, and how to take over.
@@ -56,6 +57,7 @@ def held(directory: pathlib.Path, key: str) -> Iterator[None]:
   if processes.index():
     yield
     return
+  new = not directory.exists()
   directory.mkdir(parents=True, exist_ok=True)
   path, mine = directory / NAME, _describe_self()
   file = _acquire(path, mine, key)
@@ -72,6 +74,9 @@ def held(directory: pathlib.Path, key: str) -> Iterator[None]:
     if _read(path) == mine:
       path.unlink(missing_ok=True)
     os.close(file)
+    if new:
+      with contextlib.suppress(OSError):  # It is not empty.
+        directory.rmdir()
 
 
 def _acquire(path: pathlib.Path, mine: dict[str, Any], key: str) -> int:

@@ -132,8 +132,8 @@ def is_joined() -> bool:
 
 
 def index() -> int:
-  """The number of this process, known before jax has looked for devices."""
-  return 0 if _line is None else _line.index
+  """The number of this process; alone, no device is looked for."""
+  return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def is_main() -> bool:

@@ -63,8 +63,10 @@ def test_whoever_holds_it_is_named_and_its_end_frees_it(tmp_path):
     pytest.raises(ValueError, match=f"process {os.getpid()} on .* works"),
   ):
     enter(directory)
-  assert not list(directory.iterdir())
+  assert not directory.exists()
+  directory.mkdir()
   assert enter(directory)["pid"] == os.getpid()
+  assert not list(directory.iterdir())
 
 
 def test_a_killed_process_holds_nothing(holder, tmp_path):
