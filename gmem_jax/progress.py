@@ -13,7 +13,7 @@ from tqdm import auto as tqdm
 _log = logging.getLogger(__name__)
 
 # Seconds after which a log file that nobody reported to gets a line.
-SILENCE = 30.0
+SILENCE = 20.0
 
 
 class Progress:

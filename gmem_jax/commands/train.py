@@ -119,6 +119,7 @@ def _compare(
   directory_lib.claim(other, directory)
   other_run = make_run(other, directory, run.mesh, dataset, memory, evaluator)
   other_params = loop.train(other_run).ema
+  _log.info("report: sampling %d images, three times", config.eval.count)
   # A sampler of each network, for both banks: it compiles at its first call.
   draw, draw_other = (
     functools.partial(
@@ -143,7 +144,7 @@ def _compare(
   # All processes have sampled and scored together.
   if not processes.is_main():
     return
-  _log.info("report: scores, audit and pictures")
+  _log.info("report: scoring the images, drawing the pictures")
   print(report.write(material, run.workdir, directory, int(state.step)))
 
 

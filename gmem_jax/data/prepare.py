@@ -11,7 +11,6 @@ import functools
 import logging
 import pathlib
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,9 +32,6 @@ from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
-
-# Seconds between log lines, off a terminal.
-LOG_EVERY = 30.0
 
 
 def write_store(
@@ -135,7 +131,7 @@ def _write_shards(
   total = sum(len(_images(schema, i)) for i in mine)
   if done:
     _log.info("continuing: %d of %d images are there", done, total)
-  progress = _Progress(done, total)
+  progress = progress_lib.Progress("prepare", done, total, unit="image")
   with decode_image.threads() as pool:
     read = functools.partial(_read, source, schema.image_shape[0])
     # One stream of pictures over all shards: the threads never run dry.
@@ -155,7 +151,7 @@ def _fill(
   encoders: encode.Encoders,
   pictures: Iterator[sources.Picture],
   images: Sequence[int],
-  progress: "_Progress",
+  progress: progress_lib.Progress,
 ) -> None:
   """Encodes the images of a shard; the devices are one batch ahead."""
 
@@ -168,7 +164,7 @@ def _fill(
         _log.warning("skipped %s: %s", name, picture.note)
       else:
         yield number, picture, picture.pixels
-      progress.step(skipped=picture.pixels is None)
+      progress.advance(1)
 
   def started() -> Iterator[tuple[Sequence[sources.Picture], Any]]:
     # Batches end with the shard: what is encoded together never depends on
@@ -195,28 +191,3 @@ def _images(schema: schema_lib.Schema, shard: int) -> range:
   """Positions in the source of a shard's images."""
   start = shard * schema.shard_size
   return range(start, min(start + schema.shard_size, schema.images))
-
-
-class _Progress:
-  """Images per second and ETA, of this call."""
-
-  def __init__(self, done: int, total: int):
-    self._line = progress_lib.Progress("prepare", done, total, unit="image")
-    self._done, self._skipped = done, 0
-    self._lap = done, time.monotonic()
-
-  def step(self, *, skipped: bool) -> None:
-    """Counts an image."""
-    self._done += 1
-    self._skipped += skipped
-    self._line.update(self._done)
-    (done, then), now = self._lap, time.monotonic()
-    if now - then > LOG_EVERY:
-      rate = (self._done - done) / (now - then)
-      numbers = {"skipped": float(self._skipped)}
-      self._line.report(self._done, rate, numbers)
-      self._lap = self._done, now
-
-  def close(self) -> None:
-    """Ends the line."""
-    self._line.close()

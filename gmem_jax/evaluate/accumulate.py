@@ -33,8 +33,6 @@ from gmem_jax.files import atomic, numpy_files
 from gmem_jax.parallel import processes
 
 _SUMS = "tally.npz"
-# Seconds between lines of progress in a log.
-_REPORT_EVERY = 10
 
 
 class Accumulator:
@@ -203,15 +201,11 @@ def measure(
       directory.mkdir(parents=True, exist_ok=True)
       atomic.write_json(directory / "settings.json", settings)
   bar = progress.Progress(name, sums.done, count, unit="image")
-  saved = reported = time.monotonic()
-  first = sums.done
+  saved = time.monotonic()
   for features in _features(source, range(sums.done, count), extractor):
     sums.add(features)
     now = time.monotonic()
     bar.update(sums.done)
-    if now - reported >= _REPORT_EVERY:
-      bar.report(sums.done, (sums.done - first) / (now - reported), {})
-      first, reported = sums.done, now
     if store and directory and now - saved >= store.every:
       if processes.is_main():
         sums.save(directory)
