@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
-from gmem_jax.config import resolve
+from gmem_jax.config import recipe, resolve
 from tests import layout
 from tests.launch import fakes
 
@@ -290,7 +290,7 @@ def _parse_main(arguments: Sequence[str]) -> None:
 def _check_config(config: str, changes: dict[str, str]) -> None:
   """Resolves a config with changes, given as text."""
   path, _, option = config.partition(":")
-  tree = resolve.load(f"{layout.ROOT / path}:{option}")
+  tree = recipe.load(f"{layout.ROOT / path}:{option}")
   for key, text in changes.items():
     assert key in resolve.flatten(tree.to_dict()), f"{config} has no key {key}"
     try:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from gmem_jax.config import resolve
+from gmem_jax.config import recipe, resolve
 from tests import layout, pages, tiny
 
 # The quick test types the same commands, on recipes that are smaller than the
@@ -96,7 +96,7 @@ def type_pages(directory: pathlib.Path, quick: bool) -> pathlib.Path:
   for file, changes in SMALLER.items() if quick else ():
     path = typist.tree / file
     path.write_text(path.read_text() + _SHRINK.format(changes=changes))
-    resolve.resolve(resolve.load(str(path)))
+    resolve.resolve(recipe.load(str(path)))
   for page in pages.files():
     name = str(page.relative_to(layout.ROOT))
     if quick and name not in QUICK:
