@@ -190,11 +190,14 @@ _MODES = {
 
 def main(argv: list[str]) -> int:
   """Does what the flags ask for; returns the exit status."""
+  mode = _MODES[_MODE.value]
+  if not mode.alone:
+    # Before anything imports JAX, which asks for libtpu at once.
+    startup.skip_libtpu()
   from gmem_jax.parallel import processes
 
   _set_up_logging()
   try:
-    mode = _MODES[_MODE.value]
     _check_flags(mode, argv[1:])
     config = _resolve()
     workdir = _workdir() if "workdir" in mode.needed else None

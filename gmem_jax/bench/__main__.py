@@ -21,6 +21,7 @@ def main() -> int:
   if len(sys.argv) < 2 or sys.argv[1] not in names:
     print(f"usage: python -m gmem_jax.bench {{{','.join(names)}}} [options]")
     return 0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2
+  startup.skip_libtpu()
   if sys.argv[1] in _AS_MAIN:
     startup.restart()
   return importlib.import_module(f"gmem_jax.bench.{sys.argv[1]}").main(

@@ -1,8 +1,9 @@
-"""What a process does before its work: large pages, ~, a compilation cache.
+"""What a process does before its work: large pages, ~, compilation, TPUs.
 
 Nothing here imports JAX at its top: `restart` has to come before anything slow.
 """
 
+import glob
 import os
 import pathlib
 import sys
@@ -20,6 +21,9 @@ SETTING = "glibc.malloc.hugetlb=1"
 RESTARTED = "GMEM_JAX_RESTARTED"
 # Where Linux says whether programs may ask: "always [madvise] never".
 SWITCH = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+# Where Linux shows the chips of a TPU VM: those of v2 to v4, those since.
+TPU_CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
 def may_help() -> bool:
@@ -62,6 +66,27 @@ def expand_home(argument: str, names: Collection[str]) -> str:
   if name.lstrip("-") not in names:
     return argument
   return name + equals + ",".join(map(os.path.expanduser, value.split(",")))
+
+
+def skip_libtpu() -> None:
+  """Keeps JAX from loading libtpu on a machine that has no TPU.
+
+  libtpu is also what compiles for TPUs elsewhere (the extra `tpu-aot`). JAX
+  loads it wherever it is installed, and without a TPU it prints five lines of
+  errors before every command. Call it before JAX first looks for devices.
+  """
+  # Whoever names a platform, or a TPU in the environment, wants to be heard.
+  # JAX sets TPU_SKIP_MDS_QUERY itself where it finds no chip.
+  asked = [
+    name
+    for name in os.environ
+    if name in ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT")
+    or (name.startswith("TPU_") and name != "TPU_SKIP_MDS_QUERY")
+  ]
+  if not asked and not any(map(glob.glob, TPU_CHIPS)):
+    # Python's way to say that a module cannot be imported. JAX knows no
+    # setting for "all platforms but this".
+    sys.modules["libtpu"] = None  # type: ignore
 
 
 def cache_directory(

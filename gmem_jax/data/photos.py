@@ -156,4 +156,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  # Networks are only asked for their shapes: no accelerator is needed.
+  jax.config.update("jax_platforms", "cpu")
   main()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gmem_jax import progress
-from gmem_jax.commands import errors, interrupt
+from gmem_jax.commands import errors, interrupt, startup
 from gmem_jax.evaluate import (
   accumulate,
   features,
@@ -229,4 +229,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+  startup.skip_libtpu()
   sys.exit(interrupt.run(main))

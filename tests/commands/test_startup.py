@@ -1,3 +1,4 @@
+import glob
 import os
 import pathlib
 import subprocess
@@ -205,3 +206,61 @@ def test_a_program_cut_off_by_a_kill_is_named_and_compiled_anew(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
   said = compile_something(tmp_path)
   assert "Error reading persistent compilation cache entry for 'jit__" in said
+
+
+def without_platforms():
+  """The environment of someone who has asked JAX for nothing."""
+  return {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("JAX_PLATFORMS", "JAX_FORCE_TPU", "TPU_"))
+  }
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+  ("variables", "loaded"),
+  [({}, False), ({"TPU_WORKER_ID": "0"}, True), ({"JAX_PLATFORMS": ""}, True)],
+)
+def test_libtpu_is_left_alone_where_no_tpu_is(tmp_path, variables, loaded):
+  """A library of that name, which tells when JAX wants to load it."""
+  if any(map(glob.glob, startup.TPU_CHIPS)):
+    pytest.skip("this machine has a TPU")
+  package = tmp_path / "libtpu"
+  package.mkdir()
+  (package / "__init__.py").write_text(
+    "def get_library_path():\n  print('libtpu is asked for')\n"
+  )
+  run = subprocess.run(
+    [
+      sys.executable, "-m", "gmem_jax.main", "--config=configs/digits.py",
+      f"--workdir={tmp_path / 'none'}", "--mode=sample",
+    ],
+    env=without_platforms()
+    | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    | variables,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )  # fmt: skip
+  # It found its devices, and then no run.
+  assert "no run was trained there" in run.stderr
+  assert ("libtpu is asked for" in run.stdout) is loaded
+
+
+def test_chips_of_a_tpu_are_seen(tmp_path, monkeypatch):
+  for name in ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setitem(sys.modules, "libtpu", "kept")
+  chips = (f"{tmp_path}/accel*", f"{tmp_path}/vfio/[0-9]*")
+  monkeypatch.setattr(startup, "TPU_CHIPS", chips)
+  (tmp_path / "vfio").mkdir()
+  chip = tmp_path / "vfio" / "0"
+  chip.touch()
+  startup.skip_libtpu()
+  assert sys.modules["libtpu"] == "kept"
+  chip.rename(tmp_path / "vfio" / "vfio")  # Of any virtual machine.
+  startup.skip_libtpu()
+  assert sys.modules["libtpu"] is None
