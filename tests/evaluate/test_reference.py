@@ -1,5 +1,6 @@
 """References: files of ours, of ADM, of pytorch-fid; what does not fit."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -140,6 +141,46 @@ def test_images_of_another_size_are_refused(tmp_path, extractor, measured):
       reference.against(
         scores.Evaluator(ALL, extractor), tmp_path / name, (7, 7, 3), None
       )
+
+
+def of_two_networks(path, measured):
+  """A file of ours that also has a Gaussian of another network."""
+  gaussians = {"pool": measured.gaussians["pool"]}
+  networks = dict(measured.networks)
+  networks["dinov2"] = {"name": "dinov2", "sha256": "other"}
+  gaussians["dinov2"] = frechet.Gaussian(np.zeros(3), np.eye(3))
+  stored = dataclasses.replace(measured, gaussians=gaussians, networks=networks)
+  statistics.save(path, stored)
+  return path
+
+
+def test_only_the_stored_parts_that_are_used_must_fit(
+  tmp_path, extractor, measured
+):
+  """Gaussians or rows that no score reads may be of any network."""
+  path = of_two_networks(tmp_path / "x.npz", measured)
+  found = open_reference(path, extractor, ("fid", "precision_recall"))
+  assert len(found.rows["pool"]) == 50
+  # Another Inception made what is stored, and nothing of it is used.
+  other = fakes.make_extractor(sha256="other")
+  found = open_reference(path, other, ("inception_score",))
+  assert found.networks == measured.networks | {
+    "dinov2": {"name": "dinov2", "sha256": "other"}
+  }
+  with pytest.raises(ValueError, match="another inception"):
+    open_reference(path, other, ("precision_recall",))
+
+
+def test_a_missing_part_is_measured_beside_a_stored_one_of_another_network(
+  tmp_path, measured
+):
+  """ADM's Gaussians do not fit our network; its images serve for the rows."""
+  path = adm(tmp_path / "adm.npz", measured, fakes.images(2, 40))
+  other = fakes.make_extractor(preprocessing="pytorch_fid")
+  found = open_reference(path, other, ("precision_recall",))
+  assert len(found.rows["pool"]) == 40
+  with pytest.raises(ValueError, match="preprocessing: 'adm' there"):
+    open_reference(path, other, ("fid", "precision_recall"))
 
 
 def test_statistics_of_another_width_are_refused(tmp_path, extractor):

@@ -107,6 +107,42 @@ def test_precision_and_recall_of_equal_and_of_distant_sets():
     precision_recall.precision_recall(x, x[:3], mesh())
 
 
+@pytest.mark.parametrize("copies", [4, 5])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_copies_of_an_image_lie_in_its_ball(copies, offset):
+  """It has no radius where an image is there more often than neighbours count.
+
+  Distances are rounded as float32 sums of |q|² are, and must not put a copy
+  outside of the ball at whose centre it is.
+  """
+  rng = np.random.default_rng(0)
+  rows = (rng.normal(size=(150, 512)) + offset).astype(np.float32)
+  many = rng.permutation(rows.repeat(copies, axis=0))
+  assert precision_recall.precision_recall(many, many, mesh()) == (1, 1)
+  assert precision_recall.precision_recall(many, rows, mesh()) == (1, 1)
+
+
+def test_the_slack_for_copies_counts_nothing_else():
+  rng = np.random.default_rng(0)
+  # As sparse as Inception's features: many points are near a boundary.
+  real, samples = (
+    np.maximum(rng.normal(shift, 1, (400, 256)), 0).astype(np.float32)
+    for shift in (0, 0.05)
+  )
+  found = precision_recall.precision_recall(real, samples, mesh())
+  expected = brute_force(real.astype(float), samples.astype(float), 3)
+  assert found == expected
+  assert 0.05 < min(found) <= max(found) < 0.95
+  # Nor what is outside of a ball without radius by a few thousandths.
+  away = rng.normal(size=real.shape)
+  norm = np.linalg.norm(real - real.mean(axis=0), axis=1, keepdims=True)
+  away *= 0.004 * norm / np.linalg.norm(away, axis=1, keepdims=True)
+  near = (real + away).astype(np.float32)
+  copies = real.repeat(4, axis=0)
+  precision, _ = precision_recall.precision_recall(copies, near, mesh())
+  assert precision == 0
+
+
 @pytest.mark.multidevice
 def test_scores_do_not_depend_on_batch_or_devices():
   real, samples = fakes.images(1), fakes.images(2)
