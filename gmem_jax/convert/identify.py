@@ -103,12 +103,14 @@ def _autoencoder(contents: Contents, settings: Mapping[str, int]) -> Identity:
       title, network = _VAE_TITLES[name], variant
   _compare(title, tensors, parameters)
   if table != vae_names.LDM:
-    notes.append("in the layout of diffusers' AutoencoderKL")
+    notes.append(
+      "in the layout of diffusers' AutoencoderKL, as SD-VAE and the E2E-VAEs of"
+      " REPA-E are published"
+    )
   if title in (_VAE_TITLES["va_vae"], _VAE_TITLES["sd_vae"]):
     notes.append(
-      "names and shapes are also those of an E2E-VAE (REPA-E): only the file's"
-      " name tells, and its latents need statistics of their own"
-      " (encoder.latent_stats)"
+      "an E2E-VAE (REPA-E) has the same names and shapes, but its latents need"
+      " statistics of their own (encoder.latent_stats)"
     )
   if groups is None:
     notes.append(

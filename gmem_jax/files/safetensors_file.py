@@ -32,6 +32,7 @@ class SafetensorsFile:
 
   Attributes:
     tensors: Read-only numpy views of the file, by name.
+    metadata: Strings by key, as the writer left them.
     map: The mapped file.
   """
 
@@ -55,7 +56,7 @@ class SafetensorsFile:
       (size,) = _SIZE.unpack(file.read(_SIZE.size))
       header = json.loads(file.read(size))
       self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    header.pop("__metadata__", None)
+    self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
     self.tensors: dict[str, np.ndarray] = {}
     for name, entry in header.items():
       dtype = DTYPES.get(entry["dtype"])

@@ -21,7 +21,6 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
@@ -128,9 +127,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 def _safetensors_metadata(path: pathlib.Path) -> Any:
   try:
-    with safetensors.safe_open(path, "numpy") as file:
-      header = file.metadata() or {}
-  except safetensors.SafetensorError as e:
+    header = safetensors_file.SafetensorsFile(path).metadata
+  except ValueError as e:
     raise ValueError(f"{path} holds no converted weights ({e})") from None
   return json.loads(header.get(_HEADER_KEY, "null"))
 

@@ -6,6 +6,8 @@ Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `s` snippet width,
 `z` width of the image encoder's tokens, `k` neighbours.
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,7 +77,7 @@ class FlowTransformer(nn.Module):
   snippet_dropout: float = 0.0
   projector_depth: int = 1
   projector_width: int = 2048
-  token_dim: int | tuple[int, ...] = 768
+  token_dim: int | Sequence[int] = 768
   # A layout inherited from diffusion models, whose networks also predict the
   # noise's variance; some published weights have it.
   learn_sigma: bool = False
@@ -92,7 +94,7 @@ class FlowTransformer(nn.Module):
   def token_dims(self) -> tuple[int, ...]:
     """The width z of each projector."""
     dims = self.token_dim
-    return dims if isinstance(dims, tuple) else (dims,) * (dims > 0)
+    return (dims,) * (dims > 0) if isinstance(dims, int) else tuple(dims)
 
   @property
   def style(self) -> blocks.Style:
@@ -107,6 +109,9 @@ class FlowTransformer(nn.Module):
 
   def __post_init__(self):
     """Checks the attributes."""
+    # Converted weights have them in JSON, as a list, which has no hash.
+    if not isinstance(self.token_dim, int):
+      self.token_dim = self.token_dims
     super().__post_init__()
     for name, allowed in (
       ("conditioning", CONDITIONING),

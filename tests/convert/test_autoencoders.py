@@ -29,16 +29,26 @@ def _shapes(network, table):
   return manifest.expected(network, [(1, side, side, 3)], table, {})
 
 
-@pytest.mark.parametrize("attention", [vae.ATTENTION, vae.OLD_ATTENTION])
-def test_sd_vae_in_both_generations_of_names(attention):
+@pytest.mark.parametrize(
+  "table",
+  [
+    vae.diffusers(4, vae.ATTENTION),
+    vae.diffusers(4, vae.OLD_ATTENTION),
+    # As REPA-E names it in its own code.
+    vae.LDM,
+  ],
+  ids=["diffusers", "old_diffusers", "ldm"],
+)
+def test_sd_vae_under_all_its_names(table):
   variant = vae_net.VARIANTS["sd_vae"]
-  shapes = _shapes(variant, vae.diffusers(4, attention))
-  found = detect.detect(source(hollow(shapes), "safetensors"))
+  found = detect.detect(source(hollow(_shapes(variant, table)), "safetensors"))
   identity = identify.identify(found, {})
   assert identity.title.startswith("SD-VAE")
   assert identity.model["latent_scale"] == 0.18215
   assert identity.parameters(found.tensors) == 83_653_863
-  assert any("diffusers' AutoencoderKL" in note for note in identity.notes)
+  layout = any("diffusers' AutoencoderKL" in note for note in identity.notes)
+  assert layout == (table != vae.LDM)
+  assert any("an E2E-VAE" in note for note in identity.notes)
 
 
 def test_va_vae_in_the_layout_of_diffusers():

@@ -1,5 +1,6 @@
 """The transformer that a state dict is of, and what is said of other ones."""
 
+import json
 import re
 
 import numpy as np
@@ -36,6 +37,10 @@ def test_network_follows_from_shapes(kind, token_dim):
   assert transformer.read_network(kind, shapes, heads=3) == network
   model = identify(shapes, kind).model
   assert model["token_dim"] == token_dim
+  # As it is read back, where JSON makes lists of tuples.
+  again = network.clone(token_dim=json.loads(json.dumps(token_dim)))
+  assert again == network
+  assert hash(again) == hash(network)
 
 
 @pytest.mark.parametrize(

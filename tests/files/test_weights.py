@@ -84,6 +84,16 @@ def test_other_things_are_refused(tmp_path):
     weights.save_converted(tmp_path / "x", TREES, {}, "zarr")
 
 
+def test_cut_weights_are_said_to_be_so(tmp_path):
+  path = tmp_path / "x"
+  weights.save_converted(path, TREES, {"kind": "x"}, "safetensors")
+  data = path.read_bytes()
+  path.write_bytes(data[:-1])
+  message = f"cut off: {len(data) - 1:,} bytes of at least {len(data):,}"
+  with pytest.raises(ValueError, match=message):
+    weights.load_converted(path)
+
+
 def test_another_version_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(weights, "FORMAT_VERSION", 99)
   weights.save_converted(tmp_path / "x", TREES, {"kind": "test"})
