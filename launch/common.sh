@@ -6,8 +6,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 exec 3>&1 # Where commands are shown, also from inside $(...).
 
 die() { echo "${0##*/}: $*" >&2 && exit 2; }
-# The comment at the head of a launcher is its --help.
-usage() { sed -n '2,/^[^#]/{/^#/{s/^# \{0,1\}//;p;};}' "$0"; }
+# The comment at the head of a launcher, to its first empty line, is its --help.
+usage() { sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; }
 need() { # SETTING...: each must have a value.
   local name flag
   for name in "$@"; do

@@ -5,6 +5,10 @@
 #   host.sh run ARGUMENTS         python -m gmem_jax.main, also to gmem.log
 #   host.sh stop                  let it save, then end
 #   host.sh logs                  follow gmem.log
+
+if [[ $1 == -h || $1 == --help ]]; then
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit
+fi
 set -eo pipefail
 cd "$(dirname "$0")/.."
 venv=$HOME/gmem_venv stopped=$HOME/gmem_stopped log=$HOME/gmem.log

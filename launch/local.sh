@@ -17,6 +17,7 @@
 # Example, on the CPU
 #   JAX_PLATFORMS=cpu launch/local.sh run -- --config=configs/digits.py \
 #     --workdir=runs/two
+
 # shellcheck source=common.sh
 source "$(dirname "$0")/common.sh"
 : "${GMEM_PROCESSES:=2}" "${GMEM_PORT:=8476}" "${GMEM_PYTHON:=python}"

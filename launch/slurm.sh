@@ -25,6 +25,7 @@
 # Example
 #   launch/slurm.sh run --nodes=2 --partition=gpu --python="$PWD/.venv/bin/python" \
 #     -- --config=configs/xl_in1k.py --workdir=/shared/runs/xl
+
 # shellcheck source=common.sh
 source "$(dirname "$0")/common.sh"
 : "${GMEM_NAME:=gmem}" "${GMEM_NODES:=1}" "${GMEM_GPUS:=8}" "${GMEM_CPUS:=8}"

@@ -28,6 +28,7 @@
 #   launch/tpu_queued.sh run --project=my-project --zone=us-east5-b --spot \
 #     --type=v6e-256 --bucket=my-bucket -- --config=configs/xl_in1k.py:tpu \
 #     --workdir=/mnt/gmem/xl
+
 # shellcheck source=common.sh
 source "$(dirname "$0")/common.sh"
 # shellcheck source=tpu.sh

@@ -27,6 +27,7 @@
 #   launch/tpu_vm.sh run --project=my-project --zone=us-west4-a \
 #     --type=v5litepod-256 --bucket=my-bucket --spot \
 #     -- --config=configs/xl_in1k.py:tpu --workdir=/mnt/gmem/xl
+
 # shellcheck source=common.sh
 source "$(dirname "$0")/common.sh"
 # shellcheck source=tpu.sh

@@ -29,6 +29,7 @@
 #   launch/xpk.sh run --project=my-project --zone=us-east5-b --slices=2 \
 #     --image=us-docker.pkg.dev/my-project/gmem/gmem_jax \
 #     -- --config=configs/xl_in1k.py:tpu --workdir=/mnt/gmem/xl
+
 # shellcheck source=common.sh
 source "$(dirname "$0")/common.sh"
 : "${GMEM_PROJECT:=}" "${GMEM_ZONE:=}" "${GMEM_CLUSTER:=gmem}"
@@ -56,10 +57,10 @@ setup)
   run docker build --tag="$GMEM_IMAGE" --file="$root/launch/Dockerfile" "$root"
   run docker push "$GMEM_IMAGE"
   ;;
-run)
+run) # Started again on all statuses but 0 and 2, bad input. (xpk adds 127-255.)
   run xpk workload create "${on[@]}" "${job[@]}" --tpu-type="$GMEM_TYPE" \
     --num-slices="$GMEM_SLICES" --docker-image="$GMEM_IMAGE" \
-    --max-restarts="$GMEM_RESTARTS" --restart-on-user-code-failure \
+    --max-restarts="$GMEM_RESTARTS" --restart-on-exit-codes=1,3-126 \
     --termination-grace-period-seconds="$GMEM_GRACE" --command="exec python -m \
 gmem_jax.main $(quoted "${args[@]}")--stopped_status=75"
   ;;

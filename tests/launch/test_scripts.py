@@ -47,6 +47,10 @@ def test_help_tells_all_commands_and_settings(fake, name):
   result = fake.run(name, "--help")
   assert result.status == 0
   assert result.calls == []
+  # Of the example; what follows in the file is for other readers.
+  assert "shellcheck" not in result.out
+  assert "--workdir=" in result.out.splitlines()[-1]
+  assert fake.run(name, "-h").out == result.out
   text = (fakes.LAUNCH / name).read_text()
   settings = re.search(r"^parse (.*?) -- ", text, re.MULTILINE)[1].split()
   if '"${tpu_settings[@]}"' in settings:
@@ -60,6 +64,13 @@ def test_help_tells_all_commands_and_settings(fake, name):
   words = {w for c in commands for w in c.split(" | ")} - {"job"}
   for command in words or {"run"}:
     assert re.search(rf"\b{command}\b", result.out), command
+
+
+def test_help_of_what_runs_on_hosts(fake):
+  result = fake.run("host.sh", "--help")
+  assert (result.status, result.calls) == (0, [])
+  assert result.out.splitlines()[0].startswith("What the launchers run on a")
+  assert result.out.splitlines()[-1].endswith("follow gmem.log")
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -259,7 +270,7 @@ def test_xpk_run_and_setup(fake):
   assert result.calls == [
     ["xpk", "workload", "create", *XPK, "--workload=gmem",
      "--tpu-type=v5litepod-256", "--num-slices=2", "--docker-image=r/g",
-     "--max-restarts=5", "--restart-on-user-code-failure",
+     "--max-restarts=5", "--restart-on-exit-codes=1,3-126",
      "--termination-grace-period-seconds=300",
      r"--command=exec python -m gmem_jax.main --config=c.py --workdir=a\ b "
      "--stopped_status=75"],
