@@ -11,8 +11,12 @@ Other comments there, as <!-- command: digits -->, give it a name.
 
 import argparse
 import ast
+import contextlib
 import dataclasses
+import functools
 import importlib
+import inspect
+import io
 import itertools
 import os
 import pathlib
@@ -231,49 +235,69 @@ def parse(arguments: Sequence[str]) -> None:
     _parse_program(module, rest)
 
 
-class _Parsed(BaseException):
-  """Ends a program once its arguments are parsed."""
+class _Started(BaseException):
+  """Ends a program where it begins to parse."""
 
 
-def _parse_program(module: str, arguments: Sequence[str]) -> None:
-  """Calls the program's `main`, which parses by argparse before it works."""
-  parse_args = argparse.ArgumentParser.parse_args
+def parser_of(module: str) -> argparse.ArgumentParser:
+  """The parser of a program that parses by argparse before all else.
+
+  Args:
+    module: As in `python -m`; of a benchmark gmem_jax.bench.NAME.
+  """
   found = []
 
-  def parse_and_end(self, args=None, namespace=None):
-    found.append(parse_args(self, args, namespace))
-    raise _Parsed
+  def stop(self, args=None, namespace=None):
+    found.append(self)
+    raise _Started
 
-  name, words = _ENTRIES.get(module, module), list(arguments)
-  if module == "gmem_jax.bench":
-    name = f"{module}.{words.pop(0)}"
-  elif (layout.ROOT / name.replace(".", "/") / "__main__.py").exists():
+  name = _ENTRIES.get(module, module)
+  if (layout.ROOT / name.replace(".", "/") / "__main__.py").exists():
     name += ".__main__"
   main = importlib.import_module(name).main
   with (
-    mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_end),
-    mock.patch.object(sys, "argv", [module, *words]),
+    mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
+    contextlib.suppress(_Started),
+  ):
+    main(*([[]] if inspect.signature(main).parameters else []))
+  assert found, f"{module} does other things before it parses"
+  return found[0]
+
+
+def _parse_program(module: str, arguments: Sequence[str]) -> None:
+  words = list(arguments)
+  if module == "gmem_jax.bench" and words:
+    module = f"{module}.{words.pop(0)}"
+
+  def fail(self, message):
+    raise AssertionError(f"{module} {' '.join(words)}: {message}")
+
+  parser = parser_of(module)
+  with (
+    mock.patch.object(argparse.ArgumentParser, "error", fail),
+    contextlib.redirect_stdout(io.StringIO()),
   ):
     try:
-      main(*([words] if main.__code__.co_argcount else []))
-    except _Parsed:
-      pass
-    except SystemExit as error:
-      raise AssertionError(f"{module} does not take {words}") from error
-  assert found, f"{module} does not parse its arguments first"
-  args = vars(found[0])
+      args = vars(parser.parse_args(words))
+    except SystemExit:  # --help
+      return
   if args.get("config"):
     changes = dict(c.split("=", 1) for c in args.get("change") or ())
     _check_config(args["config"], changes)
 
 
-def _parse_main(arguments: Sequence[str]) -> None:
+@functools.cache
+def main_flags() -> dict[str, Any]:
+  """The flags of `gmem_jax.main` by name, but for --config."""
   from absl import flags
 
   import gmem_jax.main  # noqa: F401  # Defines the flags.
 
   known = flags.FLAGS.flags_by_module_dict()["gmem_jax.main"]
-  by_name: dict[str, Any] = {flag.name: flag for flag in known}
+  return {flag.name: flag for flag in known}
+
+
+def _parse_main(arguments: Sequence[str]) -> None:
   config, changes = "", {}
   for argument in arguments:
     name, _, value = argument.removeprefix("--").partition("=")
@@ -282,8 +306,8 @@ def _parse_main(arguments: Sequence[str]) -> None:
     elif name.startswith("config."):
       changes[name.removeprefix("config.")] = value
     else:
-      assert name in by_name, f"gmem_jax.main has no flag --{name}"
-      by_name[name].parser.parse(value)
+      assert name in main_flags(), f"gmem_jax.main has no flag --{name}"
+      main_flags()[name].parser.parse(value)
   _check_config(config, changes)
 
 

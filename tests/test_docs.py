@@ -1,12 +1,10 @@
 """README and the pages name only what exists."""
 
-import dataclasses
 import pathlib
 import re
 
 import pytest
 
-from gmem_jax.config import sections
 from tests import layout
 
 PAGES = sorted(
@@ -16,16 +14,6 @@ PAGES = sorted(
     *layout.ROOT.glob("configs/*.py"),
   ]
 )
-
-
-def keys_of(cls, prefix="") -> set[str]:
-  """Dotted names of all keys and sections of a config."""
-  keys = set()
-  for field in dataclasses.fields(cls):
-    keys.add(prefix + field.name)
-    if dataclasses.is_dataclass(field.type):
-      keys |= keys_of(field.type, f"{prefix}{field.name}.")
-  return keys
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -53,18 +41,6 @@ def test_modules_and_files_exist(page):
     assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
   for file in re.findall(r"\b(?:configs|launch|tests)/\w+\.(?:py|sh)", text):
     assert (layout.ROOT / file).exists(), f"{name_of(page)}: {file}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_config_keys_exist(page):
-  if page.name == "CHANGELOG.md":
-    return  # It names keys of the past, too.
-  known = keys_of(sections.Config)
-  names = {field.name for field in dataclasses.fields(sections.Config)}
-  pattern = r"\bconfig\.([a-z_0-9]+(?:\.[a-z_0-9]+)*)"
-  for key in re.findall(pattern, page.read_text()):
-    if key.split(".")[0] in names:
-      assert key in known, f"{name_of(page)}: config.{key}"
 
 
 def test_paths_of_the_table_of_the_paper_exist():
