@@ -22,6 +22,7 @@ from gmem_jax.train import (
   setup,
 )
 from tests import tiny
+from tests.data import prepared
 
 CHANGES = {"sampler__steps": 2, "sample__count": 3, "sample__batch_size": 8}
 
@@ -241,6 +242,19 @@ def test_a_run_names_its_bank(sample, run, path):
   np.testing.assert_array_equal(samples(named), samples(own))
   shown = [write_images.read_png(path / "grid.png") for path in (own, named)]
   np.testing.assert_array_equal(*shown)
+
+
+def test_prepared_data_name_a_bank(tmp_path):
+  path, encoder = tmp_path / "prepared", {"name": "random_conv(seed=0)"}
+  prepared.write(path, features=encoder, tokens="pixels")
+  rows = bank_files.read(path).bank.rows
+  for name in (path, path / "bank"):
+    bank = source_lib.load_bank(tiny.make_config(sample__bank=str(name)))
+    np.testing.assert_array_equal(bank.rows, rows)
+    assert bank.info == {"digest": bank_files.read_info(path / "bank").digest}
+    assert bank.picture(3)(16).shape == (16, 16, 3)
+  with pytest.raises(ValueError, match=r"sample\.bank='.*random_conv\(seed=0"):
+    source_lib.load_bank(tiny.make_config(sample__bank=str(path), seed=1))
 
 
 def test_what_is_no_bank_is_refused_with_its_key(sample, tmp_path):
