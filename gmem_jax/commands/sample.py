@@ -74,7 +74,7 @@ def describe_files(directory: pathlib.Path, count: int) -> str:
   notes = {
     last: f"000000.png to {last}" if count > 1 else last,
     write_images.adm_file(directory, count).name: "{} (all of them)",
-    "grid.png": "{} (samples beside their memories)",
+    "grid.png": "{} (a contact sheet)",
     "sample.json": "{} (all that they depend on)",
   }
   found = [
