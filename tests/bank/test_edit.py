@@ -127,6 +127,30 @@ def test_repetitions_go_row_by_row(monkeypatch, batch):
   assert sum(done) == 180
 
 
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+@pytest.mark.parametrize("batch", [300, 1024])
+def test_a_threshold_of_1_finds_every_copy(monkeypatch, form, batch):
+  """Also those whose cosine is rounded to below 1; what is near stays."""
+  monkeypatch.setattr(edit, "BATCH", batch)
+  random = np.random.default_rng(0)
+  rows = random.normal(size=(800, 768)).astype(np.float32)
+  # A cosine of about 1 - 5e-5, which bfloat16 keeps apart.
+  near = rows[:20] + 0.01 * random.normal(size=(20, 768)).astype(np.float32)
+  copies = np.concatenate([rows, np.float32(4) * rows])
+  bank, info = _bank(np.concatenate([rows, near, copies]), form)
+  found = edit.deduplicate(bank, info, 1.0)
+  assert found.origin.tolist() == list(range(820))
+  _check(found, bank, info)
+
+
+def test_copies_go_also_where_rounding_hides_them(monkeypatch, rows):
+  """Were the cosine of a row and its copy far too low."""
+  monkeypatch.setattr(edit, "_apart", lambda rows, *_: np.ones(len(rows), bool))
+  bank, info = _bank(np.concatenate([rows, rows]), "int8")
+  found = edit.deduplicate(bank, info, 0.98)
+  assert found.origin.tolist() == list(range(SIZE))
+
+
 @pytest.mark.parametrize("target", ["bfloat16", "int8", 5])
 def test_compress(rows, target):
   bank, info = _bank(rows, "float32")
