@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from gmem_jax.commands import (
+  bank as bank_command,
   prepare as prepare_command,
   sample as sample_command,
   train as train_command,
@@ -83,6 +84,17 @@ def test_photographs_become_records_and_a_bank(base, prepared):
   # Different photographs, different memories; corners of one are nearer.
   assert int(record["label"]) == 1
   assert len(np.unique(prepared.bank_rows().round(3), axis=0)) == 8
+
+
+def test_the_end_says_where_the_data_are(base, prepared, capsys):
+  del prepared
+  prepare_command.prepare_mode(make_config(base))
+  first, *_, last = capsys.readouterr().out.splitlines()
+  directory = base / "prepared"
+  assert first == f"Prepared data: {directory}"
+  assert f"Next: python -m gmem_jax.bank info {directory}; " in last
+  assert bank_command.main(["info", str(directory)]) == 0
+  assert f"8 named, in {base}/photos" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

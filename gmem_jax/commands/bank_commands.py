@@ -107,7 +107,9 @@ def search(args: argparse.Namespace) -> None:
     near = [[_tile_of(images, i) for i in best] for best in rows.tolist()]
     picture, missing = _draw(queries, near)
     write_images.save_png(sheet, picture)
-    print(f"wrote {sheet}" + (f"; {missing} images missing" if missing else ""))
+    print(f"Wrote {sheet}" + (f"; {missing} images missing" if missing else ""))
+  elif images is not None:
+    print("Next: --sheet=OUT.png draws them.")
 
 
 def append(args: argparse.Namespace) -> None:
@@ -181,8 +183,10 @@ def _open(args: argparse.Namespace) -> tuple[pathlib.Path, bank_files.Stored]:
 def _write(out: pathlib.Path, stored: bank_files.Stored) -> None:
   bank_files.write(out, stored)
   print(
-    f"wrote {out}: {stored.info.size:,} rows of {stored.info.width},"
-    f" {stored.bank.storage}, sha256 {stored.info.digest[:12]}"
+    f"Wrote {out}: {stored.info.size:,} rows of {stored.info.width},"
+    f" {stored.bank.storage}, sha256 {stored.info.digest[:12]}\n"
+    f"Next: python -m gmem_jax.bank info {out}; search finds its nearest rows,"
+    f" and --mode=sample --bank={out} samples from it."
   )
 
 

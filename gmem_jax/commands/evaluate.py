@@ -71,11 +71,13 @@ def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   )
   store.forget()
   if processes.is_main():
-    print(f"{results.table(scores, count)}\n{path}")
+    print(results.table(scores, count))
   if audit:
     text = audit_report.write(path.with_suffix(""), audit(source), subject.info)
     if processes.is_main():
       print(text)
+  if processes.is_main():
+    print(results.written(path, board))
 
 
 def _given(config: sections.Config, channels: int) -> Subject:

@@ -37,6 +37,10 @@ def prepare_mode(config: sections.Config) -> None:
     report = prepare.write_store(directory, schema, source, encoders)
   if jax.process_index() == 0:
     print(prepare_join.describe(directory, report))
+    print(
+      f"Next: python -m gmem_jax.bank info {directory}; the same command with"
+      " --workdir=RUN instead of --mode=prepare trains on it."
+    )
 
 
 def open_source(config: sections.Config) -> sources.Source:

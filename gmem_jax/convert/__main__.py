@@ -18,6 +18,21 @@ _SRC = (
   "the file to convert; of weights in shards their index (.index.json), or the"
   " directory that holds it"
 )
+# Kind of converted weights -> what takes them.
+_USES = {
+  "lightning_dit": "--config.sample.network={0} samples from it,"
+  " --config.train.init_from={0} trains on from it.",
+  "sit": "--config.sample.network={0} samples from it,"
+  " --config.train.init_from={0} trains on from it.",
+  "vae": "--config.encoder.tokenizer_weights={0} names it.",
+  "dinov2": "--config.encoder.features_weights={0} names it.",
+  "inception": "--config.eval.inception_weights={0}, or --inception={0} of"
+  " python -m gmem_jax.evaluate.",
+  "bank": "--mode=sample --bank={0} samples from it.",
+  "low_rank_bank": "--mode=sample --bank={0} samples from it.",
+  "latent_stats": "--config.encoder.latent_stats={0} names them.",
+  "fid_stats": "--config.eval.reference={0} names them.",
+}
 _EXAMPLES = """\
 examples:
   What is in a file, and whether it is complete (nothing is written):
@@ -131,7 +146,8 @@ def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
     errors.say("complete; nothing written (--dry-run)")
     return
   weights.save_converted(args.out, *result, args.format)
-  errors.say(f"wrote {args.out} ({args.format})")
+  uses = _USES[result[1]["kind"]].format(args.out)
+  errors.say(f"Wrote {args.out} ({args.format})\nNext: {uses}")
 
 
 def _convert(
@@ -208,7 +224,9 @@ def _export(args: argparse.Namespace) -> None:
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
   with contextlib.closing(Progress("write", 0, size, "B")) as progress:
     torch_export.save(value, args.out, progress.advance)
-  errors.say(f"wrote {args.out} (PyTorch)")
+  errors.say(
+    f"Wrote {args.out} (PyTorch)\nNext, in PyTorch: torch.load({args.out!r})"
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

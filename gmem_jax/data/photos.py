@@ -153,6 +153,9 @@ def main() -> None:
     parser.error(str(error))
   print(f"{count} photographs in {given.photos}; RANDOM, untrained networks in")
   print(f"{given.weights}: samples made with them are no pictures.")
+  print(
+    "Next: python -m gmem_jax.main --config=configs/photos.py --mode=prepare"
+  )
 
 
 if __name__ == "__main__":

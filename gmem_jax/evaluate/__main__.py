@@ -194,7 +194,8 @@ def _score(args: argparse.Namespace) -> None:
   )
   # Only now: killed before this line, the command continues.
   store.forget()
-  print(f"{results.table(scores, count)}\n{path}")
+  print(results.table(scores, count))
+  print(results.written(path, workdir / "tensorboard"))
 
 
 def _stats(args: argparse.Namespace) -> None:
@@ -215,7 +216,8 @@ def _stats(args: argparse.Namespace) -> None:
   )
   statistics.save(out, measured)
   store.forget()
-  print(f"{out}: statistics of {measured.count} images")
+  print(f"Wrote {out}: statistics of {measured.count} images")
+  print(f"Next: python -m gmem_jax.evaluate score IMAGES {out}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

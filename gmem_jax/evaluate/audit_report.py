@@ -76,7 +76,8 @@ def write(stem: pathlib.Path, audit: audit_lib.Audit, info: Any) -> str:
   lines = [
     f"{name.replace('_', ' '):36}{x:10.4g}" for name, x in summary.items()
   ]
-  return "\n".join(["", "Memorisation:", *lines])
+  wrote = f"Wrote {stem}_audit.json, _audit.png and _audit_histogram.png"
+  return "\n".join(["", "Memorisation:", *lines, wrote])
 
 
 def _plot(

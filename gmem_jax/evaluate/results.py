@@ -102,6 +102,14 @@ def _software() -> dict[str, Any]:
   }
 
 
+def written(path: pathlib.Path, board: pathlib.Path) -> str:
+  """The last lines of an evaluation: its files, and how they are compared."""
+  return (
+    f"Wrote {path}, and to {board}\n"
+    f"Next: tensorboard --logdir={board.parent} shows it beside others."
+  )
+
+
 def short(count: int) -> str:
   """A number of images as in a score's name: 50k."""
   return f"{count // 1000}k" if count % 1000 == 0 else str(count)

@@ -126,6 +126,23 @@ def test_the_sheet_shows_query_and_neighbours(work, run, tmp_path):
   run("search", work / "bank", "--row", 0, "--sheet", sheet, "-k", 2, code=2)
 
 
+def test_the_end_says_what_was_written_and_how_to_look_at_it(
+  work, run, tmp_path
+):
+  out = tmp_path / "out"
+  text = run("remove", work / "bank", out, "--row", 0)
+  *_, wrote, following = text.splitlines()
+  assert wrote.startswith(f"Wrote {out}: 11 rows of 768, float32, sha256 ")
+  command = following.removeprefix("Next: ").partition(";")[0]
+  assert command == f"python -m gmem_jax.bank info {out}"
+  assert str(out) in run(*command.split()[3:])
+  assert f"--mode=sample --bank={out}" in following
+  search = "search", work / "bank", "--row", 0
+  assert "Next: --sheet=OUT.png" in run(*search)
+  sheet = tmp_path / "sheet.png"
+  assert run(*search, "--sheet", sheet).endswith(f"Wrote {sheet}\n")
+
+
 def test_folders_above_a_result_are_made(work, run, tmp_path):
   bank, deep = work / "bank", tmp_path / "a" / "b"
   run("search", bank, "--row", 0, "--sheet", deep / "1" / "sheet.png", "-k", 2)

@@ -88,7 +88,9 @@ def test_samples_are_scored_as_they_would_be_written(workdir, capsys):
   assert written["images"]["count"] == 80
   assert written["reference"]["count"] == 1437
   assert not list(workdir.glob("images/*/*.png"))  # nothing is kept
-  assert f"frechet {found['frechet']:19.4f}"[:12] in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert f"frechet {found['frechet']:19.4f}"[:12] in said
+  assert f"Wrote {workdir}/evaluations/step_" in said
   # The same images from files.
   config = tiny.make_config(sample__count=80)
   with jax.numpy_dtype_promotion("standard"):

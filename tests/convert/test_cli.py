@@ -242,6 +242,20 @@ def test_help_shows_examples(capsys):
   assert text.count("python -m gmem_jax.convert") >= 6
 
 
+def test_the_end_says_what_was_written_and_what_takes_it(tmp_path):
+  path, out = tmp_path / "bank.pth", tmp_path / "deep" / "bank"
+  torch_export.save(np.ones((4, 8), np.float32), path)
+  *_, wrote, following = helpers.run(path, out)[1].splitlines()
+  assert wrote == f"Wrote {out} (orbax)"
+  assert following == f"Next: --mode=sample --bank={out} samples from it."
+  back = tmp_path / "as" / "deep" / "bank.pth"
+  *_, wrote, _ = helpers.run(out, back, "--to-torch")[1].splitlines()
+  assert wrote == f"Wrote {back} (PyTorch)"
+  kinds = {kind for kind, _ in detect._TABLES}
+  kinds |= {"bank", "low_rank_bank", "latent_stats", "fid_stats"}
+  assert cli._USES.keys() == kinds
+
+
 def test_what_exists_is_left_as_it_is(tmp_path):
   path = tmp_path / "bank.pth"
   torch_export.save(np.ones((4, 8), np.float32), path)

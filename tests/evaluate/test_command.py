@@ -73,8 +73,12 @@ def test_statistics_then_scores(dinov2, files, tmp_path, capsys):
   assert found["frechet_dinov2"] > 0
   assert with_file["networks"]["dinov2"]["preprocessing"] == "gmem"
   assert with_file["reference"]["count"] == IMAGES
-  assert "frechet_dinov2" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "frechet_dinov2" in said
   (path,) = workdir.glob(f"samples_{IMAGES}_????????.json")
+  assert f"Wrote {out}: statistics of {IMAGES} images\n" in said
+  assert f"Next: python -m gmem_jax.evaluate score IMAGES {out}\n" in said
+  assert f"Wrote {path}, and to {workdir}/tensorboard\nNext: " in said
   assert {p.name for p in workdir.iterdir()} == {path.name, "tensorboard"}
   board = workdir / "tensorboard" / path.stem
   assert tags(board) == {f"eval/frechet_dinov2_{IMAGES}"}
