@@ -138,12 +138,6 @@ def _statistics(arrays: Mapping[str, np.ndarray | None]) -> Contents:
     tensors = {n: arrays[n] for n in names}
     if any(t is None for t in tensors.values()):
       raise WrongFile("holds FID statistics of impossible size")
-    opaque = [n for n in names if tensors[n].dtype.kind == "V"]  # type: ignore
-    if opaque:
-      raise WrongFile(
-        f"holds {some(opaque)} in a type that npz files lose, such as bfloat16:"
-        " save it as float32"
-      )
     note = ("reference images (arr_0)",) if "arr_0" in rest else ()
     other = (f"arrays {', '.join(rest)}",) if rest and not note else ()
     return Contents("fid_stats", tensors, ignored=note + other)  # type: ignore

@@ -3,7 +3,8 @@
 numpy.load allocates what a header declares before it looks for the bytes,
 unpacks a member of any size, and raises what its parsers raise. Here a header
 must fit the bytes that follow it, and what a file unpacks to is bounded by its
-size. Arrays of objects are refused: they are pickles.
+size. Arrays of objects are refused: they are pickles. So are those of bfloat16
+and 8-bit floats, of which the format loses the type.
 """
 
 import contextlib
@@ -155,7 +156,9 @@ def _named(path: pathlib.Path) -> Iterator[None]:
     why = str(error)
     if not isinstance(error, (ValueError, zipfile.BadZipFile)):
       why = shown.cause(error)
-    raise ValueError(f"{path} is no numpy file, or damaged: {why}") from error
+    raise ValueError(
+      f"{path} is no plain numpy file, or damaged: {why}"
+    ) from error
 
 
 def _read_header(name: str, file: io.BufferedIOBase, available: int) -> _Header:
@@ -171,10 +174,16 @@ def _read_header(name: str, file: io.BufferedIOBase, available: int) -> _Header:
     shape, is_fortran, dtype = _HEADERS[version](file)
   except Exception as error:
     raise ValueError(
-      f"the header of {name} is damaged, or of another kind than numpy's own"
+      f"the header of {name} is damaged, or of another kind than numpy's own,"
+      " such as that of 8-bit floats: save those as float32"
     ) from error
   if dtype.hasobject or dtype.fields or not dtype.itemsize:
     raise ValueError(f"{name} holds {shown.value(dtype)}, not plain values")
+  if dtype.kind == "V":
+    raise ValueError(
+      f"{name} is of a type that numpy files lose, such as bfloat16: save it as"
+      " float32"
+    )
   if any(n < 0 for n in shape):
     raise ValueError(f"{name} has the shape {shown.value(shape)}")
   size = file.tell()

@@ -63,7 +63,7 @@ def test_types_that_an_npz_loses_are_named(tmp_path):
   path = tmp_path / "fid.npz"
   for dtype, message in (
     ("float16", None),
-    ("bfloat16", "sigma in a type that npz files lose"),
+    ("bfloat16", "'sigma' is of a type that numpy files lose"),
     ("float8_e5m2", "of another kind than numpy's own"),
   ):
     np.savez(path, **{**stats, "sigma": stats["sigma"].astype(DTYPES[dtype])})

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -214,6 +215,26 @@ def test_damaged_statistics_are_refused(
   path = adm(tmp_path / "x.npz", measured, **change)
   with pytest.raises(ValueError, match=match):
     open_reference(path, extractor, ("fid",))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+def test_statistics_of_few_bits_work_or_say_why(
+  tmp_path, extractor, measured, dtype
+):
+  gaussian = measured.gaussians["pool"]
+  narrow = [
+    array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    for array in (gaussian.mean, gaussian.cov)
+  ]
+  path = adm(tmp_path / "x.npz", measured, mu=narrow[0], sigma=narrow[1])
+  if dtype == "bfloat16":
+    with pytest.raises(ValueError, match=r"'mu' is of a type .* as float32"):
+      open_reference(path, extractor, ("fid",))
+    return
+  found = open_reference(path, extractor, ("fid",)).gaussians["pool"]
+  assert found.mean.dtype == found.cov.dtype == np.float64
+  np.testing.assert_allclose(found.mean, gaussian.mean, rtol=1e-3)
+  np.testing.assert_allclose(found.cov, gaussian.cov, rtol=1e-3, atol=1e-6)
 
 
 def test_what_is_no_reference_is_refused(tmp_path, extractor):

@@ -143,7 +143,7 @@ def other(path):
     ("folder", half_prepared, "is not finished"),
     ("gone", lambda path: None, "does not exist"),
     ("x.png", lambda path: path.write_bytes(b""), "neither a folder"),
-    ("x.npz", no_zip, "no numpy file, or damaged"),
+    ("x.npz", no_zip, "no plain numpy file, or damaged"),
     ("x.npz", objects, "not plain values"),
     ("x.npz", floats, "uint8 images"),
     ("x.npz", empty, "holds no image"),

@@ -5,6 +5,7 @@ import re
 import struct
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -97,6 +98,22 @@ def test_a_damaged_array_is_named(tmp_path, name):
     numpy_files.read_npy(path)
 
 
+@pytest.mark.parametrize(
+  "dtype", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"]
+)
+def test_floats_whose_type_is_lost_are_named(tmp_path, dtype):
+  array = np.ones(3).astype(getattr(ml_dtypes, dtype))
+  np.save(tmp_path / "x.npy", array)
+  np.savez(tmp_path / "x.npz", mu=array)
+  for read, name in (("npy", "it"), ("npz", "'mu'")):
+    with pytest.raises(
+      ValueError, match=r"save (it|those) as float32"
+    ) as error:
+      getattr(numpy_files, f"read_{read}")(tmp_path / f"x.{read}")
+    assert f"x.{read} is no plain numpy file" in str(error.value)
+    assert name in str(error.value)
+
+
 def _packed(array, method=zipfile.ZIP_DEFLATED, times=1):
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", method) as archive:
@@ -125,7 +142,9 @@ def test_a_damaged_zip_is_named(tmp_path, name):
   data, message = DAMAGED_ZIPS[name]
   path = tmp_path / "x.npz"
   path.write_bytes(data)
-  with pytest.raises(ValueError, match=rf"x\.npz is no numpy file.*{message}"):
+  with pytest.raises(
+    ValueError, match=rf"x\.npz is no plain numpy file.*{message}"
+  ):
     numpy_files.read_npz(path)
 
 
