@@ -165,8 +165,9 @@ def test_a_run_outlives_its_terminal_and_a_second_one_and_ctrl_c_saves_it(
   environment, run, tmp_path
 ):
   workdir = tmp_path / "run"
+  endless = {"train__steps": 100_000, "optim__decay_steps": 0}
   process = subprocess.Popen(
-    ["nohup", *command(workdir, train__steps=100_000, checkpoint__every=1000)],
+    ["nohup", *command(workdir, checkpoint__every=1000, **endless)],
     env=environment,
     cwd=tiny.ROOT,
     stderr=subprocess.PIPE,
@@ -182,7 +183,7 @@ def test_a_run_outlives_its_terminal_and_a_second_one_and_ctrl_c_saves_it(
   train_on()
   process.send_signal(signal.SIGHUP)
   train_on()
-  second = run(workdir, train__steps=100_000, checkpoint__every=1000)
+  second = run(workdir, checkpoint__every=1000, **endless)
   assert second.returncode == 2
   assert f"process {process.pid} on" in second.stderr
   process.send_signal(signal.SIGINT)
@@ -191,6 +192,33 @@ def test_a_run_outlives_its_terminal_and_a_second_one_and_ctrl_c_saves_it(
   assert "Traceback" not in stderr
   (saved,) = (int(p.name) for p in (workdir / "checkpoints").iterdir())
   assert f"stopped by SIGINT at step {saved}; the state is saved" in stderr
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
+  uninterrupted, environment, tmp_path
+):
+  workdir = tmp_path / "run"
+  shutil.copytree(uninterrupted, workdir)
+  *before, last = kill_training.saved_steps(workdir)
+  assert before
+  shutil.rmtree(workdir / "checkpoints" / str(last))
+  # No file of more than 200 kB; the state has more.
+  limited = [
+    "bash",
+    "-c",
+    'ulimit -f 200 && exec "$@"',
+    "bash",
+    *command(workdir),
+  ]
+  result = subprocess.run(
+    limited, env=environment, cwd=tiny.ROOT, capture_output=True, text=True,
+    check=False, timeout=300,
+  )  # fmt: skip
+  assert result.returncode == 2
+  message = result.stderr.splitlines()[-1]
+  assert message.endswith(f"File too large: '{workdir}/checkpoints'")
+  assert "Traceback" not in result.stderr
+  assert kill_training.saved_steps(workdir) == before
 
 
 @pytest.mark.slow  # tests/sample/test_published.py has it, too

@@ -15,7 +15,7 @@ import gmem_jax
 from gmem_jax.evaluate import scores as scores_lib
 from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
-from gmem_jax.train import metrics
+from gmem_jax.train import tensorboard
 
 
 def name_of(path: pathlib.Path) -> str:
@@ -66,7 +66,7 @@ def write(
   atomic.write_json(path, {"scores": numbers, **about, **_software()})
   # FID depends on the number of images: 10k and 50k are no one curve.
   size = short(count)
-  with metrics.open_tensorboard(
+  with tensorboard.TensorBoard(
     board / path.stem if step is None else board
   ) as writer:
     for score, value in scores.items():

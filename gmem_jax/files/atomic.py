@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gmem_jax.files import disk
+
 
 def new_path(
   text: str | os.PathLike, *, directory: bool = False
@@ -55,8 +57,9 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   name = f".{path.stem}.tmp-{uuid.uuid4().hex[:8]}{path.suffix}"
   temporary = path.with_name(name)
   try:
-    yield temporary
-    temporary.replace(path)
+    with disk.named(path):
+      yield temporary
+      temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ Digests of such trees tell whether what was read is what was written.
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
-from gmem_jax.files import atomic, safetensors_file
+from gmem_jax.files import atomic, disk, safetensors_file
 
 FORMAT_VERSION = 1
 FORMATS = ("orbax", "safetensors")
@@ -84,8 +85,13 @@ def save_converted(
   # The copy guards against changes during an asynchronous save. This one
   # blocks, and a second network in memory is what the converter cannot afford.
   context.memory.deepcopy_host_arrays = False
-  with context:
-    ocp.save_checkpointables(str(path), {**trees, "metadata": metadata})
+  try:
+    with context, disk.named(path):
+      ocp.save_checkpointables(str(path), {**trees, "metadata": metadata})
+  except BaseException:
+    # Where a disk is full, what cannot be used must not take the room.
+    shutil.rmtree(f"{path}.orbax-checkpoint-tmp", ignore_errors=True)
+    raise
 
 
 def is_converted(path: str | os.PathLike) -> bool:
@@ -215,7 +221,7 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
 
   The path is a directory, replaced if it exists; the arrays are on any mesh.
   """
-  with _uncompressed():
+  with _uncompressed(), disk.named(path):
     ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from gmem_jax.config import training
+from gmem_jax.files import disk
 from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
@@ -91,9 +92,11 @@ class Checkpoints:
     metadata: dict[str, Any] = progress | {
       "digests": digests_of(state) | {"progress": json_digest(progress)}
     }
-    self._checkpointer.save_async(
-      step, state, force=True, custom_metadata=metadata
-    )
+    # What went wrong in writing the checkpoint before is raised here, too.
+    with disk.named(self.directory):
+      self._checkpointer.save_async(
+        step, state, force=True, custom_metadata=metadata
+      )
 
   def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
     """Restores the newest readable checkpoint; unreadable ones move aside.
@@ -121,11 +124,13 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Waits until every checkpoint started is on disk."""
-    self._checkpointer.wait()
+    with disk.named(self.directory):
+      self._checkpointer.wait()
 
   def close(self) -> None:
     """Waits, and releases the directory."""
-    self._checkpointer.close()
+    with disk.named(self.directory):
+      self._checkpointer.close()
 
 
 @contextlib.contextmanager

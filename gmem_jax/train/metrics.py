@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
 
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, disk
+from gmem_jax.train import tensorboard
 
 _log = logging.getLogger(__name__)
 
@@ -158,7 +159,9 @@ class Writer:
     first `write_…` does it while the user waits.
     """
     if self._jsonl is not None and self._tensorboard is None:
-      self._tensorboard = open_tensorboard(self._directory, self._purge_step)
+      self._tensorboard = tensorboard.TensorBoard(
+        self._directory, self._purge_step
+      )
     return self._tensorboard
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -166,8 +169,9 @@ class Writer:
     if self._jsonl is None:
       return
     # The file first, and flushed: a failing TensorBoard must not lose the row.
-    self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
-    self._jsonl.flush()
+    with disk.named(self._jsonl.name):
+      self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
+      self._jsonl.flush()
     for name, value in scalars.items():
       self.open().add_scalar(name, value, step)
 
@@ -175,7 +179,7 @@ class Writer:
     """Writes uint8 pictures [H, W, channels] by name, to TensorBoard only."""
     if self._jsonl is not None:
       for name, image in images.items():
-        self.open().add_image(name, image, step, dataformats="HWC")
+        self.open().add_image(name, image, step)
 
   def flush(self) -> None:
     """Puts everything on disk."""
@@ -190,22 +194,6 @@ class Writer:
       self._jsonl.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
-
-
-def open_tensorboard(
-  directory: pathlib.Path, purge_step: int | None = None
-) -> Any:
-  """Creates tensorboardX's SummaryWriter.
-
-  Args:
-    directory: Created if need be.
-    purge_step: Events at or after this step are discarded.
-  """
-  # Imported late: it imports PyTorch where that is installed, and no first
-  # step should wait for that.
-  import tensorboardX
-
-  return tensorboardX.SummaryWriter(str(directory), purge_step=purge_step)
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:

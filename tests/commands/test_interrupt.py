@@ -122,7 +122,9 @@ def test_a_closed_terminal_does_not_lose_the_run(tmp_path):
     [
       sys.executable, "-c", IN_TERMINAL, sys.executable, "-m", "gmem_jax.main",
       f"--config={tiny.ROOT}/configs/digits.py", f"--workdir={workdir}",
-      *tiny.flags(train__steps=100_000, checkpoint__every=1000),
+      *tiny.flags(
+        train__steps=100_000, optim__decay_steps=0, checkpoint__every=1000
+      ),
       "--stopped_status=75",
     ],
     cwd=tiny.ROOT,
