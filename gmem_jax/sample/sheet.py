@@ -18,7 +18,7 @@ PICTURE, WIDTH, HEIGHT = 64, 512, 1024
 GAP = 8
 
 # Side in pixels -> the image of a memory, uint8 [side side 3]; None if it has
-# none, or it is gone.
+# none. Raises BadImageError, ValueError or OSError if it is gone.
 Picture = Callable[[int], np.ndarray | None]
 
 
@@ -103,7 +103,11 @@ def _pictures(
   height, _, channels = shape
   tiles, found = np.full((len(pictures), 1, *shape), 255, np.uint8), False
   for tile, picture in zip(tiles, pictures, strict=True):
-    pixels = picture(height)
+    # A memory outlives its image: what is gone leaves a gap.
+    try:
+      pixels = picture(height)
+    except (decode_image.BadImageError, ValueError, OSError):
+      continue
     if pixels is not None:
       found = True
       tile[0] = decode_image.to_grey(pixels) if channels == 1 else pixels

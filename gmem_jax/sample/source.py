@@ -15,7 +15,7 @@ from gmem_jax.bank import (
   sharding as bank_sharding,
 )
 from gmem_jax.config import sections
-from gmem_jax.data import decode_image, load_encoders, row_images
+from gmem_jax.data import load_encoders, row_images
 from gmem_jax.files import weights as weights_lib
 from gmem_jax.models import dit, transformer
 from gmem_jax.parallel import sharding
@@ -41,15 +41,7 @@ class HostBank:
 
   def picture(self, row: int) -> sheet.Picture:
     """The source image of a row."""
-
-    def load(side: int) -> np.ndarray | None:
-      # A bank outlives its images: what is gone leaves a gap in a sheet.
-      try:
-        return self._images and self._images.load(row, side)
-      except (decode_image.BadImageError, ValueError, OSError):
-        return None
-
-    return load
+    return lambda side: self._images and self._images.load(row, side)
 
   @functools.cached_property
   def _images(self) -> row_images.RowImages | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gmem_jax.data import write_images
+from gmem_jax.data import decode_image, write_images
 from gmem_jax.sample import sheet
 
 
@@ -42,8 +42,13 @@ def test_few_pictures_are_larger(samples):
   assert write(samples, lines).shape == (2 * 66 + 2, 4 * 130 + 2, 3)
 
 
-def test_a_memory_without_a_picture_leaves_a_gap_among_others(samples):
-  lines = [sheet.Line([0], "a", grey), sheet.Line([1], "b")]
+def gone(side: int):
+  raise decode_image.BadImageError(f"no file of {side} pixels")
+
+
+@pytest.mark.parametrize("picture", [sheet.no_picture, gone])
+def test_a_memory_without_a_picture_leaves_a_gap_among_others(samples, picture):
+  lines = [sheet.Line([0], "a", grey), sheet.Line([1], "b", picture)]
   picture = write(samples, lines)[:, write_images.LABEL_WIDTH :]
   half = len(picture) // 2
   memories = picture[:, : picture.shape[1] // 2 - sheet.GAP]
