@@ -148,9 +148,9 @@ def test_a_gpu_node_without_a_compiler_is_lowered(capsys, caplog):
   for needs in (step, sampler):
     assert (needs.peak, needs.collectives, needs.roofline) == (None,) * 3
     assert needs.flops > 0
-  for program in ("2 training steps, batch 16", "sampler, 32 images"):
+  for program in ("training step, batch 16", "sampler, 32 images"):
     for phase in ("tracing", "lowering"):
-      assert f"{program}: {phase}, 00:0" in caplog.text
+      assert re.search(rf"{program}: {phase}, 00:\d\d", caplog.text)
   assert "compiling" not in caplog.text
   # Three times the forward pass's products, at least.
   assert step.flops > 3 * 2 * 16 * 16 * 2 * 12 * 32**2
