@@ -90,7 +90,13 @@ def test_a_network_that_came_with_its_bank(rows, tmp_path):
   weights.save_converted(
     tmp_path / "sit",
     {"params": {"x": rows}, "bank": {"rows": rows, "counts": counts}},
-    {"kind": "sit", "title": "SiT", "source": {"file": "f"}},
+    {
+      "kind": "sit",
+      "title": "SiT",
+      "source": {"file": "f", "sha256": "0"},
+      "weights": None,
+      "step": None,
+    },
   )
   found = bank_files.read(tmp_path / "sit")
   np.testing.assert_array_equal(found.counts, counts)

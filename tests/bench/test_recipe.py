@@ -27,7 +27,7 @@ def test_changes_come_after_the_small_size():
     ("--change=model.deep=3", "deep"),
     ("--change=model.depth", "KEY=VALUE"),
     ("--change=model.depth=many", "model.depth|int"),
-    ("--config=nowhere.py", "nowhere.py: there is no such config file"),
+    ("--config=nowhere.py", "nowhere.py: there is no such file"),
   ],
 )
 def test_errors_name_what_is_wrong(argument, message):

@@ -94,7 +94,8 @@ def test_search_finds_rows_images_and_features(work, run):
   text = run("search", work / "bank", "--row", 7, "-k", 3)
   lines = text.splitlines()
   assert lines[0] == "row 7:"
-  found = [line.split()[2:4] for line in lines[1:]]
+  # The last line says what to do next.
+  found = [line.split()[2:4] for line in lines[1:-1]]
   assert found == [["row", str(i)] for i in order]
   assert float(lines[2].split()[1]) == pytest.approx(
     cosine[7, order[1]], abs=2e-6
@@ -226,7 +227,7 @@ REFUSED = {
   "no bank": (["info", "OUT"], "no such bank"),
   "rank": (["compress", "BANK", "OUT", "--rank", "12"], "rank=12"),
   "no config file": (
-    ["build", "FOLDER", "OUT", "--config=x.py"], "no such config file",
+    ["build", "FOLDER", "OUT", "--config=x.py"], "--config=x.py: there is no such file",
   ),
   "no images": (["build", "EMPTY", "OUT", "CONFIG"], "no image there"),
 }  # fmt: skip

