@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import signal
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -27,6 +28,15 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     *filter(None, [os.environ.get("PYTHONPATH")]),
   ]
 )
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and nohup
+# ignores the end of a terminal; tests of both would wait for ever.
+for _signal, _handler in (
+  (signal.SIGINT, signal.default_int_handler),
+  (signal.SIGHUP, signal.SIG_DFL),
+):
+  if signal.getsignal(_signal) is signal.SIG_IGN:
+    signal.signal(_signal, _handler)
 
 import jax
 import pytest
