@@ -29,15 +29,6 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
   ]
 )
 
-# A shell starts what it puts into the background with Ctrl-C ignored, and nohup
-# ignores the end of a terminal; tests of both would wait for ever.
-for _signal, _handler in (
-  (signal.SIGINT, signal.default_int_handler),
-  (signal.SIGHUP, signal.SIG_DFL),
-):
-  if signal.getsignal(_signal) is signal.SIG_IGN:
-    signal.signal(_signal, _handler)
-
 import jax
 import pytest
 from absl import flags
@@ -48,6 +39,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # grain reads absl flags, which pytest never parses.
 flags.FLAGS.mark_as_parsed()
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and nohup
+# ignores the end of a terminal; tests of both would wait for ever.
+for _signal, _handler in (
+  (signal.SIGINT, signal.default_int_handler),
+  (signal.SIGHUP, signal.SIG_DFL),
+):
+  if signal.getsignal(_signal) is signal.SIG_IGN:
+    signal.signal(_signal, _handler)
 
 
 @pytest.fixture(scope="session")
