@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 
 # A program says that it has begun, then waits in one of several ways.
 PROGRAM = """
-import ctypes, sys, time
+import ctypes, sys, threading, time
 from gmem_jax.commands import interrupt
 
 def begin():
@@ -33,9 +33,11 @@ def stubborn():
 def compiled():
   # The second lock of one mutex never returns, nor does a signal end the wait.
   mutex = ctypes.create_string_buffer(256)
-  ctypes.CDLL(None).pthread_mutex_lock(mutex)
-  print("begun", flush=True)
-  ctypes.CDLL(None).pthread_mutex_lock(mutex)
+  lock = ctypes.CDLL(None).pthread_mutex_lock
+  lock(mutex)
+  # Said from inside of the wait: before it, Python would take the signal.
+  threading.Timer(1, print, ["begun"], {{"flush": True}}).start()
+  lock(mutex)
 
 sys.exit(interrupt.run({work}))
 """
