@@ -46,9 +46,11 @@ class Sampler:
   """Makes images from weights and snippets; compiled once, at its first call.
 
   Compilers choose kernels by shape, and kernels differ in the last bit. So all
-  calls have one shape, however many images are asked for, and the last call is
-  filled up. On a CPU, XLA also splits long sums by its number of threads: that
-  of the cores, or of NPROC, and at least that of the (fake) devices.
+  calls have one shape, however many images are asked for, and are filled up.
+  Within a kernel, rows at the edge of a block may be rounded otherwise. So an
+  image has slot i modulo `device_batch` of its device, whatever is beside it.
+  On a CPU, XLA also splits long sums by its number of threads: that of the
+  cores, or of NPROC, and at least that of the (fake) devices.
 
   Attributes:
     network: With its projector or without; sampling does not run it.
@@ -83,7 +85,7 @@ class Sampler:
 
     Args:
       weights: On any device; `place` first saves the copy at each call.
-      numbers: [n] global numbers of the images.
+      numbers: [n] global numbers of the images, each once.
       features: [n d] snippets to make them from, of any length.
       rows: [n] bank rows that the features come from, `retrieval.OUTSIDE` for
         those that are not in the bank; by default none is.
@@ -95,19 +97,25 @@ class Sampler:
       rows = np.full(len(numbers), retrieval.OUTSIDE)
     where = NamedSharding(self.mesh, sharding.BATCH)
     # A no-op for weights that are placed already.
-    images, weights = [], self.place(weights)
-    for start in range(0, len(numbers), self.call_size):
-      part = np.arange(start, start + self.call_size)
-      # The last call repeats its last image, as one shape is compiled.
-      part = part.clip(max=len(numbers) - 1)
+    weights, calls = self.place(weights), numbers // self.call_size
+    images: Any = None
+    for call in np.unique(calls):
+      members = np.flatnonzero(calls == call)
+      slots = numbers[members] % self.call_size
+      # Slots of images that are not asked for repeat one that is.
+      part = np.full(self.call_size, members[-1])
+      part[slots] = members
       pixels = self.jitted(
         weights,
         sharding.place(np.asarray(numbers[part], np.int32), where),
         sharding.place(np.asarray(features[part], np.float32), where),
         sharding.place(np.asarray(rows[part], np.int32), where),
       )
-      images.append(jax.device_get(pixels)[: len(numbers) - start])
-    return np.concatenate(images)
+      made = jax.device_get(pixels)[slots]
+      if images is None:
+        images = np.empty((len(numbers), *made.shape[1:]), made.dtype)
+      images[members] = made
+    return images
 
   def place(self, weights: SampleWeights) -> SampleWeights:
     """Copies weights to all devices; the bank stays where it is."""
