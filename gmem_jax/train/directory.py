@@ -81,7 +81,7 @@ def check_training(config: sections.Config, workdir: pathlib.Path) -> list[str]:
   if not checkpoint.exist(checkpoints) or not (workdir / RECORD).exists():
     return []
   allowed = TRAINING if config.train.allow_changes else ()
-  stored, given = _stored(workdir), _settings(resolve.to_json(config))
+  stored, given = _settings(workdir, config)
   _refuse(workdir, stored, given, (*FREE, *allowed))
   changes = [
     f"changed on purpose: {line.strip()}"
@@ -108,8 +108,8 @@ def check(config: sections.Config, workdir: pathlib.Path) -> None:
     ValueError: If it belongs to a run of another config; names the keys that
       differ.
   """
-  given = _settings(resolve.to_json(config))
-  _refuse(workdir, _stored(workdir), given, (*FREE, *TRAINING))
+  stored, given = _settings(workdir, config)
+  _refuse(workdir, stored, given, (*FREE, *TRAINING))
 
 
 def finished(
@@ -131,17 +131,19 @@ def finished(
   return step if step >= config.train.steps else None
 
 
-def _stored(workdir: pathlib.Path) -> dict[str, Any]:
-  return BEFORE | _settings(atomic.read_json(workdir / RECORD))
-
-
-def _settings(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """A config by dotted keys, as runs compare them."""
-  settings = resolve.flatten(tree)
-  # A cosine until `train.steps` is one setting, whatever their number.
-  if settings.get("optim.decay_steps") == settings.get("train.steps"):
-    settings["optim.decay_steps"] = 0
-  return settings
+def _settings(
+  workdir: pathlib.Path, config: sections.Config
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The recorded config and the given one by dotted keys, to compare them."""
+  stored = BEFORE | resolve.flatten(atomic.read_json(workdir / RECORD))
+  given = resolve.flatten(resolve.to_json(config))
+  key = "optim.decay_steps"
+  if stored.get(key) != given[key]:
+    # A cosine until `train.steps` is one setting, whatever their number.
+    for settings in (stored, given):
+      if settings.get(key) == settings.get("train.steps"):
+        settings[key] = 0
+  return stored, given
 
 
 def _refuse(

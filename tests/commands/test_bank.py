@@ -227,7 +227,8 @@ REFUSED = {
   "no bank": (["info", "OUT"], "no such bank"),
   "rank": (["compress", "BANK", "OUT", "--rank", "12"], "rank=12"),
   "no config file": (
-    ["build", "FOLDER", "OUT", "--config=x.py"], "--config=x.py: there is no such file",
+    ["build", "FOLDER", "OUT", "--config=x.py"],
+    "--config=x.py: there is no such file",
   ),
   "no images": (["build", "EMPTY", "OUT", "CONFIG"], "no image there"),
 }  # fmt: skip

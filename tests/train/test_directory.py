@@ -124,6 +124,16 @@ def test_a_schedule_with_an_end_of_its_own_is_a_setting(tmp_path):
     directory.claim(tiny.make_config(train__steps=240, **TO_END), tmp_path)
 
 
+def test_a_schedule_until_the_last_step_may_end_early(tmp_path):
+  """The decay is the same; that the run was to end with it is no setting."""
+  long = tiny.make_config(optim__decay_steps=320, train__steps=320)
+  directory.claim(long, tmp_path)
+  (tmp_path / "checkpoints" / "80").mkdir(parents=True)
+  shorter = tiny.make_config(optim__decay_steps=320, train__steps=160)
+  directory.claim(shorter, tmp_path)
+  directory.claim(long, tmp_path)
+
+
 def test_keys_exist():
   flat = resolve.flatten(resolve.to_json(tiny.make_config()))
   for key in (*directory.FREE, *directory.TRAINING):
