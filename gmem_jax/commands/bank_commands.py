@@ -230,7 +230,8 @@ def _queries(
   _, files, encoded = _encode(args, stored)
   kept = [files[i] for i in encoded.kept]
   tiles: list[_Tile] = [
-    functools.partial(decode_image.load, path, 3, SIDE) for path in kept
+    functools.partial(decode_image.load, path, 3, SIDE, upright=True)
+    for path in kept
   ]
   return _Queries([path.name for path in kept], tiles, encoded.features)
 
@@ -248,7 +249,7 @@ def _encode(
     raise ValueError("--image needs --config: it names the feature encoder")
   config = encode_files.load_config(args.config, args.weights)
   root, files = encode_files.list_images(args.image)
-  encoder = encode_files.FileEncoder(config)
+  encoder = encode_files.FileEncoder(config, upright=True)
   key = f"--config={args.config}: config.encoder.features"
   # Features of two encoders may have one width, and cosines without meaning.
   bank_lib.check_encoder(stored.info, encoder.name, key)

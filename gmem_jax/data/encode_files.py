@@ -45,15 +45,21 @@ class Encoded:
 class FileEncoder:
   """A config's feature encoder, reading images as banks are made."""
 
-  def __init__(self, config: sections.Config):
-    """Loads the weights that the config's section `encoder` names."""
+  def __init__(self, config: sections.Config, *, upright: bool = False):
+    """Loads the weights that the config's section `encoder` names.
+
+    Args:
+      config: Of the bank.
+      upright: Turn images as their EXIF orientation says: for photographs that
+        are given one by one. Whole data sets are read without, as published.
+    """
     self.size = config.encoder.image_size
     # The only data that is not in colour.
     self._channels = 1 if config.data.source == "digits" else 3
     self._network = load_encoders.load_features(config, self._channels)
     self.name = self._network.name
     self.crop = f"center_crop({self.size})"
-    self.fill = config.data.truncated == "fill"
+    self.fill, self.upright = config.data.truncated == "fill", upright
     self._encode = jax.jit(lambda x: self._network(protocols.to_float(x))[0])
 
   def __call__(
@@ -102,7 +108,13 @@ class FileEncoder:
   ) -> np.ndarray | decode_image.BadImageError:
     """The pixels that the encoder sees, or why there are none."""
     try:
-      return decode_image.load(path, self._channels, self.size, fill=self.fill)
+      return decode_image.load(
+        path,
+        self._channels,
+        self.size,
+        fill=self.fill,
+        upright=self.upright,
+      )
     except decode_image.BadImageError as error:
       return error
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from gmem_jax.bank import bank as bank_lib, files as bank_files, storage
 from gmem_jax.commands import bank as bank_command
@@ -166,6 +166,29 @@ def test_append_images_and_features(work, run, tmp_path):
   run("append", work / "bank", tmp_path / "b", "--features", tmp_path / "f.npy")
   again = bank_files.read(tmp_path / "b")
   np.testing.assert_array_equal(again.bank.rows, stored.bank.rows)
+
+
+def test_a_photograph_stored_on_its_side_is_turned(work, run, tmp_path):
+  image = work / "photos" / "2" / "05.png"
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  with Image.open(image) as upright:
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+  stored.save(tmp_path / "phone.png", exif=exif)
+  sheet = tmp_path / "sheet.png"
+  text = run(
+    "search", work / "bank", "--image", tmp_path / "phone.png", "-k", 1, CONFIG,
+    "--sheet", sheet,
+  )  # fmt: skip
+  assert "+1.000000  row 9  2/05.png" in text
+  shown = write_images.read_png(sheet)[4:100, write_images.LABEL_WIDTH :]
+  np.testing.assert_array_equal(shown[:, 4:100], shown[:, 104:200])
+  run(
+    "append", work / "bank", tmp_path / "more",
+    "--image", tmp_path / "phone.png", CONFIG,
+  )  # fmt: skip
+  rows = bank_files.read(tmp_path / "more").bank.rows
+  np.testing.assert_array_equal(rows[COUNT], rows[9])
 
 
 def test_edits_from_the_command_line(work, run, tmp_path):
