@@ -11,17 +11,21 @@ Shapes: m bank rows, d feature width, n features.
 import dataclasses
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from jaxtyping import Float32
 
 from gmem_jax.bank import bank as bank_lib, edit, images as images_lib
-from gmem_jax.files import atomic, numpy_files, weights
+from gmem_jax.files import (
+  atomic,
+  numpy_files,
+  safetensors_file,
+  shown,
+  weights,
+)
 
 # Kinds of converted weights that are banks.
 KINDS = ("bank", "int8_bank", "low_rank_bank")
@@ -191,7 +195,23 @@ def from_tree(tree: dict[str, Any]) -> bank_lib.Bank:
 
 def read_info(folder: pathlib.Path) -> bank_lib.BankInfo:
   """Reads the description of prepared data's bank from its folder."""
-  return bank_lib.BankInfo(**atomic.read_json(folder / INFO))
+  return info_of(atomic.read_json(folder / INFO), str(folder / INFO))
+
+
+def info_of(value: Any, where: str) -> bank_lib.BankInfo:
+  """A bank's description out of JSON.
+
+  Raises:
+    ValueError: Naming where it stands, if it is damaged.
+  """
+  fields = dataclasses.fields(bank_lib.BankInfo)
+  kinds = {field.name: field.type for field in fields}
+  given = atomic.check_keys(value, {}, where)
+  needed = kinds.keys() - {"crop", "edit"} | given.keys()
+  if needed - kinds.keys():
+    raise ValueError(f"{where} is damaged: it has keys of no bank")
+  atomic.check_keys(given, {name: kinds[name] for name in needed}, where)
+  return bank_lib.BankInfo(**given)
 
 
 def write_info(folder: pathlib.Path, info: bank_lib.BankInfo) -> None:
@@ -203,7 +223,7 @@ def _read_converted(path: pathlib.Path) -> Stored:
   tree, metadata = weights.load_converted(path, "bank")
   bank = from_tree(tree)
   if "info" in metadata:
-    info = bank_lib.BankInfo(**metadata["info"])
+    info = info_of(metadata["info"], f"info of {path}")
   else:
     # The converter's: a published file does not tell its encoder.
     source = f"{metadata['title']}, {metadata['source']['file']}"
@@ -223,7 +243,7 @@ def _read_prepared(folder: pathlib.Path) -> Stored:
 
 def _read_memory(directory: pathlib.Path) -> Stored:
   tree, metadata = weights.load_tree(directory, None)
-  info = bank_lib.BankInfo(**metadata["info"])
+  info = info_of(metadata.get("info"), f"info of {directory}")
   return _checked(of_run(directory, from_tree(tree), info))
 
 
@@ -291,13 +311,7 @@ def read_features(path: str, width: int) -> Float32[np.ndarray, "n d"]:
   """
   try:
     array = _read_array(pathlib.Path(path))
-  except (
-    OSError,
-    EOFError,
-    ValueError,
-    zipfile.BadZipFile,
-    safetensors.SafetensorError,
-  ) as error:
+  except (OSError, ValueError) as error:
     raise ValueError(f"{path}: cannot be read as features: {error}") from None
   if not jnp.issubdtype(array.dtype, jnp.floating) or array.ndim not in (1, 2):
     raise ValueError(
@@ -320,8 +334,8 @@ def _read_array(path: pathlib.Path) -> np.ndarray:
     with numpy_files.opened(path) as npz:
       return npz.read(_features_name(npz.names))
   if path.suffix == ".safetensors":
-    with safetensors.safe_open(path, "numpy") as arrays:
-      return arrays.get_tensor(_features_name(list(arrays.keys())))
+    tensors = safetensors_file.SafetensorsFile(path).tensors
+    return tensors[_features_name(list(tensors))]
   raise ValueError("features are read from .npy, .npz and .safetensors")
 
 
@@ -329,4 +343,5 @@ def _features_name(names: Sequence[str]) -> str:
   known = [name for name in FEATURES if name in names]
   if known or len(names) == 1:
     return (known or list(names))[0]
-  raise ValueError(f"it holds {sorted(names)}, and none of {FEATURES}")
+  held = shown.value(sorted(names))
+  raise ValueError(f"it holds {held}, and none of {FEATURES}")

@@ -9,6 +9,8 @@ import pathlib
 from gmem_jax.files import atomic
 
 FILE = "images.json"
+# Bytes of the file, besides those of each name.
+_LARGEST, _NAME = 1 << 20, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,12 @@ def read(directory: pathlib.Path, size: int) -> SourceImages | None:
   path = directory / FILE
   if not path.exists():
     return None
-  value = atomic.read_json(path)
+  value = atomic.read_json(
+    path, {"folder": str, "names": list}, largest=_LARGEST + _NAME * size
+  )
   images = SourceImages(value["folder"], tuple(value["names"]))
+  if not all(isinstance(name, str) for name in images.names):
+    raise ValueError(f"{path} is damaged: not all of its names are text")
   if len(images.names) != size:
     raise ValueError(f"{FILE} names {len(images.names)} images for {size} rows")
   return images

@@ -217,7 +217,10 @@ def _export(args: argparse.Namespace) -> None:
     name: weights.load_converted(args.src, name)[0]
     for name in metadata["trees"]
   }
-  value = torch_export.published_value(trees, metadata)
+  try:
+    value = torch_export.published_value(trees, metadata)
+  except ValueError as e:
+    raise ValueError(f"{args.src}: {e}") from e
   if args.dry_run:
     errors.say("complete; nothing written (--dry-run)")
     return

@@ -73,7 +73,9 @@ def open_store(directory: pathlib.Path) -> Store:
     )
   numbers = range(schema.shards)
   shards = [_open_shard(directory, schema, number) for number in numbers]
-  statistics = atomic.read_json(directory / STATISTICS)
+  statistics = atomic.read_json(
+    directory / STATISTICS, {"mean": list, "std": list}
+  )
   info = bank_files.read_info(directory / bank_files.PREPARED)
   return Store(
     directory,
@@ -90,7 +92,9 @@ def _open_shard(
 ) -> Shard:
   """Checks a shard by its size and schema; no record is read."""
   name = schema.shard_name(number)
-  facts = atomic.read_json(directory / f"{name}.json")
+  facts = atomic.read_json(
+    directory / f"{name}.json", {"bytes": int, "schema": str, "images": int}
+  )
   path = directory / f"{name}.array_record"
   if not path.exists():
     raise ValueError(f"{path} is missing")

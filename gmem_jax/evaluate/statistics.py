@@ -103,7 +103,7 @@ def _load_ours(
   path: pathlib.Path, arrays: Mapping[str, np.ndarray]
 ) -> Statistics:
   try:
-    meta = json.loads(str(arrays["meta"]))
+    meta = atomic.parse_json(str(arrays["meta"]), "it")
     version = meta["version"]
     shape = tuple(meta["shape"])
     networks, count, source = meta["networks"], meta["count"], meta["source"]

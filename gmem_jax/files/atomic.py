@@ -2,13 +2,20 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gmem_jax.files import disk
+from gmem_jax.files import disk, shown
+
+# Bytes of JSON that are read where no more are expected: the worst of it takes
+# 34 times as much memory as values.
+LARGEST = 24 << 20
+# Key of an object -> type of its value.
+Keys = Mapping[str, Any]
 
 
 def new_path(
@@ -83,22 +90,91 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(
+  path: pathlib.Path, keys: Keys | None = None, *, largest: int = LARGEST
+) -> dict[str, Any]:
   """Reads what `write_json` wrote, an object; the only reader of JSON files.
+
+  Args:
+    path: The file.
+    keys: What it must hold; see `check_keys`.
+    largest: Bytes that it may have.
 
   Raises:
     ValueError: Naming the file, if it is missing or damaged.
   """
   try:
-    value = json.loads(path.read_text())
-    if not isinstance(value, dict):
-      raise ValueError(f"it holds a {type(value).__name__}, not an object")
-    return value
+    with path.open("rb") as file:
+      text = file.read(largest + 1)
   except FileNotFoundError:
     raise ValueError(f"{path} is missing") from None
+  return check_keys(parse_json(text, str(path), largest), keys or {}, str(path))
+
+
+def parse_json(text: str | bytes, where: str, largest: int = LARGEST) -> Any:
+  """Reads JSON out of a file that may have been made to harm.
+
+  NaN and infinity are refused, which JSON does not know, and so are integers of
+  more than 64 bits.
+
+  Args:
+    text: The JSON.
+    where: Names it in errors.
+    largest: Characters that it may have.
+
+  Raises:
+    ValueError: Naming it, if it is damaged.
+  """
+  try:
+    if len(text) > largest:
+      raise ValueError(f"it has more than {largest:,} bytes")
+    return json.loads(
+      text, parse_constant=_float, parse_float=_float, parse_int=_int
+    )
   # Nesting a thousand deep is damage too.
   except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is damaged: {error}") from None
+    raise ValueError(f"{where} is damaged: {error}") from None
+
+
+def _float(text: str) -> float:
+  number = float(text)
+  if not math.isfinite(number):
+    raise ValueError(f"it holds the number {text[:20]}")
+  return number
+
+
+def _int(text: str) -> int:
+  if len(text) > 20:  # Of 64 bits, with a sign.
+    raise ValueError(f"it holds an integer of {len(text):,} digits")
+  return int(text)
+
+
+def check_keys(value: Any, keys: Keys, where: str) -> dict[str, Any]:
+  """Checks that a value out of JSON is an object that has certain keys.
+
+  Args:
+    value: The value.
+    keys: Key -> type of its value; a bool is no int here.
+    where: Names it in errors.
+
+  Returns:
+    The value.
+
+  Raises:
+    ValueError: Naming it, and the key that is missing or of another type.
+  """
+  if not isinstance(value, dict):
+    found = type(value).__name__
+    raise ValueError(f"{where} is damaged: it holds a {found}, not an object")
+  for key, kind in keys.items():
+    if key not in value:
+      raise ValueError(f"{where} is damaged: it has no {key!r}")
+    found = value[key]
+    if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+      raise ValueError(
+        f"{where} is damaged: its {key!r} is {shown.value(found)}"
+      )
+  return value
 
 
 def differences(
@@ -116,7 +192,8 @@ def differences(
   # As the stored ones went: JSON makes lists of tuples.
   given = json.loads(json.dumps(given))
   return [
-    f"  {prefix}{key}: {stored.get(key)!r} there, {given.get(key)!r} now"
+    f"  {prefix}{key}: {shown.value(stored.get(key))} there,"
+    f" {shown.value(given.get(key))} now"
     for key in sorted(stored.keys() | given.keys())
     if stored.get(key) != given.get(key) and not key.startswith(tuple(ignored))
   ]

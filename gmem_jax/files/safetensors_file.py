@@ -5,14 +5,16 @@ them, and knows no 8-bit floats. It does check the header and every offset in
 it; that done, the tensors are at these offsets.
 """
 
-import json
 import mmap
 import os
 import struct
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
+
+from gmem_jax.files import atomic, shown
 
 DTYPES = {
   "F64": np.float64, "F32": np.float32, "F16": np.float16, "BOOL": np.bool_,
@@ -24,7 +26,6 @@ DTYPES = {
   "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
 }  # fmt: skip
 _SIZE = struct.Struct("<Q")
-_MAX_HEADER = 100_000_000  # The library's limit.
 
 
 class SafetensorsFile:
@@ -43,6 +44,7 @@ class SafetensorsFile:
       FileNotFoundError: If there is none.
       ValueError: Naming the file and what is wrong with it.
     """
+    header_size = _header_size(path)
     try:
       with safetensors.safe_open(path, "numpy"):
         pass
@@ -53,20 +55,51 @@ class SafetensorsFile:
         why = f"cut off: {found:,} bytes of at least {expected:,}"
       raise ValueError(f"{os.fspath(path)} is {why}") from e
     with open(path, "rb") as file:
-      (size,) = _SIZE.unpack(file.read(_SIZE.size))
-      header = json.loads(file.read(size))
+      file.seek(_SIZE.size)
+      header = atomic.parse_json(file.read(header_size), os.fspath(path))
       self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-    self.tensors: dict[str, np.ndarray] = {}
-    for name, entry in header.items():
-      dtype = DTYPES.get(entry["dtype"])
-      if dtype is None:
-        raise ValueError(
-          f"{os.fspath(path)}: {name} is of type {entry['dtype']}, of which"
-          f" there are no arrays here; save it as one of {', '.join(DTYPES)}"
-        )
-      start = _SIZE.size + size + entry["data_offsets"][0]
-      self.tensors[name] = np.ndarray(entry["shape"], dtype, self.map, start)
+    begin = _SIZE.size + header_size
+    try:
+      self.tensors = {
+        name: _view(name, entry, self.map, begin)
+        for name, entry in header.items()
+      }
+    except ValueError as error:
+      raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+
+def _view(
+  name: str, entry: dict[str, Any], data: mmap.mmap, begin: int
+) -> np.ndarray:
+  """A tensor as its entry in the header describes it."""
+  dtype, shape = DTYPES.get(entry["dtype"]), entry["shape"]
+  if dtype is None:
+    raise ValueError(
+      f"{shown.value(name)} is of type {entry['dtype']}, of which there are no"
+      f" arrays here; save it as one of {', '.join(DTYPES)}"
+    )
+  try:
+    return np.ndarray(shape, dtype, data, begin + entry["data_offsets"][0])
+  # Of more axes than numpy's, or of impossible ones beside an empty one.
+  except (ValueError, TypeError) as error:
+    raise ValueError(
+      f"{shown.value(name)} has the shape {shown.value(shape)}: {error}"
+    ) from None
+
+
+def _header_size(path: str | os.PathLike) -> int:
+  """Bytes of the header, as the file begins; 0 if it ends before."""
+  with open(path, "rb") as file:
+    head = file.read(_SIZE.size)
+  (size,) = _SIZE.unpack(head) if len(head) == _SIZE.size else (0,)
+  # Of the largest networks it has less than a megabyte.
+  if atomic.LARGEST < size < os.stat(path).st_size:
+    raise ValueError(
+      f"{os.fspath(path)} is a damaged safetensors file: a header of {size:,}"
+      " bytes"
+    )
+  return size
 
 
 def _expected_size(path: str | os.PathLike) -> int:
@@ -74,18 +107,15 @@ def _expected_size(path: str | os.PathLike) -> int:
   with open(path, "rb") as file:
     try:
       (size,) = _SIZE.unpack(file.read(_SIZE.size))
-      if size > _MAX_HEADER:
+      if size > atomic.LARGEST:
         return 0
       text = file.read(size)
       if len(text) < size:
         return _SIZE.size + size
-      header = json.loads(text)
+      header = atomic.parse_json(text, "it")
       header.pop("__metadata__", None)
       ends = max(int(entry["data_offsets"][1]) for entry in header.values())
     # The library has refused the file already: anything may be in its header.
-    except (
-      struct.error, ValueError, LookupError, TypeError, AttributeError,
-      RecursionError,
-    ):  # fmt: skip
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError):
       return 0
   return _SIZE.size + size + ends if ends < 2**62 else 0

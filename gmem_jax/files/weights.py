@@ -16,6 +16,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import flax.traverse_util
@@ -25,12 +26,18 @@ import numpy as np
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
-from gmem_jax.files import atomic, disk, safetensors_file
+from gmem_jax.files import atomic, disk, safetensors_file, shown
 
 FORMAT_VERSION = 1
 FORMATS = ("orbax", "safetensors")
 # Where a safetensors file keeps the metadata.
 _HEADER_KEY = "gmem_jax"
+# What the metadata of converted weights must have.
+_KEYS: atomic.Keys = {
+  "format_version": int, "kind": str, "title": str, "trees": list,
+  "source": dict, "weights": (str, NoneType), "step": (int, NoneType),
+}  # fmt: skip
+_SOURCE: atomic.Keys = {"file": str, "sha256": str}
 Tree = Mapping[str, Any]
 
 
@@ -95,9 +102,9 @@ def save_converted(
 
 
 def is_converted(path: str | os.PathLike) -> bool:
-  """Whether a path has converted weights, by its first bytes or names."""
+  """Whether a path has converted weights, perhaps of another version."""
   try:
-    read_metadata(path)
+    _metadata(pathlib.Path(path).absolute())
   except (ValueError, OSError):
     return False
   return True
@@ -111,6 +118,22 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     ValueError: If it is anything else.
   """
   path = pathlib.Path(path).absolute()
+  metadata = _metadata(path)
+  if metadata["format_version"] != FORMAT_VERSION:
+    raise ValueError(
+      f"{path} is of format {shown.value(metadata['format_version'])}, this"
+      f" version of gmem_jax reads {FORMAT_VERSION}: convert the weights again"
+    )
+  where = f"metadata of {path}"
+  atomic.check_keys(metadata, _KEYS, where)
+  if not all(isinstance(tree, str) for tree in metadata["trees"]):
+    raise ValueError(f"{where} is damaged: not all of its trees have names")
+  atomic.check_keys(metadata["source"], _SOURCE, where)
+  return metadata
+
+
+def _metadata(path: pathlib.Path) -> dict[str, Any]:
+  """The metadata of converted weights, of any version."""
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist")
   if path.is_file():
@@ -123,11 +146,6 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     metadata = None
   if not isinstance(metadata, dict) or "format_version" not in metadata:
     raise ValueError(f"{path} holds no converted weights")
-  if metadata["format_version"] != FORMAT_VERSION:
-    raise ValueError(
-      f"{path} is of format {metadata['format_version']}, this version of"
-      f" gmem_jax reads {FORMAT_VERSION}: convert the weights again"
-    )
   return metadata
 
 
@@ -136,7 +154,8 @@ def _safetensors_metadata(path: pathlib.Path) -> Any:
     header = safetensors_file.SafetensorsFile(path).metadata
   except ValueError as e:
     raise ValueError(f"{path} holds no converted weights ({e})") from None
-  return json.loads(header.get(_HEADER_KEY, "null"))
+  text = header.get(_HEADER_KEY, "null")
+  return atomic.parse_json(text, f"metadata of {path}")
 
 
 def load_converted(

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from gmem_jax.bank import (
   bank as bank_lib,
   edit,
+  files as bank_files,
   lookup,
   sharding as bank_sharding,
 )
@@ -203,7 +204,7 @@ def load_memory(
     bank = bank_sharding.place(bank, mesh, placement)
   return RunMemory(
     bank=bank,
-    info=bank_lib.BankInfo(**metadata["info"]),
+    info=bank_files.info_of(metadata.get("info"), f"info of {path}"),
     stats=protocols.LatentStats(
       **sharding.place(stats, sharding.replicated(mesh))
     ),

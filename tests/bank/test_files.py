@@ -83,6 +83,7 @@ def test_a_bank_goes_back_to_pytorch(rows, tmp_path):
   bank_files.write(tmp_path / "int8", _stored(rows, "int8"))
   code, _, err = helpers.run(tmp_path / "int8", tmp_path / "x", "--to-torch")
   assert (code, "int8" in err) == (2, True)
+  assert str(tmp_path / "int8") in err
 
 
 def test_a_network_that_came_with_its_bank(rows, tmp_path):
@@ -90,13 +91,7 @@ def test_a_network_that_came_with_its_bank(rows, tmp_path):
   weights.save_converted(
     tmp_path / "sit",
     {"params": {"x": rows}, "bank": {"rows": rows, "counts": counts}},
-    {
-      "kind": "sit",
-      "title": "SiT",
-      "source": {"file": "f", "sha256": "0"},
-      "weights": None,
-      "step": None,
-    },
+    helpers.metadata("sit"),
   )
   found = bank_files.read(tmp_path / "sit")
   np.testing.assert_array_equal(found.counts, counts)
@@ -123,6 +118,42 @@ def test_prepared_data(rows, tmp_path):
   np.save(directory / "rows.npy", rows[1:])
   with pytest.raises(ValueError, match=r"\(19, 8\), described as \(20, 8\)"):
     bank_files.read(directory)
+
+
+def test_features_of_8_bit_floats(rows, tmp_path):
+  """numpy's own names of types do not have them."""
+  narrow = rows.astype(jnp.float8_e4m3fn)
+  header = {"dtype": "F8_E4M3", "shape": rows.shape, "data_offsets": [0, 160]}
+  text = json.dumps({"features": header}).encode()
+  path = tmp_path / "x.safetensors"
+  size = len(text).to_bytes(8, "little")
+  path.write_bytes(size + text + narrow.tobytes())
+  found = bank_files.read_features(str(path), WIDTH)
+  np.testing.assert_array_equal(found, narrow.astype(np.float32))
+  path.write_bytes(size + text + narrow.tobytes()[:-1])
+  with pytest.raises(ValueError, match=r"x\.safetensors.*cut off"):
+    bank_files.read_features(str(path), WIDTH)
+
+
+@pytest.mark.parametrize(
+  ("file", "value"),
+  [
+    ("info.json", {"size": SIZE}),
+    ("info.json", {"width": "8"}),
+    ("info.json", {"colour": "red"}),
+    ("images.json", {"folder": "/x", "names": [3] * SIZE}),
+    ("images.json", {"folder": "/x", "names": "a" * SIZE}),
+  ],
+)
+def test_a_record_of_another_shape_is_named(rows, tmp_path, file, value):
+  np.save(tmp_path / "rows.npy", rows)
+  bank_files.write_info(tmp_path, _stored(rows).info)
+  whole = json.loads((tmp_path / "info.json").read_text())
+  if file == "info.json":
+    value = value if "size" in value else whole | value
+  (tmp_path / file).write_text(json.dumps(value))
+  with pytest.raises(ValueError, match=rf"{file} is damaged"):
+    bank_files.read(tmp_path)
 
 
 def test_names_follow_their_rows(rows):
@@ -155,7 +186,7 @@ def test_what_is_no_bank_is_named(rows, tmp_path):
   with pytest.raises(ValueError, match=r"x\.safetensors is not a bank"):
     bank_files.read(tmp_path / "x.safetensors")
   weights.save_converted(
-    tmp_path / "net", {"params": {"x": rows}}, {"kind": "sit"}
+    tmp_path / "net", {"params": {"x": rows}}, helpers.metadata("sit")
   )
   with pytest.raises(ValueError, match=r"net: cannot be read.*no 'bank'"):
     bank_files.read(tmp_path / "net")

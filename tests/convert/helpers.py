@@ -93,3 +93,14 @@ def zip_with_pickle(
       archive.writestr(f"archive/data/{key}", data)
     archive.writestr("archive/version", b"3\n")
   return path
+
+
+def metadata(kind: str) -> dict[str, Any]:
+  """The least that converted weights say of themselves."""
+  return {
+    "kind": kind,
+    "title": f"a {kind}",
+    "weights": None,
+    "step": None,
+    "source": {"file": "f", "sha256": "0" * 64},
+  }

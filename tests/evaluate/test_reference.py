@@ -15,6 +15,7 @@ from gmem_jax.evaluate import (
   statistics,
 )
 from gmem_jax.files import weights
+from tests.convert import helpers
 from tests.evaluate import fakes
 
 SHAPE = (6, 6, 3)
@@ -103,7 +104,8 @@ def test_converted_statistics(tmp_path, extractor, measured):
   pool, spatial = (measured.gaussians[n] for n in ("pool", "spatial"))
   tree = {"mu": pool.mean, "sigma": pool.cov}
   tree |= {"mu_s": spatial.mean, "sigma_s": spatial.cov}
-  weights.save_converted(tmp_path / "s", {"stats": tree}, {"kind": "fid_stats"})
+  metadata = helpers.metadata("fid_stats")
+  weights.save_converted(tmp_path / "s", {"stats": tree}, metadata)
   found = open_reference(tmp_path / "s", extractor, ALL[:2])
   assert_same(found, measured, rows=False)
 

@@ -59,13 +59,48 @@ def test_what_a_kill_leaves_is_known_and_is_no_image(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text", ["", '{"seed": 1, "da', "[1]", "null", "[" * 10_000, "\udcff"]
-)
+  "text",
+  [
+    "", '{"seed": 1, "da', "[1]", "null", "[" * 10_000, "\udcff",
+    '{"mean": NaN}', '{"mean": -Infinity}', '{"mean": 1e999}',
+    '{"images": 1' + "0" * 30 + "}", '{"images": 1' + "0" * 5000 + "}",
+  ],
+  ids=range(11),
+)  # fmt: skip
 def test_damaged_json_names_its_file(tmp_path, text):
   path = tmp_path / "config.json"
   path.write_bytes(text.encode("utf-8", "surrogateescape"))
   with pytest.raises(ValueError, match=r"config\.json is damaged: "):
     atomic.read_json(path)
+
+
+def test_json_is_bounded(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text('{"a": "' + "x" * 100 + '"}')
+  assert len(path.read_bytes()) == 109
+  assert atomic.read_json(path, largest=109) == {"a": "x" * 100}
+  with pytest.raises(
+    ValueError, match=r"config\.json is damaged: it has more than 108 bytes"
+  ):
+    atomic.read_json(path, largest=108)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("{}", "it has no 'images'"),
+    ('{"images": "many"}', "its 'images' is 'many'"),
+    ('{"images": true}', "its 'images' is True"),
+    ('{"images": 1.5}', "its 'images' is 1.5"),
+  ],
+)
+def test_a_key_of_another_kind_is_named_with_the_file(tmp_path, text, message):
+  path = tmp_path / "report.json"
+  path.write_text(text)
+  with pytest.raises(ValueError, match=rf"report\.json is damaged: {message}"):
+    atomic.read_json(path, {"images": int})
+  path.write_text('{"images": 3}')
+  assert atomic.read_json(path, {"images": int}) == {"images": 3}
 
 
 def test_missing_json_names_its_file(tmp_path):

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from gmem_jax.files import weights
 from tests.convert import helpers
@@ -27,7 +28,8 @@ def _sorted(tree):
 @pytest.mark.parametrize("file_format", weights.FORMATS)
 def test_round_trip(tmp_path, file_format):
   path = tmp_path / "weights"
-  metadata = {"kind": "test", "model": {"width": 3, "flags": [True, None]}}
+  model = {"width": 3, "flags": [True, None]}
+  metadata = helpers.metadata("test") | {"model": model}
   weights.save_converted(path, TREES, metadata, file_format)
   for name, tree in TREES.items():
     loaded, read = weights.load_converted(path, name)
@@ -44,7 +46,9 @@ def test_small_floats_are_kept_and_can_be_computed_with(tmp_path, file_format):
   dtypes = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
   params = {d: np.array([0.5, -1.75, 3.0]).astype(jnp.dtype(d)) for d in dtypes}
   path = tmp_path / "weights"
-  weights.save_converted(path, {"params": params}, {"kind": "x"}, file_format)
+  weights.save_converted(
+    path, {"params": params}, helpers.metadata("x"), file_format
+  )
   helpers.assert_same(_sorted(weights.load_converted(path)[0]), _sorted(params))
   loaded, _ = weights.load_kind(str(path), ("x",))
   for name, array in loaded.items():
@@ -56,7 +60,7 @@ def test_small_floats_are_kept_and_can_be_computed_with(tmp_path, file_format):
 @pytest.mark.parametrize("file_format", weights.FORMATS)
 def test_an_absent_tree_is_named(tmp_path, file_format):
   path = tmp_path / "weights"
-  weights.save_converted(path, TREES, {"kind": "test"}, file_format)
+  weights.save_converted(path, TREES, helpers.metadata("test"), file_format)
   with pytest.raises(ValueError, match="no 'bank' but params, buffers"):
     weights.load_converted(path, "bank")
 
@@ -86,7 +90,7 @@ def test_other_things_are_refused(tmp_path):
 
 def test_cut_weights_are_said_to_be_so(tmp_path):
   path = tmp_path / "x"
-  weights.save_converted(path, TREES, {"kind": "x"}, "safetensors")
+  weights.save_converted(path, TREES, helpers.metadata("x"), "safetensors")
   data = path.read_bytes()
   path.write_bytes(data[:-1])
   message = f"cut off: {len(data) - 1:,} bytes of at least {len(data):,}"
@@ -94,9 +98,41 @@ def test_cut_weights_are_said_to_be_so(tmp_path):
     weights.load_converted(path)
 
 
+@pytest.mark.parametrize("file_format", weights.FORMATS)
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("kind", None),
+    ("title", ["x"]),
+    ("trees", {"params": 1}),
+    ("source", "a file"),
+    ("step", "late"),
+    ("source", {"file": "x", "sha256": 3}),
+  ],
+)
+def test_metadata_of_another_shape_is_named(tmp_path, file_format, key, value):
+  path = tmp_path / "x"
+  metadata = helpers.metadata("test") | {key: value}
+  weights.save_converted(path, TREES, metadata, file_format)
+  key = "sha256" if isinstance(value, dict) and key == "source" else key
+  with pytest.raises(ValueError, match=rf"metadata of .*x is .*: its '{key}'"):
+    weights.load_converted(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{", '{"format_version": NaN}'])
+def test_metadata_that_is_no_json_is_named(tmp_path, text):
+  path = tmp_path / "x"
+  safetensors.numpy.save_file(
+    {"params/a": np.ones(3)}, path, {"gmem_jax": text}
+  )
+  with pytest.raises(ValueError, match=r"metadata of .*x is damaged"):
+    weights.load_converted(path)
+  assert not weights.is_converted(path)
+
+
 def test_another_version_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(weights, "FORMAT_VERSION", 99)
-  weights.save_converted(tmp_path / "x", TREES, {"kind": "test"})
+  weights.save_converted(tmp_path / "x", TREES, helpers.metadata("test"))
   monkeypatch.undo()
   with pytest.raises(ValueError, match="is of format 99"):
     weights.load_converted(tmp_path / "x")
