@@ -61,6 +61,7 @@ def write_store(
     processes.wait_for_all("prepare/schema")
     if not first:
       _check(directory, schema)
+    _check_files(directory, schema, source)
     if not (directory / store.REPORT).exists():
       _write_shards(directory, schema, source, encoders)
       processes.wait_for_all("prepare/shards")
@@ -103,6 +104,34 @@ def _check(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
     )
 
 
+def _check_files(
+  directory: pathlib.Path, schema: schema_lib.Schema, source: sources.Source
+) -> None:
+  """Checks that what was written is of the files that the source has now."""
+
+  def differs(number: int) -> bool:
+    path = directory / f"{schema.shard_name(number)}.json"
+    # A shard from before this was noted says nothing.
+    noted = atomic.read_json(path).get("files", "") if path.exists() else ""
+    return noted not in ("", source.fingerprint(_images(schema, number)))
+
+  numbers = _shards_of_process(schema)
+  with decode_image.threads() as pool:
+    found = zip(numbers, pool.map(differs, numbers), strict=True)
+    others = [number for number, other in found if other]
+  if not others:
+    return
+  message = (
+    f"config.data.prepared={str(directory)!r} was made of other files of the"
+    " same names: name another directory"
+  )
+  if not (directory / store.REPORT).exists():
+    names = ", ".join(f"{schema.shard_name(i)}.json" for i in others[:3])
+    more = " …" if others[3:] else ""
+    message += f", or remove {names}{more} there to have these made again"
+  raise ValueError(message)
+
+
 def _check_space(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
   """Refuses to start what the disk has no room for."""
   record = schema_lib.layout(schema).size
@@ -125,7 +154,7 @@ def _write_shards(
   encoders: encode.Encoders,
 ) -> None:
   """Writes the missing ones among this process's shards."""
-  mine = range(jax.process_index(), schema.shards, jax.process_count())
+  mine = _shards_of_process(schema)
   missing = [i for i in mine if not shards.is_whole(directory, schema, i)]
   done = sum(len(_images(schema, i)) for i in mine if i not in set(missing))
   total = sum(len(_images(schema, i)) for i in mine)
@@ -142,6 +171,7 @@ def _write_shards(
     for shard in missing:
       with shards.writing(directory, schema, shard) as writer:
         images = _images(schema, shard)
+        writer.files = source.fingerprint(images)
         _fill(writer, encoders, pictures, images, progress)
   progress.close()
 
@@ -185,6 +215,11 @@ def _read(source: sources.Source, size: int, number: int) -> sources.Picture:
     return picture
   cut = decode_image.center_crop(pixels, size)
   return dataclasses.replace(picture, pixels=cut)
+
+
+def _shards_of_process(schema: schema_lib.Schema) -> range:
+  """Numbers of the shards that this process writes."""
+  return range(jax.process_index(), schema.shards, jax.process_count())
 
 
 def _images(schema: schema_lib.Schema, shard: int) -> range:

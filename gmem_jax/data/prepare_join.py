@@ -33,8 +33,8 @@ def join(
   are its images, those that were skipped included.
 
   Raises:
-    ValueError: If no image could be read, or a shard is missing: hosts that
-      share no disk cannot prepare together.
+    ValueError: If no image could be read (nothing is kept then), or a shard is
+      missing: hosts that share no disk cannot prepare together.
   """
   facts = [
     atomic.read_json(directory / f"{schema.shard_name(i)}.json")
@@ -42,9 +42,14 @@ def join(
   ]
   skipped = [s for fact in facts for s in fact["skipped"]]
   images = sum(fact["images"] for fact in facts)
-  if not images:
-    raise ValueError("no image can be used:\n" + "\n".join(_named(skipped)))
   bank = directory / bank_files.PREPARED
+  if not images:
+    # They are read anew once they are mended, or others are named.
+    for number in range(schema.shards):
+      shards.remove(directory, schema, number)
+    bank.rmdir()
+    (directory / schema_lib.FILE).unlink()
+    raise ValueError("no image can be used:\n" + "\n".join(_named(skipped)))
   info = _join_bank(directory, schema, images)
   bank_files.write_info(bank, info)
   if files is not None:

@@ -23,7 +23,13 @@ OPTIONS = "group_size:1,uncompressed"
 
 
 class ShardWriter:
-  """Collects what a shard holds; see `writing`."""
+  """Collects what a shard holds; see `writing`.
+
+  Attributes:
+    files: `sources.Source.fingerprint` of its images.
+  """
+
+  files = ""
 
   def __init__(self, schema: schema_lib.Schema, path: pathlib.Path):
     """Opens a file of records."""
@@ -79,6 +85,7 @@ class ShardWriter:
       "skipped": self.skipped,
       "noted": self.noted,
       "rotated_by_exif": self._rotated,
+      "files": self.files,
     }
 
   def abandon(self) -> None:
@@ -166,6 +173,21 @@ def is_whole(
 ) -> bool:
   """Whether all of a shard has been written."""
   return (directory / f"{schema.shard_name(number)}.json").exists()
+
+
+def remove(
+  directory: pathlib.Path, schema: schema_lib.Schema, number: int
+) -> None:
+  """Removes the files of a shard, whole or not."""
+  path = directory / f"{schema.shard_name(number)}.json"
+  # In the opposite order of their writing: a kill leaves no half that is taken
+  # for a whole.
+  for file in (
+    path,
+    path.with_suffix(".array_record"),
+    rows_path(directory, schema, number),
+  ):
+    file.unlink(missing_ok=True)
 
 
 def rows_path(

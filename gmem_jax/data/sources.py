@@ -1,12 +1,13 @@
 """Sources of images: what each offers, folders of files, and digits."""
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -70,6 +71,10 @@ class Source(Protocol):
     """What identifies the images and their order; JSON."""
     ...
 
+  def fingerprint(self, images: Sequence[int]) -> str:
+    """What tells some images from others of the same `info`; "" for nothing."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -111,6 +116,10 @@ class Images:
     """What identifies the images and their order: a digest of all bytes."""
     digest = hashlib.sha256(self.pixels.tobytes() + self.labels.tobytes())
     return {"name": self.name, "sha256": digest.hexdigest()}
+
+  def fingerprint(self, images: Sequence[int]) -> str:
+    """Nothing: `info` has all bytes."""
+    return ""
 
   def take(self, index: np.ndarray, name: str) -> "Images":
     """The images at some positions, under another name."""
@@ -235,6 +244,20 @@ class Folder:
       "classes": len(self.classes),
       **reading(fill=self._fill),
     }
+
+  def fingerprint(self, images: Sequence[int]) -> str:
+    """A digest of the files' sizes, and of the first one's contents."""
+    paths = [self.root / self.names[image] for image in images]
+    digest = hashlib.sha256()
+    with contextlib.suppress(OSError):
+      digest.update(paths[0].read_bytes())
+    for path in paths:
+      try:
+        size = path.stat().st_size
+      except OSError:  # A link to nowhere.
+        size = -1
+      digest.update(f" {size}".encode())
+    return digest.hexdigest()
 
 
 def reading(*, fill: bool) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import resource
+import shutil
 import struct
 import zlib
 
@@ -24,6 +25,7 @@ from gmem_jax.data import (
   sources,
   store,
 )
+from gmem_jax.files import atomic
 from gmem_jax.models.encoders import protocols, random_conv, vae
 
 pytestmark = pytest.mark.filterwarnings(
@@ -280,6 +282,59 @@ def test_no_readable_image_says_so(tmp_path, networks):
     ValueError, match=r"no image can be used:\n *x.jpg: no im"
   ):
     prepare.write_store(tmp_path / "out", schema, source, networks)
+  assert not list((tmp_path / "out").iterdir())
+  # Mended, it is read anew; so would be other images.
+  write_noise(tmp_path / "in", ["x.jpg"], seed=0)
+  report = prepare.write_store(tmp_path / "out", schema, source, networks)
+  assert (report["images"], report["skipped"]) == (1, [])
+
+
+def write_noise(folder, names, seed):
+  """JPEG files of noise."""
+  folder.mkdir(parents=True, exist_ok=True)
+  random = np.random.default_rng(seed)
+  for name in names:
+    noise = random.integers(0, 255, (20, 20, 3), np.uint8)
+    (folder / name).write_bytes(png(Image.fromarray(noise), "JPEG"))
+
+
+def test_files_of_the_same_names_are_not_mixed(tmp_path, networks):
+  names = [f"{i}.jpg" for i in range(8)]
+  roots = [tmp_path / name / "images" for name in ("a", "b", "moved")]
+  for seed, root in enumerate(roots[:2]):
+    write_noise(root, names, seed)
+  first, other, moved = (sources.Folder(root, SIZE) for root in (
+    roots[0], roots[1], shutil.copytree(roots[0], roots[2])))  # fmt: skip
+  out, schema = tmp_path / "out", make_schema(first, networks)
+  assert make_schema(other, networks) == schema
+  report = prepare.write_store(out, schema, first, networks)
+  before = contents(out)
+  match = "was made of other files of the same names: name another directory$"
+  with pytest.raises(ValueError, match=match):
+    prepare.write_store(out, schema, other, networks)
+  assert prepare.write_store(out, schema, moved, networks) == report
+  assert contents(out) == before
+  # Of an unfinished one, what is of other files can be made again.
+  unfinished = out / store.REPORT
+  unfinished.unlink()
+  (roots[0] / "7.jpg").write_bytes((roots[1] / "7.jpg").read_bytes())
+  match = (
+    r"or remove train-00001-of-00002\.json there to have these made again$"
+  )
+  with pytest.raises(ValueError, match=match):
+    prepare.write_store(out, schema, first, networks)
+
+
+def test_data_from_before_files_were_told_apart_are_taken(tmp_path, networks):
+  write_noise(tmp_path / "in", ["0.jpg"], seed=0)
+  source = sources.Folder(tmp_path / "in", SIZE)
+  schema, out = make_schema(source, networks), tmp_path / "out"
+  report = prepare.write_store(out, schema, source, networks)
+  facts = out / "train-00000-of-00001.json"
+  old = {k: v for k, v in atomic.read_json(facts).items() if k != "files"}
+  atomic.write_json(facts, old)
+  write_noise(tmp_path / "in", ["0.jpg"], seed=1)
+  assert prepare.write_store(out, schema, source, networks) == report
 
 
 @pytest.fixture
