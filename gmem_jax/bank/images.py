@@ -50,9 +50,9 @@ def read(directory: pathlib.Path, size: int) -> SourceImages | None:
   value = atomic.read_json(
     path, {"folder": str, "names": list}, largest=_LARGEST + _NAME * size
   )
-  images = SourceImages(value["folder"], tuple(value["names"]))
-  if not all(isinstance(name, str) for name in images.names):
+  if not all(isinstance(name, str) for name in value["names"]):
     raise ValueError(f"{path} is damaged: not all of its names are text")
+  images = SourceImages(value["folder"], tuple(value["names"]))
   if len(images.names) != size:
     raise ValueError(f"{FILE} names {len(images.names)} images for {size} rows")
   return images
