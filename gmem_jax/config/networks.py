@@ -36,7 +36,8 @@ class EncoderConfig:
     tokenizer_weights: Unused by "identity".
     latent_stats: Statistics that normalise the latents of `sample.network`; ""
       for the tokenizer's own scale, if it has one. A run uses its data's.
-    features: "random_conv" (fixed random convolutions, 768 wide) or "dinov2".
+    features: "random_conv" (fixed random convolutions, 768 wide), "dinov2", or
+      "efficientnet_lite0" (trained on ImageNet, 1280 wide).
     features_weights: Unused by "random_conv".
     image_size: Side in pixels of the images that features are computed from.
   """
@@ -44,7 +45,7 @@ class EncoderConfig:
   tokenizer: Literal["identity", "va_vae", "mar_vae", "sd_vae"]
   tokenizer_weights: checks.FilePath
   latent_stats: checks.FilePath
-  features: Literal["random_conv", "dinov2"]
+  features: Literal["random_conv", "dinov2", "efficientnet_lite0"]
   features_weights: checks.FilePath
   image_size: int
 

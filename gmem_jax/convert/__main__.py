@@ -26,6 +26,7 @@ _USES = {
   " --config.train.init_from={0} trains on from it.",
   "vae": "--config.encoder.tokenizer_weights={0} names it.",
   "dinov2": "--config.encoder.features_weights={0} names it.",
+  "efficientnet_lite0": "--config.encoder.features_weights={0} names it.",
   "inception": "--config.eval.inception_weights={0}, or --inception={0} of"
   " python -m gmem_jax.evaluate.",
   "bank": "--mode=sample --bank={0} samples from it.",

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.convert.names import dinov2, dit, inception, vae
+from gmem_jax.convert.names import dinov2, dit, efficientnet, inception, vae
 from gmem_jax.convert.read import OpenFile, some, WrongFile
 from gmem_jax.convert.rules import Rule
 
@@ -33,6 +33,7 @@ _TABLES: tuple[tuple[str, Sequence[Rule]], ...] = (
   ("vae", vae.LDM),
   ("vae", vae.diffusers()),
   ("dinov2", dinov2.RULES),
+  ("efficientnet_lite0", efficientnet.RULES),
   ("inception", inception.RULES),
 )
 # A name that only another network has -> what to tell the user.
@@ -73,8 +74,8 @@ class Contents:
   """What a file contains, out of its wrappings.
 
   Attributes:
-    kind: "lightning_dit", "sit", "vae", "dinov2", "inception", "bank",
-      "low_rank_bank", "latent_stats" or "fid_stats".
+    kind: "lightning_dit", "sit", "vae", "dinov2", "efficientnet_lite0",
+      "inception", "bank", "low_rank_bank", "latent_stats" or "fid_stats".
     tensors: The state dict, prefixes removed. The bare tensor of a bank is
       called "rows".
     container: Its key in the file, None if it is the whole file.

@@ -18,11 +18,12 @@ from gmem_jax.convert.detect import Contents
 from gmem_jax.convert.manifest import Identity, Shapes
 from gmem_jax.convert.names import (
   dinov2 as dinov2_names,
+  efficientnet as efficientnet_names,
   inception as inception_names,
   tables,
   vae as vae_names,
 )
-from gmem_jax.models.encoders import dinov2, inception, vae
+from gmem_jax.models.encoders import dinov2, efficientnet, inception, vae
 
 # What --model takes, in the reference's words and in ours.
 SETTINGS = {
@@ -196,14 +197,25 @@ def _inception(contents: Contents, settings: Mapping[str, int]) -> Identity:
   table, title = inception_names.RULES, "FID's InceptionV3"
   network = inception.InceptionV3()
   parameters = manifest.expected(network, [(1, 299, 299, 3)], table, {})
-  # Counters of training steps, integers beside each running mean.
-  counters: Shapes = {
+  _compare(title, contents.tensors, parameters, _counters(parameters))
+  return Identity(title, table)
+
+
+def _efficientnet(contents: Contents, settings: Mapping[str, int]) -> Identity:
+  table, title = efficientnet_names.RULES, "EfficientNet-Lite0"
+  network = efficientnet.EfficientNetLite0()
+  parameters = manifest.expected(network, [(1, 224, 224, 3)], table, {})
+  _compare(title, contents.tensors, parameters, _counters(parameters))
+  return Identity(title, table)
+
+
+def _counters(parameters: Shapes) -> Shapes:
+  """Counters of training steps, integers beside each running mean."""
+  return {
     name.replace("running_mean", "num_batches_tracked"): ()
     for name in parameters
     if name.endswith("running_mean")
   }
-  _compare(title, contents.tensors, parameters, counters)
-  return Identity(title, table)
 
 
 def _bank(contents: Contents, settings: Mapping[str, int]) -> Identity:
@@ -256,6 +268,7 @@ _IDENTIFIERS: dict[str, Callable[[Contents, Mapping[str, int]], Identity]] = {
   "sit": transformer.identify,
   "vae": _autoencoder,
   "dinov2": _dinov2,
+  "efficientnet_lite0": _efficientnet,
   "inception": _inception,
   "bank": _bank,
   "low_rank_bank": _low_rank_bank,

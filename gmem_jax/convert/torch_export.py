@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.convert import rules
-from gmem_jax.convert.names import dinov2, dit, inception, tables, vae
+from gmem_jax.convert.names import (
+  dinov2,
+  dit,
+  efficientnet,
+  inception,
+  tables,
+  vae,
+)
 from gmem_jax.convert.rules import Rule
 from gmem_jax.files import atomic
 from gmem_jax.files.torch_reader import torch_types
@@ -29,6 +36,7 @@ _TABLES: Mapping[str, Sequence[Rule]] = {
   **dit.TABLES,
   "vae": vae.LDM,
   "dinov2": dinov2.RULES,
+  "efficientnet_lite0": efficientnet.RULES,
   "inception": inception.RULES,
   "bank": tables.BANK,
   "low_rank_bank": tables.LOW_RANK_BANK,

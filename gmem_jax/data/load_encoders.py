@@ -9,7 +9,13 @@ import numpy as np
 
 from gmem_jax.config import sections
 from gmem_jax.files import weights
-from gmem_jax.models.encoders import dinov2, protocols, random_conv, vae
+from gmem_jax.models.encoders import (
+  dinov2,
+  efficientnet,
+  protocols,
+  random_conv,
+  vae,
+)
 
 
 def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
@@ -132,16 +138,30 @@ def load_stats(
 def load_features(
   config: sections.Config, channels: int
 ) -> protocols.FeatureEncoder:
-  """Loads a run's feature encoder for images of so many channels."""
-  if config.encoder.features == "random_conv":
+  """Loads a run's feature encoder for images of so many channels.
+
+  Raises:
+    ValueError: If the weights are of another network, or the images have no
+      colours, which the trained networks read.
+  """
+  kind = config.encoder.features
+  if kind == "random_conv":
     # Random weights are a function of the seed: there is nothing to read.
     return random_conv.make(config.seed, channels)
+  if channels != 3:
+    raise ValueError(
+      f"config.encoder.features={kind!r} takes colour images; these have"
+      f" {channels} channel(s)"
+    )
   path = config.encoder.features_weights
   params, metadata = weights.load_configured(
-    "encoder.features_weights", path, ("dinov2",)
+    "encoder.features_weights", path, (kind,)
   )
+  name = _network_name(kind, metadata)
+  if kind == "efficientnet_lite0":
+    return efficientnet.EfficientNetEncoder(name, params)
   network = dinov2.DINOv2(**hashable(metadata["model"]))
-  return dinov2.DINOv2Encoder(_dinov2_name(metadata), network, params)
+  return dinov2.DINOv2Encoder(name, network, params)
 
 
 def features_name(config: sections.Config) -> str | None:
@@ -150,14 +170,15 @@ def features_name(config: sections.Config) -> str | None:
   Returns:
     As `FeatureEncoder.name`; None if its weights are not on this machine.
   """
-  if config.encoder.features == "random_conv":
+  kind = config.encoder.features
+  if kind == "random_conv":
     return random_conv.name(config.seed)
   path = config.encoder.features_weights
   if not path or not pathlib.Path(path).exists():
     return None
-  return _dinov2_name(weights.read_metadata(path))
+  return _network_name(kind, weights.read_metadata(path))
 
 
-def _dinov2_name(metadata: dict[str, Any]) -> str:
+def _network_name(kind: str, metadata: dict[str, Any]) -> str:
   # A digest, since banks must not mix features of different weights.
-  return f"dinov2(sha256={metadata['source']['sha256'][:12]})"
+  return f"{kind}(sha256={metadata['source']['sha256'][:12]})"

@@ -35,6 +35,7 @@ PUBLISHED = {
   "marvae_f16d16": ("MAR-VAE f16d16", "model"),
   "dinov2_vitb14": ("DINOv2 ViT-B/14", None),
   "inception_fid": ("FID's InceptionV3", None),
+  "efficientnet_lite0": ("EfficientNet-Lite0", None),
 }
 
 
