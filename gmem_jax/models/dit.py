@@ -64,8 +64,8 @@ class SiT(transformer.FlowTransformer):
     name: str,
   ) -> Float[Array, "*b d"]:
     """Linear layer, then dropout: the other order than LightningDiT's."""
-    y = layers.dense(self.width, "float32", name=name)(snippet)
-    return layers.dropout(y, self.snippet_dropout, dropout_key)
+    linear = layers.dense(self.width, "float32", name, precision=layers.EXACT)
+    return layers.dropout(linear(snippet), self.snippet_dropout, dropout_key)
 
 
 class LightningDiT(transformer.FlowTransformer):
@@ -107,7 +107,8 @@ class LightningDiT(transformer.FlowTransformer):
     # It is regularisation, not the null condition: no whole snippet is dropped,
     # and guidance relies on zeros that training has never shown.
     x = layers.dropout(snippet, self.snippet_dropout, dropout_key)
-    return layers.dense(self.width, "float32", name=name)(x)
+    linear = layers.dense(self.width, "float32", name, precision=layers.EXACT)
+    return linear(x)
 
 
 FAMILIES = {"sit": SiT, "lightning_dit": LightningDiT}

@@ -28,6 +28,9 @@ zeros = nn.initializers.zeros
 
 # The slowest sinusoids of positions and of time have periods near 2 pi BASE.
 BASE = 10000.0
+# Of the products that are always float32. They are small, and every block
+# depends on them; accelerators would round their operands to TF32 or bfloat16.
+EXACT = jax.lax.Precision.HIGHEST
 # Half the width of the timestep features.
 _TIME_FREQUENCIES = 128
 
@@ -38,6 +41,7 @@ def dense(
   name: str,
   zero_init: bool = False,
   float8: bool = False,
+  precision: jax.lax.Precision | None = None,
 ) -> nn.Dense:
   """Makes a linear layer with bias, Xavier-uniform or zero at the start.
 
@@ -46,6 +50,7 @@ def dense(
   return nn.Dense(
     width,
     dtype=dtype,
+    precision=precision,
     kernel_init=zeros if zero_init else xavier,
     dot_general=float8_lib.dot_general if float8 else None,
     name=name,
@@ -121,10 +126,14 @@ class TimestepEmbed(nn.Module):
   def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
     """Embeds t in [0, 1]."""
     # The one MLP that the published code does not draw with Xavier's bound.
-    init = nn.initializers.normal(0.02)
-    x = timestep_features(t)
-    x = nn.Dense(self.width, kernel_init=init, name="fc1")(x)
-    return nn.Dense(self.width, kernel_init=init, name="fc2")(nn.silu(x))
+    linear = functools.partial(
+      nn.Dense,
+      self.width,
+      kernel_init=nn.initializers.normal(0.02),
+      precision=EXACT,
+    )
+    x = linear(name="fc1")(timestep_features(t))
+    return linear(name="fc2")(nn.silu(x))
 
 
 class PatchEmbed(nn.Module):

@@ -152,15 +152,17 @@ class DINOv2(nn.Module):
       (cls, tokens): the class token and the patch tokens, row by row, after the
       final norm, float32, not L2-normalised. 256 pixels give 16 * 16 tokens.
     """
-    tokens = self.embed(preprocess(images))
     block = self._block()
-    # A scan: the network is frozen and keeps no activations, so unrolling would
-    # only make it slower to compile.
 
     def step(tokens, params):
       return block.apply({"params": params}, tokens), None
 
-    tokens, _ = jax.lax.scan(step, tokens, self.blocks)
+    # TF32, or a TPU's bfloat16, would give other memories than the published.
+    with jax.default_matmul_precision("highest"):
+      tokens = self.embed(preprocess(images))
+      # A scan: the network is frozen and keeps no activations, so unrolling
+      # would only make it slower to compile.
+      tokens, _ = jax.lax.scan(step, tokens, self.blocks)
     tokens = self.norm(tokens)
     return tokens[:, 0], tokens[:, 1:]
 
