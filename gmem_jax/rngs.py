@@ -32,11 +32,21 @@ STREAMS = {
 }
 
 
-def key(seed: int, name: str, *ids: int | Integer[Array, ""]) -> Key[Array, ""]:
+def root(seed: int) -> Key[Array, ""]:
+  """Makes the key that all streams of a seed come from.
+
+  A compiled program that takes it as an argument serves every seed.
+  """
+  return jax.random.key(seed)
+
+
+def key(
+  seed: int | Key[Array, ""], name: str, *ids: int | Integer[Array, ""]
+) -> Key[Array, ""]:
   """Makes the key of one stream at one address.
 
-  It depends on the run's seed, the stream's name and the ids alone; the ids,
-  e.g. the training step, may be traced.
+  It depends on the seed, the stream's name and the ids alone; the ids, e.g. the
+  training step, may be traced. Instead of the seed its `root` may be given.
 
   Raises:
     ValueError: If there is no such stream.
@@ -44,13 +54,16 @@ def key(seed: int, name: str, *ids: int | Integer[Array, ""]) -> Key[Array, ""]:
   if name not in STREAMS:
     raise ValueError(f"no random stream {name!r}; streams: {sorted(STREAMS)}")
   # crc32, as Python's own hash of a string differs from process to process.
-  result = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+  first = root(seed) if isinstance(seed, int) else seed
+  result = jax.random.fold_in(first, zlib.crc32(name.encode()))
   for i in ids:
     result = jax.random.fold_in(result, i)
   return result
 
 
-def keys(seed: int, name: str, ids: Integer[Array, " b"]) -> Key[Array, " b"]:
+def keys(
+  seed: int | Key[Array, ""], name: str, ids: Integer[Array, " b"]
+) -> Key[Array, " b"]:
   """One key per global id, so that image i's key never depends on its batch."""
   return jax.vmap(lambda i: key(seed, name, i))(ids)
 

@@ -24,6 +24,11 @@ def test_key_depends_on_seed_name_and_ids_alone():
   assert len({tuple(bits(k)) for k in addresses}) == len(addresses)
 
 
+def test_a_root_stands_for_its_seed():
+  made = jax.jit(lambda root: rngs.key(root, "sample/noise", 3))(rngs.root(5))
+  assert bits(made) == bits(rngs.key(5, "sample/noise", 3))
+
+
 def test_every_stream_is_its_own():
   keys = {tuple(bits(rngs.key(7, name))) for name in rngs.STREAMS}
   assert len(keys) == len(rngs.STREAMS)

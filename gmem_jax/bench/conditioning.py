@@ -128,7 +128,7 @@ def measure(
     config, workdir, mesh, dataset, memory, evaluator
   )
   state = loop.train(run)
-  sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
+  sampler = source_lib.make_sampler(config, memory, mesh)
   weights = source_lib.make_weights(config, memory, state.ema)
   placed = bank_sharding.place(heldout.bank, mesh, config.bank.placement)
   # The network attends to the swapped bank's rows as it did to its own.

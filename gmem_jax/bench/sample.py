@@ -70,20 +70,20 @@ def make(config: sections.Config) -> tuple[Calls, int]:
   network = network.clone(token_dim=0, float8=False)  # As samples are made.
   # Random weights, as time does not depend on their values.
   weights = jax.tree.map(_random, program.arguments[0])
-  count, width = program.arguments[2].shape
+  count, width = program.arguments[3].shape
   numbers = jnp.arange(count, dtype=jnp.int32)
   features = jax.random.normal(rngs.key(5, "init"), (count, width))
   rows = jnp.full(count, retrieval.OUTSIDE, jnp.int32)
-  seed, shape = config.sample.seed, memory.latent_shape
+  root, shape = rngs.root(config.sample.seed), memory.latent_shape
 
   def apply(params, x, t, snippet):
     return cast(jax.Array, network.apply({"params": params}, x, t, snippet))
 
   @jax.jit
-  def reference(weights, numbers, features, zero):
+  def reference(weights, root, numbers, features, zero):
     def normal(name, *ids):
       def one(i):
-        return jax.random.normal(rngs.key(seed, name, i, *ids), shape)
+        return jax.random.normal(rngs.key(root, name, i, *ids), shape)
 
       return jax.vmap(one)(numbers)
 
@@ -98,14 +98,14 @@ def make(config: sections.Config) -> tuple[Calls, int]:
     latents = protocols.denormalise_latents(x1, weights.stats)
     return protocols.to_uint8(weights.tokenizer.decode(latents), 128.0)
 
-  ours = program.jitted.lower(weights, numbers, features, rows).compile()
+  ours = program.jitted.lower(weights, root, numbers, features, rows).compile()
   decode = jax.jit(lambda w, latents: w.tokenizer.decode(latents))
   latents = jax.random.normal(rngs.key(6, "init"), (count, *shape))
   # 0.0 is an argument, not a constant: XLA must not find out that two calls of
   # the network have one input.
   return {
-    OURS: lambda: ours(weights, numbers, features, rows),
-    REFERENCE: lambda: reference(weights, numbers, features, 0.0),
+    OURS: lambda: ours(weights, root, numbers, features, rows),
+    REFERENCE: lambda: reference(weights, root, numbers, features, 0.0),
     "decode": lambda: decode(weights, latents),
   }, count
 

@@ -160,7 +160,7 @@ def sampling(
   memory = memory_shapes(config, bank_rows, mesh, device_memory)
   # The projector is left out: only training uses it.
   memory = dataclasses.replace(memory, token_dim=0)
-  sampler = source_lib.make_sampler(config, memory, mesh, config.sample.seed)
+  sampler = source_lib.make_sampler(config, memory, mesh)
   weights = jax.eval_shape(
     lambda: sampler_lib.SampleWeights(
       params=setup.make_init(config, memory)().params,
@@ -180,13 +180,14 @@ def sampling(
   features = jax.ShapeDtypeStruct(
     (count, FEATURE_WIDTH), jnp.float32, sharding=batch
   )
+  root = sharding.abstract(jax.eval_shape(lambda: rngs.root(0)), everywhere)
   parts = {"parameters": weights.params, "tokenizer": weights.tokenizer}
   if memory.unit is not None:
     parts["searched bank"] = memory.unit
   return examine.Program(
     f"sampler, {count} images",
     sampler.jitted,
-    (weights, numbers, features, numbers),
+    (weights, root, numbers, features, numbers),
     parts,
   )
 

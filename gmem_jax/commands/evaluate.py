@@ -97,7 +97,7 @@ def _sampled(
   """The images that `--mode=sample` would make, made as they are needed."""
   source = source_lib.load(config, workdir, mesh)
   plan = draw_rows.plan_rows(config, source)
-  make = draw_rows.make_fn(source, plan)
+  make = draw_rows.make_fn(source, plan, config.sample.seed)
   info = output.record(config, source, plan)
   if config.eval.keep_images:
     directory = output.directory_of(config, workdir, source, plan)

@@ -55,7 +55,7 @@ def _write(
   # Its PNG files were removed: they must not look as if they were missing.
   if config.format == "npz" and processes.agree(packed):
     return 0
-  make = draw_rows.make_fn(source, plan)
+  make = draw_rows.make_fn(source, plan, config.seed)
   made = write_images.write_folder(directory, count, config.batch_size, make)
   if not processes.is_main():
     return made

@@ -125,7 +125,7 @@ def _compare(
     functools.partial(
       draw_samples,
       one,
-      source_lib.make_sampler(one, memory, run.mesh, one.seed),
+      source_lib.make_sampler(one, memory, run.mesh),
       source_lib.make_weights(one, memory, weights),
     )
     for one, weights in ((config, state.ema), (other, other_params))
@@ -175,7 +175,7 @@ def make_run(
   """
   # Sampling needs no data set, only this directory.
   setup.save_memory(workdir / "memory", memory)
-  sampler = source_lib.make_sampler(config, memory, mesh, config.seed)
+  sampler = source_lib.make_sampler(config, memory, mesh)
   # The decoder is read here and not at every evaluation; on the host it waits
   # without taking memory of the devices.
   fixed = source_lib.make_weights(config, memory, None)
@@ -198,7 +198,9 @@ def make_run(
     first: list[np.ndarray] = []
 
     def read(numbers):
-      pixels = sampler(weights, numbers, features[numbers], rows[numbers])
+      pixels = sampler(
+        weights, config.seed, numbers, features[numbers], rows[numbers]
+      )
       # The picture shows images that are scored anyway.
       if numbers[0] < shown:
         first.append(pixels)
@@ -278,7 +280,7 @@ def draw_samples(
 
   def read(numbers):
     own = None if outside else rows[numbers]
-    return sampler(weights, numbers, features[numbers], own)
+    return sampler(weights, config.seed, numbers, features[numbers], own)
 
   return report.Samples(_in_calls(name, sampler, count, read), rows)
 

@@ -149,7 +149,7 @@ def _row_fn(
         "config.sample.draw='noise' needs a bank with frequencies, as the first"
         " release has it; this one has none: take 'uniform'"
       )
-    return _rows_by_noise(source.sampler, bank.frequencies)
+    return _rows_by_noise(source.sampler, config.seed, bank.frequencies)
 
   def drawn(numbers):
     # By group, so that the first image of each does not depend on per_row.
@@ -160,11 +160,11 @@ def _row_fn(
 
 
 def _rows_by_noise(
-  sampler: sampler_lib.Sampler, frequencies: np.ndarray
+  sampler: sampler_lib.Sampler, seed: int, frequencies: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
   """Image numbers -> bank rows; see `select_row`."""
   # One image at a time: in a batch, noise may differ in the last bit.
-  noise = jax.jit(lambda number: sampler.noise(number[None])[0])
+  noise = jax.jit(lambda number: sampler.noise(seed, number[None])[0])
 
   def drawn(numbers):
     each = [np.asarray(noise(jnp.int32(i))) for i in numbers]
@@ -231,7 +231,7 @@ def plan_manipulation(
 
 
 def make_fn(
-  source: source_lib.SampleSource, plan: Plan
+  source: source_lib.SampleSource, plan: Plan, seed: int
 ) -> Callable[[np.ndarray], np.ndarray]:
   """The function that makes a plan's images.
 
@@ -241,4 +241,8 @@ def make_fn(
   sampler = source.sampler
   # Once, or every call would copy the weights to the devices.
   weights = sampler.place(source.weights)
-  return lambda numbers: sampler(weights, numbers, *plan.features(numbers))
+
+  def make(numbers):
+    return sampler(weights, seed, numbers, *plan.features(numbers))
+
+  return make

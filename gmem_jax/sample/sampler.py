@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
@@ -57,7 +57,6 @@ class Sampler:
     config: Method, steps and guidance.
     latent_shape: h, w, c.
     mesh: The devices; images are split over the axes of the batch.
-    seed: Image i's noise depends on (seed, i) alone.
     device_batch: Images of each device in one call.
     retrieve: Looks up what a network with cross-attention attends to, in the
       weights' bank; None for other networks.
@@ -69,7 +68,6 @@ class Sampler:
   config: schedule.SamplerConfig
   latent_shape: tuple[int, int, int]
   mesh: Mesh
-  seed: int
   device_batch: int
   retrieve: retrieval.RetrieveFn | None = None
   first_release: bool = False
@@ -77,6 +75,7 @@ class Sampler:
   def __call__(
     self,
     weights: SampleWeights,
+    seed: int,
     numbers: np.ndarray,
     features: np.ndarray,
     rows: np.ndarray | None = None,
@@ -85,6 +84,7 @@ class Sampler:
 
     Args:
       weights: On any device; `place` first saves the copy at each call.
+      seed: Image i's noise depends on (seed, i) alone.
       numbers: [n] global numbers of the images, each once.
       features: [n d] snippets to make them from, of any length.
       rows: [n] bank rows that the features come from, `retrieval.OUTSIDE` for
@@ -98,6 +98,7 @@ class Sampler:
     where = NamedSharding(self.mesh, sharding.BATCH)
     # A no-op for weights that are placed already.
     weights, calls = self.place(weights), numbers // self.call_size
+    root = rngs.root(seed)
     images: Any = None
     for call in np.unique(calls):
       members = np.flatnonzero(calls == call)
@@ -107,6 +108,7 @@ class Sampler:
       part[slots] = members
       pixels = self.jitted(
         weights,
+        root,
         sharding.place(np.asarray(numbers[part], np.int32), where),
         sharding.place(np.asarray(features[part], np.float32), where),
         sharding.place(np.asarray(rows[part], np.int32), where),
@@ -130,9 +132,9 @@ class Sampler:
 
   @functools.cached_property
   def jitted(self) -> Any:
-    """(weights, numbers [b], features [b d], rows [b]) -> images, jitted.
+    """(weights, root, numbers [b], features [b d], rows [b]) -> images, jitted.
 
-    Numbers and rows are int32, the images uint8 [b H W channels], and b is
+    The root is `rngs.root` of the seed: one program serves all seeds. Numbers and rows are int32, the images uint8 [b H W channels], and b is
     `call_size`.
     """
     # Not left to the partitioner: each device runs the very program of a single
@@ -140,25 +142,26 @@ class Sampler:
     split = jax.shard_map(
       self._images,
       mesh=self.mesh,
-      in_specs=(P(), *(sharding.BATCH,) * 3),
+      in_specs=(P(), P(), *(sharding.BATCH,) * 3),
       out_specs=sharding.BATCH,
       check_vma=False,
     )
 
-    def run(weights, numbers, features, rows):
+    def run(weights, root, numbers, features, rows):
       neighbours = None
       if self.retrieve is not None:
         # Outside of the map, as the bank's rows may be split over the devices.
         unit = bank_lib.normalise(features)
         neighbours = self.retrieve(weights.bank, unit, rows)
       bare = dataclasses.replace(weights, bank=None)
-      return split(bare, numbers, features, neighbours)
+      return split(bare, root, numbers, features, neighbours)
 
     return jax.jit(run, out_shardings=sharding.replicated(self.mesh))
 
   def _images(
     self,
     weights: SampleWeights,
+    root: Key[Array, ""],
     numbers: Int[Array, " b"],
     features: Float[Array, "b d"],
     neighbours: conditioning.Neighbours | None,
@@ -167,13 +170,17 @@ class Sampler:
     snippet = None
     if transformer.uses_adaln(self.network.conditioning):
       snippet = bank_lib.normalise(features)
-    x1 = self._integrate(weights.params, (snippet, neighbours), numbers)
+    x1 = self._integrate(weights.params, root, (snippet, neighbours), numbers)
     latents = protocols.denormalise_latents(x1, weights.stats)
     pixels = weights.tokenizer.decode(latents)
     return protocols.to_uint8(pixels, 127.5 if self.first_release else 128.0)
 
   def _integrate(
-    self, params: Any, condition: Any, numbers: Int[Array, " b"]
+    self,
+    params: Any,
+    root: Key[Array, ""],
+    condition: Any,
+    numbers: Int[Array, " b"],
   ) -> Float[Array, "b h w c"]:
     """Integrates from noise to normalised latents."""
     # The scales of 8-bit matmuls are those of a batch: with them, an image
@@ -196,7 +203,7 @@ class Sampler:
     def increments(step):
       # By number and step: neither batch nor device count changes a draw.
       def one(number):
-        key = rngs.key(self.seed, "sample/kick", number, step)
+        key = rngs.key(root, "sample/kick", number, step)
         return jax.random.normal(key, self.latent_shape)
 
       return jax.vmap(one)(numbers)
@@ -204,12 +211,14 @@ class Sampler:
     return samplers.sample(
       self.config,
       lambda x, t: apply(x, t, condition),
-      self.noise(numbers),
+      self.noise(root, numbers),
       increments,
       pair,
     )
 
-  def noise(self, numbers: Int[Array, " b"]) -> Float[Array, "b h w c"]:
-    """The noise that each image begins with."""
-    keys = rngs.keys(self.seed, "sample/noise", numbers)
+  def noise(
+    self, seed: int | Key[Array, ""], numbers: Int[Array, " b"]
+  ) -> Float[Array, "b h w c"]:
+    """The noise that each image begins with; for `seed` see `rngs.key`."""
+    keys = rngs.keys(seed, "sample/noise", numbers)
     return jax.vmap(lambda k: jax.random.normal(k, self.latent_shape))(keys)

@@ -148,7 +148,7 @@ def _from_run(
       memory = dataclasses.replace(memory, unit=unit)
   return SampleSource(
     name=name,
-    sampler=make_sampler(config, memory, mesh, config.sample.seed),
+    sampler=make_sampler(config, memory, mesh),
     weights=make_weights(config, memory, params),
     bank=bank,
     info={"step": step, "weights": config.sample.weights},
@@ -188,7 +188,6 @@ def make_sampler(
   config: sections.Config,
   memory: setup.RunMemory,
   mesh: jax.sharding.Mesh,
-  seed: int,
 ) -> sampler_lib.Sampler:
   """The sampler of a run's network."""
   return sampler_lib.Sampler(
@@ -196,7 +195,6 @@ def make_sampler(
     config=config.sampler,
     latent_shape=memory.latent_shape,
     mesh=mesh,
-    seed=seed,
     device_batch=config.sample.device_batch,
     retrieve=setup.make_retrieve(config, memory.unit),
   )
@@ -247,7 +245,6 @@ def _from_converted(
       config=config.sampler,
       latent_shape=(side, side, channels),
       mesh=mesh,
-      seed=config.sample.seed,
       device_batch=config.sample.device_batch,
       first_release=metadata["kind"] == "sit",
     ),

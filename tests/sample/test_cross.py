@@ -193,11 +193,11 @@ def test_guidance_drops_the_whole_memory(run):
       sampler=dataclasses.replace(config.sampler, guidance=guided),
       sample=dataclasses.replace(config.sample, device_batch=1),
     )
-    sampler = source_lib.make_sampler(changed, memory, mesh, 0)
+    sampler = source_lib.make_sampler(changed, memory, mesh)
     loaded = source_lib.make_weights(config, memory, params)
     features = np.asarray(memory.bank.rows)
     made[scale] = [
-      sampler(loaded, np.arange(4), features[rows], rows)
+      sampler(loaded, 0, np.arange(4), features[rows], rows)
       for rows in (np.arange(4), np.arange(10, 14))
     ]
   np.testing.assert_array_equal(*made[0.0])
@@ -210,14 +210,14 @@ def test_own_rows_are_left_out_only_where_they_are_known(run):
   config = tiny.make_config(**CROSS)
   mesh = sharding.make_mesh(config.mesh)
   _, params = source_lib.load_params(config, workdir, mesh)
-  sampler = source_lib.make_sampler(config, memory, mesh, 0)
+  sampler = source_lib.make_sampler(config, memory, mesh)
   loaded = source_lib.make_weights(config, memory, params)
   rows = np.arange(4)
   features = np.asarray(memory.bank.rows)[rows]
-  known = sampler(loaded, rows, features, rows)
-  unknown = sampler(loaded, rows, features)
+  known = sampler(loaded, 0, rows, features, rows)
+  unknown = sampler(loaded, 0, rows, features)
   outside = np.full(4, retrieval.OUTSIDE)
   np.testing.assert_array_equal(
-    unknown, sampler(loaded, rows, features, outside)
+    unknown, sampler(loaded, 0, rows, features, outside)
   )
   assert (known != unknown).any()

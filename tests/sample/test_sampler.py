@@ -24,7 +24,7 @@ def make_sampling(**changes):
   with jax.numpy_dtype_promotion("standard"):
     params = jax.jit(setup.make_init(config, memory))().params
   weights = source_lib.make_weights(config, memory, params)
-  sampler = source_lib.make_sampler(config, memory, mesh, 0)
+  sampler = source_lib.make_sampler(config, memory, mesh)
   return sampler, weights, np.asarray(memory.bank.rows)
 
 
@@ -36,7 +36,7 @@ def images_of(sampling, images, batch_size):
     for start in range(0, len(images), batch_size)
   ]
   return np.concatenate(
-    [sampler(weights, part, rows[(part * 7) % 100]) for part in parts]
+    [sampler(weights, 0, part, rows[(part * 7) % 100]) for part in parts]
   )
 
 
@@ -47,6 +47,14 @@ def test_an_image_does_not_depend_on_its_batch(sampling):
   assert len({image.tobytes() for image in whole}) == 20
   np.testing.assert_array_equal(images_of(sampling, range(20), 6), whole)
   np.testing.assert_array_equal(images_of(sampling, [17, 3], 8), whole[[17, 3]])
+
+
+def test_one_program_serves_all_seeds(sampling):
+  sampler, weights, rows = sampling
+  numbers, features = np.arange(8, dtype=np.int32), rows[:8]
+  first, second = (sampler(weights, s, numbers, features) for s in (0, 7))
+  assert (first != second).any(axis=(1, 2, 3)).all()
+  assert sampler.jitted._cache_size() == 1
 
 
 def test_samples_are_made_without_8_bit_products():
@@ -62,8 +70,8 @@ def test_samples_are_made_without_8_bit_products():
 
 def test_the_row_matters(sampling):
   sampler, weights, rows = sampling
-  a = sampler(weights, np.zeros(1, np.int32), rows[:1])
-  b = sampler(weights, np.zeros(1, np.int32), rows[1:2])
+  a = sampler(weights, 0, np.zeros(1, np.int32), rows[:1])
+  b = sampler(weights, 0, np.zeros(1, np.int32), rows[1:2])
   assert (a != b).any()
 
 
