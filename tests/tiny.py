@@ -5,11 +5,15 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.config import resolve, sections
+from gmem_jax.parallel import sharding
 from gmem_jax.train import (
+  checkpoint,
   dataset as dataset_lib,
+  directory as directory_lib,
   loop,
   setup,
   state as train_state,
@@ -68,6 +72,19 @@ def make_run(
   return loop.Run(
     config, workdir, mesh, dataset, memory, network, retrieve, evaluate
   )
+
+
+def save_run(workdir: pathlib.Path) -> None:
+  """Writes a run at step 8 with random parameters, to sample from."""
+  config = make_config()
+  directory_lib.claim(config, workdir)
+  mesh = sharding.make_mesh(config.mesh)
+  memory = setup.make_memory(config, dataset_lib.load(config), mesh)
+  setup.save_memory(workdir / "memory", memory)
+  with jax.numpy_dtype_promotion("standard"):
+    state = loud(setup.make_init(config, memory)())
+  with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
+    kept.save(8, jax.tree.map(jnp.asarray, state), {"seconds": 1.0})
 
 
 def flags(**changes: Any) -> list[str]:

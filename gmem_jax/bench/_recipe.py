@@ -1,7 +1,6 @@
 """What benchmarks of whole programs share: which config, at which size."""
 
 import argparse
-import ast
 import pathlib
 import subprocess
 import sys
@@ -104,13 +103,8 @@ def changes_of(
   """
   found = dict(small) if _is_small(args) else {}
   for change in args.change:
-    key, equals, text = change.partition("=")
-    if not equals:
-      raise ValueError(f"--change={change}: KEY=VALUE is expected")
-    try:
-      found[key] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      found[key] = text  # A word.
+    key, value = recipe.parse_change(change)
+    found[key] = value
   return found
 
 

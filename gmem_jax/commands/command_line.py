@@ -5,7 +5,6 @@ themselves when asked for help, is written for their own users, not for ours.
 Imports no JAX.
 """
 
-import difflib
 import re
 import sys
 import textwrap
@@ -55,48 +54,16 @@ class _Recipe(flags.ArgumentParser):
       # Here, as ml_collections takes a key that is not there for a fault.
       for argument in sys.argv[1:]:
         if given := re.match(r"--?(?:no)?config\.([^=]+)", argument):
-          _check_key(tree, given[1])
+          recipe.check_key(tree, given[1])
     except ValueError as error:
       # absl would put flag and value before the message once more.
       raise RecipeError(str(error)) from None
-    for key, value in _flat(tree).items():
+    for key, value in recipe.flat(tree).items():
       if value is None:
         # Without a type the key could not be set; all of these are numbers.
         number = config_dict.placeholder(float)
         tree.update_from_flattened_dict({key: number})
     return tree.lock()
-
-
-def _check_key(tree: ml_collections.ConfigDict, key: str) -> None:
-  """Refuses a dotted key that the config does not have."""
-  leaves = list(_flat(tree))
-  known = {*leaves, *(leaf.rpartition(".")[0] for leaf in leaves)}
-  if key in known:
-    return
-  # The right name in a wrong section, or in none, is as likely as a typo.
-  names = {leaf.rpartition(".")[2] for leaf in leaves}
-  name = difflib.get_close_matches(key.rpartition(".")[2], names, 1, 0.75)
-  same = [leaf for leaf in leaves if leaf.rpartition(".")[2] in name]
-  near = (
-    difflib.get_close_matches(key, same, 1, 0.8)
-    or same[:3]
-    or difflib.get_close_matches(key, known, 1)
-  )
-  hint = "gmem_jax/config/sections.py has all keys"
-  if near:
-    hint = f"did you mean {' or '.join(f'--config.{n}' for n in near)}?"
-  raise ValueError(f"--config.{key}: there is no such key; {hint}")
-
-
-def _flat(tree: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-  """Dotted keys and their values."""
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, ml_collections.ConfigDict):
-      flat |= _flat(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def parse(argv: list[str], about: str) -> list[str]:

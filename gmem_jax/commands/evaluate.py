@@ -1,12 +1,13 @@
 """`--mode=evaluate`: scores of a run's samples, or of given images."""
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
+from gmem_jax.commands import sample
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.evaluate import (
@@ -20,7 +21,7 @@ from gmem_jax.evaluate import (
 )
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import draw_rows, output, source as source_lib
+from gmem_jax.sample import generator as generator_lib
 from gmem_jax.train import dataset as dataset_lib
 
 
@@ -52,7 +53,7 @@ def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   if config.eval.images:
     subject = _given(config, own.pixels.shape[-1] if own else 3)
   else:
-    subject = _sampled(config, workdir, mesh)
+    subject = _sampled(config, workdir)
   source, count = subject.source, subject.source.count
   evaluator = build.make_evaluator(config, mesh, own)
   # All that can be refused is, before the first of 50,000 images is made.
@@ -91,22 +92,19 @@ def _given(config: sections.Config, channels: int) -> Subject:
   return Subject(results.name_of(path), source, info, None)
 
 
-def _sampled(
-  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
-) -> Subject:
+def _sampled(config: sections.Config, workdir: pathlib.Path) -> Subject:
   """The images that `--mode=sample` would make, made as they are needed."""
-  source = source_lib.load(config, workdir, mesh)
-  plan = draw_rows.plan_rows(config, source)
-  make = draw_rows.make_fn(source, plan, config.sample.seed)
-  info = output.record(config, source, plan)
+  generator = generator_lib.from_config(config, workdir)
+  plan, source = generator.plan(), generator.source
+  make, info = functools.partial(generator.make, plan), generator.record(plan)
   if config.eval.keep_images:
-    directory = output.directory_of(config, workdir, source, plan)
+    directory = sample.directory_of(generator, plan)
     write_images.claim(directory, info)
     make = _keeping(make, directory)
   tokenizer = source.weights.tokenizer
   shape = protocols.image_shape(tokenizer, source.sampler.latent_shape)
   images = sources.Arrays(info, plan.count, shape, make, collective=True)
-  name, step = output.name_of(config, source, plan), source.info.get("step")
+  name, step = sample.name_of(generator, plan), source.info.get("step")
   return Subject(name, images, {"samples": info}, step)
 
 

@@ -1,13 +1,17 @@
 """`--mode=sample`: images from a run, or from converted weights."""
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.diffusion import schedule
-from gmem_jax.parallel import processes, sharding
-from gmem_jax.sample import draw_rows, output, sheet, source as source_lib
+from gmem_jax.files import atomic
+from gmem_jax.parallel import processes
+from gmem_jax.sample import draw_rows, generator as generator_lib, sheet
 
 
 def sample_mode(
@@ -27,15 +31,11 @@ def sample_mode(
   Raises:
     ValueError: Naming the key or flag that does not fit.
   """
-  mesh = sharding.make_mesh(config.mesh)
-  source = source_lib.load(config, workdir, mesh)
-  if images or pairs:
-    plan = draw_rows.plan_manipulation(config, source, images, pairs)
-  else:
-    plan = draw_rows.plan_rows(config, source)
-  directory = output.directory_of(config, workdir, source, plan)
-  write_images.claim(directory, output.record(config, source, plan))
-  made = _write(config.sample, source, plan, directory)
+  generator = generator_lib.from_config(config, workdir)
+  plan = generator.plan(images, pairs)
+  directory = directory_of(generator, plan)
+  write_images.claim(directory, generator.record(plan))
+  made = _write(generator, plan, directory)
   if processes.is_main():
     cost = describe_cost(config.sampler)
     print(f"{made} images made, {plan.count} in {directory}; {cost}")
@@ -43,20 +43,64 @@ def sample_mode(
     print(describe_next(config, drawn=not (images or pairs)))
 
 
+def directory_of(
+  generator: generator_lib.Generator, plan: draw_rows.Plan
+) -> pathlib.Path:
+  """The samples' directory: `sample.output`, or one in WORKDIR/images.
+
+  Its name ends in a digest of all that the samples depend on: other settings
+  get another directory, the same again find their own.
+  """
+  config = generator.config.sample
+  # Absolute: processes of a job may have different working directories.
+  if config.output:
+    return pathlib.Path(config.output).absolute()
+  settings, images = generator.record(plan), generator.workdir / "images"
+  # Directories were called so when names told less.
+  parts = generator.source.name, f"seed_{config.seed}", plan.name
+  old = images / "_".join(filter(None, parts))
+  if processes.agree(_is_of(old, settings)):
+    return old
+  text = json.dumps(settings, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  return images / f"{name_of(generator, plan)}_{digest}"
+
+
+def name_of(generator: generator_lib.Generator, plan: draw_rows.Plan) -> str:
+  """What samples are called: their settings, as far as a name can tell."""
+  sampler = generator.config.sampler
+  parts = [generator.source.name, f"{sampler.method}_{sampler.steps}"]
+  if sampler.guidance.scale != 1:
+    parts.append(f"guidance_{sampler.guidance.scale:g}")
+  parts.append(f"seed_{generator.config.sample.seed}")
+  return "_".join([*parts, plan.name] if plan.name else parts)
+
+
+def _is_of(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
+  """Whether a directory has samples of these settings."""
+  path = directory / "sample.json"
+  return path.exists() and not atomic.differences(
+    atomic.read_json(path), settings
+  )
+
+
 def _write(
-  config: sections.SampleConfig,
-  source: source_lib.SampleSource,
+  generator: generator_lib.Generator,
   plan: draw_rows.Plan,
   directory: pathlib.Path,
 ) -> int:
   """Makes what is missing; returns how many images that was."""
-  count = plan.count
+  config, count = generator.config.sample, plan.count
   packed = write_images.adm_file(directory, count).exists()
   # Its PNG files were removed: they must not look as if they were missing.
   if config.format == "npz" and processes.agree(packed):
     return 0
-  make = draw_rows.make_fn(source, plan, config.seed)
-  made = write_images.write_folder(directory, count, config.batch_size, make)
+  made = write_images.write_folder(
+    directory,
+    count,
+    config.batch_size,
+    lambda numbers: generator.make(plan, numbers),
+  )
   if not processes.is_main():
     return made
   if config.grid:

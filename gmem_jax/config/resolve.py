@@ -17,7 +17,36 @@ from typing import Any, Literal
 import flax.traverse_util
 import ml_collections
 
-from gmem_jax.config import checks, sections
+from gmem_jax.config import checks, recipe, sections
+
+
+def get_config(text: str, *changes: str) -> sections.Config:
+  """The config of a recipe: as `--config=TEXT --config.KEY=VALUE` gives it.
+
+  Args:
+    text: A name, e.g. "digits"; or FILE.py; with ":OPTION" after it or without.
+    *changes: Each KEY=VALUE, e.g. "train.steps=2000".
+
+  Raises:
+    ValueError: Naming what is unknown or does not fit.
+  """
+  tree = recipe.load(text)
+  for each in changes:
+    recipe.set_key(tree, each)
+  return resolve(tree)
+
+
+def change(config: sections.Config, *changes: str) -> sections.Config:
+  """A config with some keys changed; see `get_config`."""
+  tree = ml_collections.ConfigDict(to_json(config))
+  optim = config.optim
+  if optim.schedule == "cosine" and optim.decay_steps == config.train.steps:
+    recipe.set_key(
+      tree, "optim.decay_steps=0"
+    )  # It goes on ending with the run.
+  for each in changes:
+    recipe.set_key(tree, each)
+  return resolve(tree)
 
 
 def resolve(

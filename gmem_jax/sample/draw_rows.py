@@ -94,13 +94,17 @@ class Plan:
   info: dict[str, Any]
 
 
-def plan_rows(config: sections.Config, source: source_lib.SampleSource) -> Plan:
-  """Images from rows of the bank, given or drawn."""
+def plan_rows(
+  config: sections.Config,
+  source: source_lib.SampleSource,
+  key: str = "config.sample.rows",
+) -> Plan:
+  """Images from rows of the bank, given or drawn; errors on them name `key`."""
   bank, given = source.require_bank(), config.sample.rows
   per_row, count = config.sample.per_row, config.sample.count
   if given:
     count = len(given) * per_row
-  rows = _row_fn(config.sample, source, bank)
+  rows = _row_fn(config.sample, source, bank, key)
   info = {
     "bank": bank.info,
     "draw": list(given) or config.sample.draw,
@@ -135,11 +139,12 @@ def _row_fn(
   config: sections.SampleConfig,
   source: source_lib.SampleSource,
   bank: source_lib.HostBank,
+  key: str,
 ) -> Callable[[np.ndarray], np.ndarray]:
   """Image numbers -> bank rows."""
   if config.rows:
     given = np.array(config.rows)
-    bank_lib.check_rows(given, len(bank.rows), "config.sample.rows")
+    bank_lib.check_rows(given, len(bank.rows), key)
     return lambda numbers: given[numbers // config.per_row]
   # First release: an image's noise decides its row, by the frequencies with
   # which rows occurred in training.
@@ -178,6 +183,7 @@ def plan_manipulation(
   source: source_lib.SampleSource,
   images: Sequence[str],
   pairs: Sequence[Sequence[str]],
+  keys: tuple[str, str] = ("--image", "--interpolate"),
 ) -> Plan:
   """Images like given ones, or between two memories.
 
@@ -186,35 +192,53 @@ def plan_manipulation(
     source: Has the bank that rows are taken from.
     images: Files, and folders of files, to make samples like (--image).
     pairs: Pairs of bank rows or files to go between (--interpolate).
+    keys: What errors call the two.
 
   Raises:
     ValueError: If both are given, or one cannot be read.
   """
   if images and pairs:
-    raise ValueError("--image and --interpolate exclude each other")
-  network = source.sampler.network
-  # Digits are grey; every published tokenizer decodes to RGB.
-  latents_are_pixels = config.encoder.tokenizer == "identity"
-  reader = snippets_lib.Reader(
-    config,
-    channels=source.sampler.latent_shape[-1] if latents_are_pixels else 3,
-    width=network.snippet_dim,
-    bank=source.require_bank,
-  )
-  per_row = config.sample.per_row
+    raise ValueError(f"{keys[0]} and {keys[1]} exclude each other")
+  reader = make_reader(config, source)
   if images:
-    snippets = snippets_lib.alone(reader.images(images, "--image"), per_row)
+    snippets = snippets_lib.alone(
+      reader.images(images, keys[0]), config.sample.per_row
+    )
   else:
     snippets = snippets_lib.between(
       config.sample,
-      [
-        [reader.snippet(end, "--interpolate") for end in pair] for pair in pairs
-      ],
+      [[reader.snippet(end, keys[1]) for end in pair] for pair in pairs],
     )
+  return plan_snippets(config, source, snippets, from_bank=bool(pairs))
+
+
+def make_reader(
+  config: sections.Config, source: source_lib.SampleSource
+) -> snippets_lib.Reader:
+  """What reads the snippets that a user names."""
+  # Digits are grey; every published tokenizer decodes to RGB.
+  latents_are_pixels = config.encoder.tokenizer == "identity"
+  return snippets_lib.Reader(
+    config,
+    channels=source.sampler.latent_shape[-1] if latents_are_pixels else 3,
+    width=source.sampler.network.snippet_dim,
+    bank=source.require_bank,
+  )
+
+
+def plan_snippets(
+  config: sections.Config,
+  source: source_lib.SampleSource,
+  snippets: snippets_lib.Snippets,
+  *,
+  from_bank: bool = False,
+) -> Plan:
+  """Images from snippets; `from_bank` if rows of the bank are among them."""
+  per_row = config.sample.per_row
   info = {"per_row": per_row, **snippets.info}
   # An image alone comes from no bank; but a network may attend to one.
-  attends = transformer.uses_cross(network.conditioning)
-  if (pairs or attends) and source.bank is not None:
+  attends = transformer.uses_cross(source.sampler.network.conditioning)
+  if (from_bank or attends) and source.bank is not None:
     info["bank"] = source.bank.info
 
   # None is a row of the bank, so that lookup leaves no row out as their own.
@@ -228,21 +252,3 @@ def plan_manipulation(
 
   count = len(snippets.features) * per_row
   return Plan(snippets.name, count, features, lines, info)
-
-
-def make_fn(
-  source: source_lib.SampleSource, plan: Plan, seed: int
-) -> Callable[[np.ndarray], np.ndarray]:
-  """The function that makes a plan's images.
-
-  Returns:
-    Image numbers [n] -> uint8 [n H W channels].
-  """
-  sampler = source.sampler
-  # Once, or every call would copy the weights to the devices.
-  weights = sampler.place(source.weights)
-
-  def make(numbers):
-    return sampler(weights, seed, numbers, *plan.features(numbers))
-
-  return make

@@ -134,8 +134,8 @@ class Sampler:
   def jitted(self) -> Any:
     """(weights, root, numbers [b], features [b d], rows [b]) -> images, jitted.
 
-    The root is `rngs.root` of the seed: one program serves all seeds. Numbers and rows are int32, the images uint8 [b H W channels], and b is
-    `call_size`.
+    The root is `rngs.root` of the seed: one program serves all seeds. Numbers
+    and rows are int32, the images uint8 [b H W channels], and b is `call_size`.
     """
     # Not left to the partitioner: each device runs the very program of a single
     # one, so an image does not depend on the number of devices.

@@ -27,6 +27,14 @@ def no_picture(side: int) -> None:
   del side
 
 
+def load(picture: Picture, side: int) -> np.ndarray | None:
+  """The image of a memory; None also where it is gone: memories outlive it."""
+  try:
+    return picture(side)
+  except (decode_image.BadImageError, ValueError, OSError):
+    return None
+
+
 class Line(NamedTuple):
   """A memory, or two, and what is made from it.
 
@@ -44,21 +52,26 @@ class Line(NamedTuple):
 
 
 def write(directory: pathlib.Path, lines: Sequence[Line]) -> None:
-  """Writes grid.png.
+  """Writes grid.png into the directory of the samples; see `draw`."""
+
+  def read(number):
+    return write_images.read_png(write_images.png_path(directory, number))
+
+  write_images.save_png(directory / "grid.png", draw(read, lines))
+
+
+def draw(
+  read: Callable[[int], np.ndarray], lines: Sequence[Line]
+) -> UInt8[np.ndarray, "H W channels"]:
+  """Draws the sheet.
 
   Args:
-    directory: Holds the samples, and receives the sheet.
+    read: The number of a sample -> its pixels.
     lines: Of as many samples each. With labels, each is a row of the sheet;
       without, several stand side by side.
   """
   samples = np.stack(
-    [
-      [
-        write_images.read_png(write_images.png_path(directory, number))
-        for number in line.numbers
-      ]
-      for line in lines
-    ]
+    [[read(number) for number in line.numbers] for line in lines]
   )
   shape, labels = samples.shape[2:], [line.label for line in lines]
   # Each [l n H W channels], with one memory in a line.
@@ -79,12 +92,10 @@ def write(directory: pathlib.Path, lines: Sequence[Line]) -> None:
       )
       for part in parts
     ]
-    grid = write_images.label_rows(_join(grids), labels)
-  else:
-    # A memory touches its sample, and a gap is between the lines.
-    tiles = np.concatenate([*np.concatenate(parts, 1).swapaxes(0, 1)], axis=2)
-    grid = write_images.make_grid(tiles, columns, scale=scale)
-  write_images.save_png(directory / "grid.png", grid)
+    return write_images.label_rows(_join(grids), labels)
+  # A memory touches its sample, and a gap is between the lines.
+  tiles = np.concatenate([*np.concatenate(parts, 1).swapaxes(0, 1)], axis=2)
+  return write_images.make_grid(tiles, columns, scale=scale)
 
 
 def _join(
@@ -103,11 +114,7 @@ def _pictures(
   height, _, channels = shape
   tiles, found = np.full((len(pictures), 1, *shape), 255, np.uint8), False
   for tile, picture in zip(tiles, pictures, strict=True):
-    # A memory outlives its image: what is gone leaves a gap.
-    try:
-      pixels = picture(height)
-    except (decode_image.BadImageError, ValueError, OSError):
-      continue
+    pixels = load(picture, height)
     if pixels is not None:
       found = True
       tile[0] = decode_image.to_grey(pixels) if channels == 1 else pixels

@@ -158,6 +158,20 @@ def alone(snippets: Sequence[Snippet], per_row: int) -> Snippets:
   )
 
 
+def given(features: np.ndarray, per_row: int) -> Snippets:
+  """Snippets that are arrays [k d], each by itself; see `alone`."""
+  digest = hashlib.sha256(np.asarray(features, np.float32).tobytes())
+  return Snippets(
+    f"snippets_{len(features)}",
+    features,
+    [
+      sheet.Line(range(i * per_row, (i + 1) * per_row), f"snippet {i}")
+      for i in range(len(features))
+    ],
+    {"snippets": len(features), "sha256": digest.hexdigest()},
+  )
+
+
 def between(
   config: sections.SampleConfig, pairs: Sequence[Sequence[Snippet]]
 ) -> Snippets:

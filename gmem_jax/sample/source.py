@@ -53,18 +53,26 @@ class SampleSource:
   """What to sample with.
 
   Attributes:
-    name: Names the images' directory.
+    network: Names the network.
     sampler: Makes the images.
     weights: All arrays of the sampler.
     bank: Where snippets come from, or None if there is no bank.
     info: Where the network comes from; JSON.
+    bank_name: Names the bank, if it is not the run's own.
   """
 
-  name: str
+  network: str
   sampler: sampler_lib.Sampler
   weights: sampler_lib.SampleWeights
   bank: HostBank | None
   info: dict[str, Any]
+  bank_name: str = ""
+
+  @property
+  def name(self) -> str:
+    """Names the images' directory."""
+    bank = self.bank_name and f"_bank_{self.bank_name}"
+    return self.network + bank
 
   def require_bank(self) -> HostBank:
     """The bank.
@@ -98,10 +106,36 @@ def load(
     source = _from_converted(config, mesh)
   else:
     source = _from_run(config, workdir, mesh)
+  if config.sample.bank:
+    return with_bank(config, source, mesh)
+  return _attending(config, source, mesh)
+
+
+def with_bank(
+  config: sections.Config, source: SampleSource, mesh: jax.sharding.Mesh
+) -> SampleSource:
+  """The same network with the bank that `sample.bank` names.
+
+  Raises:
+    ValueError: See `load_bank`.
+  """
+  bank, name = load_bank(config), ""
+  if not config.sample.network:
+    name = pathlib.Path(config.sample.bank).absolute().name
+  weights = dataclasses.replace(source.weights, bank=None)
+  other = dataclasses.replace(
+    source, bank=bank, bank_name=name, weights=weights
+  )
+  return _attending(config, other, mesh)
+
+
+def _attending(
+  config: sections.Config, source: SampleSource, mesh: jax.sharding.Mesh
+) -> SampleSource:
+  """Gives a network with cross-attention its bank to look up in."""
   searched = transformer.uses_cross(config.model.conditioning)
   if not searched or source.weights.bank is not None:
     return source
-  # Another bank than the run's is also what the network attends to.
   bank = bank_sharding.place(
     bank_lib.MemoryBank(source.require_bank().rows),
     mesh,
@@ -129,11 +163,8 @@ def _from_run(
   directory_lib.check(config, workdir)
   memory = setup.load_memory(workdir / "memory", mesh, None)
   step, params = load_params(config, workdir, mesh)
-  name = f"step_{step:07d}_{config.sample.weights}"
-  if config.sample.bank:
-    bank = load_bank(config)
-    name += f"_bank_{pathlib.Path(config.sample.bank).absolute().name}"
-  else:
+  bank = None
+  if not config.sample.bank:
     # On the host: on devices, a process may have only some of the rows.
     rows = bank_lib.decode(memory.bank)
     bank = HostBank(
@@ -147,7 +178,7 @@ def _from_run(
       unit = setup.lookup_bank(config, placed)
       memory = dataclasses.replace(memory, unit=unit)
   return SampleSource(
-    name=name,
+    network=f"step_{step:07d}_{config.sample.weights}",
     sampler=make_sampler(config, memory, mesh),
     weights=make_weights(config, memory, params),
     bank=bank,
@@ -228,13 +259,11 @@ def _from_converted(
   tokenizer = load_encoders.load_decoder(config)
   stats = load_encoders.load_stats(config, tokenizer, channels)
   bank = None
-  if config.sample.bank:
-    bank = load_bank(config)
-  elif "bank" in metadata["trees"]:
+  if not config.sample.bank and "bank" in metadata["trees"]:
     bank, _ = _read_bank(key, path)
   name = pathlib.Path(path).name
   return SampleSource(
-    name=f"{name}_{info['weights']}" if info["weights"] else name,
+    network=f"{name}_{info['weights']}" if info["weights"] else name,
     sampler=sampler_lib.Sampler(
       network=dit.build(
         config.model,

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.traverse_util
 import jax
 
 from gmem_jax.config import resolve, sections
@@ -129,6 +130,19 @@ def finished(
     checkpoints, "ema", lambda shapes: sharding.state_shardings(shapes, mesh)
   )
   return step if step >= config.train.steps else None
+
+
+def config_of(workdir: pathlib.Path) -> sections.Config:
+  """The config of a run, as its directory records it.
+
+  Raises:
+    ValueError: If there is no run, or the record does not fit.
+  """
+  stored = BEFORE | resolve.flatten(atomic.read_json(workdir / RECORD))
+  try:
+    return resolve.resolve(flax.traverse_util.unflatten_dict(stored, sep="."))
+  except ValueError as error:
+    raise ValueError(f"{workdir / RECORD}: {error}") from None
 
 
 def _settings(

@@ -5,7 +5,6 @@ import pathlib
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -15,12 +14,6 @@ from gmem_jax.commands import sample as sample_command
 from gmem_jax.data import sources, write_images
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sheet, source as source_lib
-from gmem_jax.train import (
-  checkpoint,
-  dataset as dataset_lib,
-  directory as directory_lib,
-  setup,
-)
 from tests import tiny
 from tests.data import prepared
 
@@ -31,15 +24,7 @@ CHANGES = {"sampler__steps": 2, "sample__count": 3, "sample__batch_size": 8}
 def run(tmp_path_factory):
   """A run at step 8 with random parameters."""
   workdir = tmp_path_factory.mktemp("run")
-  config = tiny.make_config()
-  directory_lib.claim(config, workdir)
-  mesh = sharding.make_mesh(config.mesh)
-  memory = setup.make_memory(config, dataset_lib.load(config), mesh)
-  setup.save_memory(workdir / "memory", memory)
-  with jax.numpy_dtype_promotion("standard"):
-    state = tiny.loud(setup.make_init(config, memory)())
-  with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
-    kept.save(8, jax.tree.map(jnp.asarray, state), {"seconds": 1.0})
+  tiny.save_run(workdir)
   return workdir
 
 

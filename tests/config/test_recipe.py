@@ -11,6 +11,16 @@ ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.py"
 
 
+def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert recipe.load("digits") == recipe.load(str(DIGITS))
+  assert recipe.load("digits:cross").model.conditioning == "cross"
+  # A file of the name in this directory comes first.
+  (tmp_path / "digits").write_text("x = 1")
+  with pytest.raises(ValueError, match="it defines no get_config"):
+    recipe.load("digits")
+
+
 def test_an_option_reaches_the_recipe():
   assert recipe.load(str(DIGITS)).model.conditioning == "adaln"
   assert recipe.load(f"{DIGITS}:cross").model.conditioning == "cross"
@@ -25,11 +35,16 @@ def test_an_option_reaches_the_recipe():
     ),
     (
       "xl",
-      f"there is no such file in {ROOT}",
+      f"there is no such file in {ROOT}; by name there are b_in1k, digits,"
+      " photos, sit_xl2_in1k, xl_in1k",
     ),
     (
       "digits.py",
       f"there is no such file in {ROOT}; did you mean {DIGITS}?",
+    ),
+    (
+      "digit",
+      f"there is no such file in {ROOT}; did you mean digits?",
     ),
     ("/nowhere/a.py", "there is no such file"),
     ("configs", "a file is needed, not a directory"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gmem_jax
 from gmem_jax import rngs
 from gmem_jax.bank import interpolate
 from gmem_jax.commands import sample as sample_command, train as train_command
@@ -71,6 +72,18 @@ def pixels_of(workdir: pathlib.Path) -> np.ndarray:
 def record(workdir: pathlib.Path):
   (path,) = (workdir / "images").glob("*/sample.json")
   return json.loads(path.read_text())
+
+
+def test_python_loads_converted_weights(converted, tmp_path):
+  values = published.changes(converted)
+  config = published.make_config("b_in1k", values)
+  sample_command.sample_mode(config, tmp_path)
+  changes = [f"{key}={value}" for key, value in values.items()]
+  network = converted / "network"
+  generator = gmem_jax.load(network, *changes, config="b_in1k")
+  np.testing.assert_array_equal(generator.sample(6).pixels, pixels_of(tmp_path))
+  with pytest.raises(ValueError, match="config=NAME, one of b_in1k, digits"):
+    gmem_jax.load(network)
 
 
 def assert_same_pixels(actual, expected):
