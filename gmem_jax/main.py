@@ -134,11 +134,9 @@ _STOPPED_STATUS = flags.DEFINE_integer(
 
 
 def _train(config: Any, workdir: Any) -> None:
-  from gmem_jax.commands import train
-  from gmem_jax.parallel import lock
+  from gmem_jax.commands import fit
 
-  with lock.held(workdir, "--workdir"):
-    train.train_mode(config, workdir)
+  fit.fit(config, workdir)
 
 
 def _sample(config: Any, workdir: Any) -> None:

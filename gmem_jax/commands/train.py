@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from gmem_jax.train import (
   dataset as dataset_lib,
   directory as directory_lib,
   loop,
+  metrics,
   setup,
   state as train_state,
 )
@@ -38,8 +39,15 @@ _log = logging.getLogger(__name__)
 NEIGHBOURS = 8
 
 
-def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
-  """Trains, and compares with a network without memory if so configured."""
+def train_mode(
+  config: sections.Config,
+  workdir: pathlib.Path,
+  callbacks: Sequence[metrics.Callback] = (),
+) -> None:
+  """Trains, and compares with a network without memory if so configured.
+
+  The callbacks are told the metrics of the network with memory.
+  """
   # First what needs no device and no data: a wrong config fails in a second.
   dataset_lib.require(config)
   mesh = make_mesh(config)
@@ -55,7 +63,7 @@ def train_mode(config: sections.Config, workdir: pathlib.Path) -> None:
     config, mesh, memory.latent_shape, dataset.train_images
   )
   run = make_run(config, workdir, mesh, dataset, memory, evaluator)
-  state = loop.train(run)
+  state = loop.train(dataclasses.replace(run, callbacks=callbacks))
   if config.report.unconditional:
     _compare(run, state, evaluator)
   if processes.is_main():

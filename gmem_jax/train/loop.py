@@ -12,7 +12,7 @@ The loop's contract, which tests depend on:
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -60,6 +60,7 @@ class Run:
     network: Of `setup.network`.
     retrieve: Of `setup.make_retrieve`; None without cross-attention.
     evaluate: Called at evaluations, or None.
+    callbacks: Told the metrics, when they are written.
   """
 
   config: sections.Config
@@ -70,6 +71,7 @@ class Run:
   network: transformer.FlowTransformer
   retrieve: retrieval.RetrieveFn | None
   evaluate: EvaluateFn | None
+  callbacks: Sequence[metrics.Callback] = ()
 
   @property
   def bank(self) -> bank_lib.MemoryBank:
@@ -185,7 +187,7 @@ def train(run: Run) -> train_state.TrainState:
     run.workdir / "checkpoints", run.config.checkpoint
   )
   state, progress = restore_or_init(run, checkpoints)
-  writer = metrics.Writer(run.workdir, int(state.step))
+  writer = metrics.Writer(run.workdir, int(state.step), run.callbacks)
   try:
     with processes.StopRequest() as stop:
       return _loop(run, state, progress, checkpoints, writer, stop)

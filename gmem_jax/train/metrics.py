@@ -10,7 +10,7 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,9 @@ from gmem_jax.files import atomic, disk
 from gmem_jax.train import tensorboard
 
 _log = logging.getLogger(__name__)
+
+# Called with the numbers of a step by name, as metrics.jsonl has them.
+Callback = Callable[[int, Mapping[str, float]], object]
 
 
 class NonFiniteError(RuntimeError):
@@ -132,14 +135,21 @@ class Writer:
   clu's own writers need TensorFlow; the methods have their names.
   """
 
-  def __init__(self, workdir: pathlib.Path, first_step: int):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    first_step: int,
+    callbacks: Sequence[Callback] = (),
+  ):
     """Opens metrics.jsonl.
 
     Args:
       workdir: The run's directory.
       first_step: Steps already taken. Records of later ones, which a killed run
         wrote after its last checkpoint, are dropped: they come again.
+      callbacks: Told what is written, on process 0 too.
     """
+    self._callbacks = callbacks
     self._jsonl = self._tensorboard = self._purge_step = None
     if jax.process_index() != 0:
       return
@@ -174,6 +184,8 @@ class Writer:
       self._jsonl.flush()
     for name, value in scalars.items():
       self.open().add_scalar(name, value, step)
+    for callback in self._callbacks:
+      callback(step, scalars)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Writes uint8 pictures [H, W, channels] by name, to TensorBoard only."""
