@@ -117,9 +117,10 @@ def copy_tree(directory: pathlib.Path) -> None:
   )
   for name in os.fsdecode(listed.stdout).split("\0"):
     # No page reads the tests; a file that is deleted is still in the index.
-    if (layout.ROOT / name).is_file() and not name.startswith("tests/"):
+    path = layout.ROOT / name
+    if (path.is_symlink() or path.is_file()) and not name.startswith("tests/"):
       (directory / name).parent.mkdir(parents=True, exist_ok=True)
-      shutil.copy(layout.ROOT / name, directory / name)
+      shutil.copy(path, directory / name, follow_symlinks=False)
 
 
 class Typist:

@@ -101,7 +101,7 @@ def unknown_keys(text: str) -> list[str]:
 @functools.cache
 def options() -> frozenset[str]:
   """The flags of all programs and launchers, without dashes."""
-  found = {"config", "help", *FOREIGN, *pages.main_flags()}
+  found = {"config", "help", "version", *FOREIGN, *pages.main_flags()}
   for program in PROGRAMS:
     for parser in _parsers(pages.parser_of(program)):
       found |= {name.lstrip("-") for name in parser._option_string_actions}

@@ -11,10 +11,9 @@ import jax
 
 from gmem_jax.config import recipe, resolve, sections
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-DIGITS = str(CONFIGS / "digits.py")
-XL = f"{CONFIGS / 'xl_in1k.py'}:train"
-XL_SAMPLE = f"{CONFIGS / 'xl_in1k.py'}:guided"
+DIGITS = str(recipe.OURS / "digits.py")
+XL = f"{recipe.OURS / 'xl_in1k.py'}:train"
+XL_SAMPLE = f"{recipe.OURS / 'xl_in1k.py'}:guided"
 
 # LightningDiT as on ImageNet (256 tokens, heads of 72), small enough for two
 # cores: 9 M parameters, latents that are pixels.

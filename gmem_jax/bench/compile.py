@@ -13,15 +13,14 @@ import dataclasses
 import importlib.util
 import io
 import multiprocessing
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gmem_jax.aot import chips, examine
 from gmem_jax.commands import compile as compile_command
-from gmem_jax.config import resolve
+from gmem_jax.config import recipe, resolve
 
-CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "xl_in1k.py"
+CONFIG = recipe.OURS / "xl_in1k.py"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ def fit(
   workdir: str | os.PathLike,
   callbacks: Sequence[metrics.Callback] = (),
 ) -> None:
-  """Trains a run as `--mode=train` does: from scratch, or from where it stopped.
+  """Trains a run as `--mode=train` does, or goes on where one stopped.
 
   Args:
     config: Of `gmem_jax.get_config`.

@@ -13,8 +13,9 @@ from typing import Any
 
 import ml_collections
 
-# Recipes that are found by name, from wherever a command is started.
-OURS = pathlib.Path(__file__).parents[2] / "configs"
+# Recipes that are found by name, from wherever a command is started. In a
+# checkout this is a link to its configs/.
+OURS = (pathlib.Path(__file__).parents[1] / "configs").resolve()
 
 
 def names() -> list[str]:
