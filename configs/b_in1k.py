@@ -99,6 +99,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     shift=True,
     learn_sigma=False,
     dtype="float32",  # as published for sampling; option "train": bfloat16
+    residual_dtype="float32",  # between blocks; or "bfloat16": less memory
     float8=False,  # True: 8-bit matmuls; NVIDIA GPUs from Hopper on
     scan_layers=False,
     remat="none",

@@ -79,6 +79,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     shift=True,
     learn_sigma=False,
     dtype="float32",
+    residual_dtype="float32",  # between blocks; or "bfloat16": less memory
     float8=False,  # True: 8-bit matmuls; NVIDIA GPUs from Hopper on
     scan_layers=False,
     remat="none",

@@ -109,6 +109,9 @@ class TorchNetwork:
     b, h, w, c = x.shape
     x = x.reshape(b, h // q, q, w // q, q, c).transpose(2, 3)
     tokens = _linear(p, "patch_embed.linear", x.reshape(b, -1, q * q * c))
+    # The published network adds float32 positions, and so has a float32 stream.
+    if self.half and str(n.residual_dtype) == "float32":
+      tokens = tokens.float()
     tokens = tokens + p["pos_embed"].to(tokens.dtype)
     cond = F.silu(self._condition(p, t, snippet))
     projected = None

@@ -58,7 +58,7 @@ class Block(nn.Module):
 
   Attributes:
     attention: See `attention.attend`.
-    dtype: Of the matmuls and of the residual stream.
+    dtype: Of the matmuls.
     float8: 8-bit matmuls in self-attention and MLP; see `layers.dense`.
 
   Source: Peebles and Xie (2023), arXiv 2212.09748 (adaLN); Yao et al. (2025),
@@ -82,7 +82,7 @@ class Block(nn.Module):
     """Adds attention and MLP to the tokens.
 
     Args:
-      x: Tokens.
+      x: Tokens, the residual stream; of any dtype, which it keeps.
       cond: SiLU of the condition, the same for all blocks.
       rope: Tables of `attention.rope_tables`.
       memory: Neighbours to attend to between self-attention and MLP.
@@ -110,15 +110,15 @@ class Block(nn.Module):
     mlp_cls = layers.SwiGlu if s.swiglu else layers.GeluMlp
     mlp = mlp_cls(dtype, self.float8, name="mlp")
     y = layers.modulate(norm(name="norm1")(x), shift1, scale1).astype(dtype)
-    x = x + gate1 * attend(y, rope)
+    x = x + (gate1 * attend(y, rope)).astype(x.dtype)
     if memory is not None:
       # Without a gate: its output projection starts at zero, which is enough.
       read = conditioning.CrossAttention(
         self.heads, s.rms_norm, dtype, name="cross"
       )
-      x = x + read(x, memory)
+      x = x + read(x, memory).astype(x.dtype)
     y = layers.modulate(norm(name="norm2")(x), shift2, scale2).astype(dtype)
-    return x + gate2 * mlp(y)
+    return x + (gate2 * mlp(y)).astype(x.dtype)
 
 
 def init_stack(block: Block, depth: int, width: int) -> Callable[..., Stack]:

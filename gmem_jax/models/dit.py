@@ -114,7 +114,8 @@ class LightningDiT(transformer.FlowTransformer):
 FAMILIES = {"sit": SiT, "lightning_dit": LightningDiT}
 # Settings of how a network is run or trained: converted weights fit any.
 UNCHECKED = (
-  "snippet_dropout", "dtype", "float8", "scan_layers", "remat", "attention",
+  "snippet_dropout", "dtype", "residual_dtype", "float8", "scan_layers",
+  "remat", "attention",
 )  # fmt: skip
 
 

@@ -53,8 +53,9 @@ class FlowTransformer(nn.Module):
     token_dim: z; 0 for no projector; a tuple for several, as published files
       may have, which read the same block.
     learn_sigma: Double the output channels and ignore the second half.
-    dtype: Of the matmuls and of the tokens between blocks. Parameters, norms,
-      softmax, embeddings and the output are float32.
+    dtype: Of the matmuls. Parameters, norms, softmax, embeddings and the output
+      are float32.
+    residual_dtype: Of the tokens between blocks, the residual stream.
     float8: See `blocks.Block`.
     scan_layers: `blocks.run_scanned` instead of `blocks.run_unrolled`.
     remat: See `blocks.run_unrolled`.
@@ -82,6 +83,7 @@ class FlowTransformer(nn.Module):
   # noise's variance; some published weights have it.
   learn_sigma: bool = False
   dtype: DTypeLike = "float32"
+  residual_dtype: DTypeLike = "float32"
   float8: bool = False
   scan_layers: bool = False
   remat: str = "none"
@@ -193,6 +195,7 @@ class FlowTransformer(nn.Module):
     tokens = layers.PatchEmbed(
       self.patch, self.width, self.dtype, name="patch_embed"
     )(x)
+    tokens = tokens.astype(self.residual_dtype)
     tokens = tokens + self._positions(grid).astype(tokens.dtype)
     cond = layers.TimestepEmbed(self.width, name="time_embed")(t)
     if snippet is not None:

@@ -31,7 +31,9 @@ FREE = (
 
 # Those that decide how it trains: they may change with `train.allow_changes`,
 # as the state has the same arrays, and sampling does not depend on them.
-TRAINING = ("optim.", "train.batch_size", "train.ema_decay")
+TRAINING = (
+  "optim.", "train.batch_size", "train.ema_decay", "model.residual_dtype",
+)  # fmt: skip
 
 # What runs did that were started before a key existed.
 BEFORE = {
@@ -150,6 +152,8 @@ def _settings(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """The recorded config and the given one by dotted keys, to compare them."""
   stored = BEFORE | resolve.flatten(atomic.read_json(workdir / RECORD))
+  # Before the key existed, the residual stream had the dtype of the matmuls.
+  stored.setdefault("model.residual_dtype", stored.get("model.dtype"))
   given = resolve.flatten(resolve.to_json(config))
   key = "optim.decay_steps"
   if stored.get(key) != given[key]:

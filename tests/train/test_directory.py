@@ -139,3 +139,35 @@ def test_keys_exist():
   for key in (*directory.FREE, *directory.TRAINING):
     assert any(k.startswith(key) for k in flat), key
   assert np.all([key in flat for key in directory.BEFORE])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_residual_stream_of_older_runs_was_as_wide_as_the_matmuls(
+  tmp_path, dtype
+):
+  old = record_of_old_run(tmp_path, dtype)
+  assert "residual_dtype" not in old["model"]
+  ours = tiny.make_config(model__dtype=dtype, **TO_END)
+  directory.check(ours, tmp_path)  # Sampling does not depend on it.
+  if dtype == "float32":
+    directory.claim(ours, tmp_path)
+    return
+  with pytest.raises(ValueError, match="residual_dtype: 'bfloat16' there") as e:
+    directory.claim(ours, tmp_path)
+  assert "allow_changes" in str(e.value)
+  directory.claim(
+    tiny.make_config(
+      model__dtype=dtype, model__residual_dtype="bfloat16", **TO_END
+    ),
+    tmp_path,
+  )
+
+
+def record_of_old_run(workdir, dtype):
+  """Claims a directory as it was before the key existed."""
+  directory.claim(tiny.make_config(model__dtype=dtype, **TO_END), workdir)
+  (workdir / "checkpoints" / "80").mkdir(parents=True)
+  old = record(workdir)
+  del old["model"]["residual_dtype"]
+  (workdir / "config.json").write_text(json.dumps(old))
+  return old
