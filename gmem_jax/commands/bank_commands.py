@@ -26,6 +26,7 @@ from gmem_jax.bank import (
   lookup,
   storage,
 )
+from gmem_jax.commands import errors
 from gmem_jax.data import (
   decode_image,
   encode_files,
@@ -60,9 +61,9 @@ def info(args: argparse.Namespace) -> None:
   }
   if stored.counts is not None:
     facts["counts"] = f"{stored.counts.sum():,} occurrences"
-  print(args.bank)
+  errors.say(args.bank)
   for key, value in facts.items():
-    print(f"  {key:<8} {value}")
+    errors.say(f"  {key:<8} {value}")
 
 
 def build(args: argparse.Namespace) -> None:
@@ -99,17 +100,19 @@ def search(args: argparse.Namespace) -> None:
   features = queries.features
   cosines, rows = lookup.nearest_by_cosine(features, stored.bank, args.k)
   for label, best, numbers in zip(queries.labels, cosines, rows, strict=True):
-    print(f"{label}:")
+    errors.say(f"{label}:")
     for rank, (cosine, i) in enumerate(zip(best, numbers, strict=True), 1):
       name = stored.images.names[i] if stored.images else ""
-      print(f"  {rank:>3}  {cosine:+.6f}  row {i}  {name}".rstrip())
+      errors.say(f"  {rank:>3}  {cosine:+.6f}  row {i}  {name}".rstrip())
   if sheet is not None:
     near = [[_tile_of(images, i) for i in best] for best in rows.tolist()]
     picture, missing = _draw(queries, near)
     write_images.save_png(sheet, picture)
-    print(f"Wrote {sheet}" + (f"; {missing} images missing" if missing else ""))
+    errors.say(
+      f"Wrote {sheet}" + (f"; {missing} images missing" if missing else "")
+    )
   elif images is not None:
-    print("Next: --sheet=OUT.png draws them.")
+    errors.say("Next: --sheet=OUT.png draws them.")
 
 
 def append(args: argparse.Namespace) -> None:
@@ -139,7 +142,7 @@ def interpolate(args: argparse.Namespace) -> None:
     method=args.method, key=rngs.key(args.seed, "bank/mask"),
   )  # fmt: skip
   first = stored.bank.size
-  print(f"rows {first} to {first + args.points - 1} are new")
+  errors.say(f"rows {first} to {first + args.points - 1} are new")
   _write(out, bank_files.edited(stored, new))
 
 
@@ -155,7 +158,7 @@ def compress(args: argparse.Namespace) -> None:
   out, stored = _open(args)
   new = edit.compress(stored.bank, stored.info, args.storage, rank=args.rank)
   lost = storage.error(bank_lib.decode(stored.bank), bank_lib.decode(new.bank))
-  print(
+  errors.say(
     f"{_nbytes(stored.bank):,} to {_nbytes(new.bank):,} bytes; lost"
     f" {lost.relative:.3%} of the rows' norm; cosine of a row to what it was:"
     f" {lost.mean_cosine:.6f} in the mean, {lost.worst_cosine:.6f} at worst"
@@ -170,7 +173,7 @@ def dedup(args: argparse.Namespace) -> None:
     new = edit.deduplicate(
       stored.bank, stored.info, args.threshold, bar.advance
     )
-  print(f"{stored.bank.size - new.bank.size:,} repetitions")
+  errors.say(f"{stored.bank.size - new.bank.size:,} repetitions")
   _write(out, bank_files.edited(stored, new))
 
 
@@ -182,7 +185,7 @@ def _open(args: argparse.Namespace) -> tuple[pathlib.Path, bank_files.Stored]:
 
 def _write(out: pathlib.Path, stored: bank_files.Stored) -> None:
   bank_files.write(out, stored)
-  print(
+  errors.say(
     f"Wrote {out}: {stored.info.size:,} rows of {stored.info.width},"
     f" {stored.bank.storage}, sha256 {stored.info.digest[:12]}\n"
     f"Next: python -m gmem_jax.bank info {out}; search finds its nearest rows,"
@@ -275,9 +278,9 @@ def _named(
 def _report_skipped(encoded: encode_files.Encoded, count: int) -> None:
   """Names the files that could not be read; refuses if that is all."""
   for path, reason in encoded.skipped[:NAMED]:
-    print(f"skipped {path}: {reason}", file=sys.stderr)
+    errors.say(f"skipped {path}: {reason}", sys.stderr)
   if encoded.skipped:
-    print(f"skipped {len(encoded.skipped)} of {count} files", file=sys.stderr)
+    errors.say(f"skipped {len(encoded.skipped)} of {count} files", sys.stderr)
   if not len(encoded.kept):
     raise ValueError(f"none of the {count} images could be read")
 
@@ -289,7 +292,7 @@ def _report_lost(features: np.ndarray, new: edit.Edited) -> None:
   lost = storage.error(features.astype(np.float32), kept)
   # Less is rounding of the report's own arithmetic.
   if lost.relative > 1e-6:
-    print(
+    errors.say(
       f"stored as {new.bank.storage}, the new rows lose {lost.relative:.3%} of"
       f" their norm; worst cosine {lost.worst_cosine:.6f}"
     )

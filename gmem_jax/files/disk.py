@@ -44,9 +44,8 @@ def named(path: str | os.PathLike) -> Iterator[None]:
 
 def _is_new(record: logging.LogRecord) -> bool:
   """Whether a log line tells what nobody raises."""
-  return not (
-    record.exc_info and "orbax" in pathlib.Path(record.pathname).parts
-  )
+  raised = record.exc_info or str(record.msg).startswith("Failed to")
+  return not (raised and "orbax" in pathlib.Path(record.pathname).parts)
 
 
 # Orbax also raises what it logs, with a stack for each of its threads.

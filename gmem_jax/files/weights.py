@@ -26,7 +26,13 @@ import numpy as np
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
-from gmem_jax.files import atomic, disk, safetensors_file, shown
+from gmem_jax.files import (
+  atomic,
+  disk,
+  orbax_directory,
+  safetensors_file,
+  shown,
+)
 
 FORMAT_VERSION = 1
 FORMATS = ("orbax", "safetensors")
@@ -102,9 +108,12 @@ def save_converted(
 
 
 def is_converted(path: str | os.PathLike) -> bool:
-  """Whether a path has converted weights, perhaps of another version."""
+  """Whether a path looks like converted weights: by its parts or metadata."""
+  path = pathlib.Path(path).absolute()
+  if path.is_dir():
+    return (path / "metadata").is_dir()
   try:
-    _metadata(pathlib.Path(path).absolute())
+    _metadata(path)
   except (ValueError, OSError):
     return False
   return True
@@ -140,8 +149,7 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
     metadata = _safetensors_metadata(path)
   # Asked for first: orbax's own error fills a screen.
   elif (path / "metadata").is_dir():
-    stored = ocp.load_checkpointables(str(path), {"metadata": None})
-    metadata = stored["metadata"]
+    metadata = orbax_directory.load(path, "metadata")
   else:
     metadata = None
   if not isinstance(metadata, dict) or "format_version" not in metadata:
@@ -179,7 +187,7 @@ def load_converted(
     # Copies: the file may be replaced while they are in use.
     flat = {n: np.array(a) for n, a in tensors if n.startswith(f"{tree}/")}
     return flax.traverse_util.unflatten_dict(flat, sep="/")[tree], metadata
-  return ocp.load_checkpointables(str(path), {tree: None})[tree], metadata
+  return orbax_directory.load(path, tree), metadata
 
 
 def load_kind(
@@ -247,10 +255,10 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
 def holds_tree(path: pathlib.Path) -> bool:
   """Whether `save_tree` wrote a directory."""
   try:
-    return isinstance(ocp.metadata(str(path)).custom_metadata, dict)
-  # What is no checkpoint shows as anything.
-  except Exception:
+    read_tree_metadata(path)
+  except ValueError:
     return False
+  return True
 
 
 def load_tree(
@@ -271,18 +279,20 @@ def load_tree(
 
   if not path.is_dir():
     raise ValueError(f"{path}: no such checkpoint directory")
-  with _uncompressed():
+  with orbax_directory.reading(path), _uncompressed():
     stored = ocp.metadata(str(path))
+    orbax_directory.check_size(path, stored.metadata)
     target = jax.tree.map(target_of, stored.metadata)
     return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
 
 
 def read_tree_metadata(path: pathlib.Path) -> dict[str, Any]:
   """Reads the metadata that `save_tree` wrote, and no array."""
-  return _json_dict(ocp.metadata(str(path)).custom_metadata)
+  with orbax_directory.reading(path):
+    return _json_dict(ocp.metadata(str(path)).custom_metadata)
 
 
 def _json_dict(value: Any) -> dict[str, Any]:
   if not isinstance(value, dict):
-    raise ValueError(f"checkpoint metadata is {value!r}, not a table")
+    raise ValueError(f"its metadata is {shown.value(value)}, not a table")
   return value

@@ -25,7 +25,7 @@ from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from gmem_jax.config import training
-from gmem_jax.files import disk
+from gmem_jax.files import disk, orbax_directory, shown
 from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
@@ -73,11 +73,10 @@ class Checkpoints:
       for step in _listed(self.directory):
         path = self.directory / str(step)
         try:
-          with _context(alone=True):
+          with orbax_directory.reading(path), _context(alone=True):
             ocp.metadata(str(path))
-        # Damage surfaces as anything from a missing file to a JSON error.
-        except Exception as error:
-          _log.warning("checkpoint %d: %s", step, _root_cause(error))
+        except ValueError as error:
+          _log.warning("checkpoint %d: %s", step, shown.cause(error))
           _move_aside(path)
     processes.wait_for_all("listable")
 
@@ -215,7 +214,7 @@ def _load(
     loaded = _read(path, target_of)
   # Damage surfaces as anything from a missing file to a JSON error.
   except Exception as error:
-    problem = _root_cause(error)
+    problem = shown.cause(error)
   if not processes.everywhere(loaded is not None) or loaded is None:
     raise Unreadable(problem)
   state, progress, digests = loaded
@@ -233,8 +232,9 @@ def _read(
   path: pathlib.Path, target_of: TargetFn
 ) -> tuple[Any, dict[str, Any], dict[str, int]]:
   """Reads this process's part: (state, progress, digests)."""
-  with _context(alone=True):
+  with orbax_directory.reading(path), _context(alone=True):
     stored = ocp.metadata(str(path))
+    orbax_directory.check_size(path, stored.metadata)
     metadata: Any = stored.custom_metadata
     if not isinstance(metadata, dict) or "digests" not in metadata:
       raise ValueError("its metadata is damaged")
@@ -288,14 +288,6 @@ def _move_aside(path: pathlib.Path) -> None:
   path.rename(
     next(path.parent / n for n in names if not (path.parent / n).exists())
   )
-
-
-def _root_cause(error: BaseException) -> str:
-  """The first line of the error at the start of a chain."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  message = str(error).strip() or "no message"
-  return f"{type(error).__name__}: {message.splitlines()[0][:300]}"
 
 
 def _digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:

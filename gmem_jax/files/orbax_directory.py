@@ -1,0 +1,112 @@
+"""Directories that orbax wrote, read without trust.
+
+Orbax parses JSON of any size, makes arrays as large as is declared there, and
+raises of damage whatever its libraries raise, on a screen full of text.
+"""
+
+import contextlib
+import logging
+import math
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from gmem_jax.files import shown
+
+# Bytes of a file that is no array data; those of the largest networks have less
+# than one megabyte.
+_LARGEST = 8 << 20
+# Folders with the data of arrays.
+_DATA = ("d", "ocdbt.process_")
+# What arrays may unpack to besides twice the size of the directory.
+UNPACKED = 1 << 29
+
+
+# Of the arrays that orbax opens at once, the first that fails is raised. The
+# others then find nobody to tell, and would fill the screen with that: those of
+# Python's tasks, and those of tensorstore's threads.
+logging.getLogger("asyncio").addFilter(
+  lambda record: "was never retrieved" not in record.getMessage()
+)
+_shown_before = sys.unraisablehook
+
+
+def _show(unraisable: Any) -> None:
+  """Python's own, for all but what tensorstore says of a loop that is over."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    _shown_before(unraisable)
+
+
+sys.unraisablehook = _show
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+  """Turns what orbax raises of a damaged directory into one line.
+
+  Raises:
+    ValueError: Naming the directory, if it is damaged or none of orbax's.
+  """
+  _check_files(path)
+  try:
+    yield
+  # Damage surfaces as anything from a missing file to a JSON error.
+  except Exception as error:
+    raise ValueError(
+      f"{path} is damaged, or no checkpoint: {shown.cause(error)}"
+    ) from error
+
+
+def load(path: pathlib.Path, name: str) -> Any:
+  """Reads one of the trees that orbax wrote to a directory by name.
+
+  Raises:
+    ValueError: Naming the directory, if it is damaged or has no such tree.
+  """
+  with reading(path):
+    known = ocp.checkpointables_metadata(str(path)).metadata
+    check_size(path, known[name])
+    return ocp.load_checkpointables(str(path), {name: None})[name]
+
+
+def check_size(path: pathlib.Path, arrays: Any) -> None:
+  """Checks what arrays would take, before they are read.
+
+  Args:
+    path: The directory that has them.
+    arrays: A tree of what orbax knows of them.
+
+  Raises:
+    ValueError: If that is many times what the directory has.
+  """
+  size = sum(
+    math.prod(x.shape) * x.dtype.itemsize
+    for x in jax.tree.leaves(arrays)
+    if hasattr(x, "shape")
+  )
+  there = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+  if size > 2 * there + UNPACKED:
+    raise ValueError(
+      f"its arrays have {size:,} bytes, many times its own {there:,}"
+    )
+
+
+def _check_files(path: pathlib.Path) -> None:
+  """Refuses files that orbax would read for ever, or into all memory."""
+  for file in path.rglob("*"):
+    if file.is_dir():
+      continue
+    if not file.is_file():
+      raise ValueError(f"{file} is no file, or its link leads nowhere")
+    folders = file.relative_to(path).parts[:-1]
+    is_data = any(folder.startswith(_DATA) for folder in folders)
+    # What others put beside is theirs.
+    is_orbax = folders or file.name.startswith("_")
+    if is_orbax and not is_data and file.stat().st_size > _LARGEST:
+      raise ValueError(
+        f"{file} has {file.stat().st_size:,} bytes, more than any of its kind"
+      )

@@ -1,0 +1,115 @@
+"""Directories of orbax's that are damaged, or made to take all memory."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from gmem_jax.files import orbax_directory, weights
+from tests.convert import helpers
+
+ARRAYS = {f"a{k}": np.full(40, float(k), np.float32) for k in range(4)}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+  path = tmp_path_factory.mktemp("original") / "bank"
+  weights.save_converted(path, {"bank": ARRAYS}, helpers.metadata("bank"))
+  return path
+
+
+def _largest(folder: pathlib.Path) -> pathlib.Path:
+  return max(
+    (p for p in folder.rglob("*") if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+
+
+def _cut(path):
+  data = path.read_bytes()
+  path.write_bytes(data[: len(data) // 2])
+
+
+def _grow(path):
+  with path.open("r+b") as file:
+    file.truncate((8 << 20) + 1)
+
+
+def _link(path):
+  path.unlink()
+  path.symlink_to("/dev/zero")
+
+
+DAMAGES = {
+  "an array is cut": lambda p: _cut(_largest(p / "bank")),
+  "arrays are gone": lambda p: shutil.rmtree(p / "bank" / "d"),
+  "a tree is gone": lambda p: shutil.rmtree(p / "bank"),
+  "its description is deep": lambda p: (p / "bank/_METADATA").write_text(
+    "[" * 100_000
+  ),
+  "its description is no object": lambda p: (p / "bank/_METADATA").write_text(
+    "3"
+  ),
+  "its description is huge": lambda p: _grow(p / "bank/_METADATA"),
+  "its description never ends": lambda p: _link(p / "bank/_METADATA"),
+  "all is described as nothing": lambda p: (
+    p / "_CHECKPOINT_METADATA"
+  ).write_text("{"),
+}
+
+
+def test_damage_is_one_line_that_names_the_directory(original, tmp_path):
+  """As a process: what libraries log, or write behind Python's back, shows."""
+  paths = []
+  for number, name in enumerate(DAMAGES):
+    path = tmp_path / str(number)
+    shutil.copytree(original, path)
+    DAMAGES[name](path)
+    paths.append(str(path))
+  program = (
+    "import sys; from gmem_jax.commands import bank;"
+    " print([bank.main(['info', path]) for path in sys.argv[1:]])"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program, *paths],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=True,
+  )
+  assert done.stdout.strip() == str([2] * len(paths))
+  lines = done.stderr.splitlines()
+  assert len(lines) == len(paths), done.stderr
+  for path, line in zip(paths, lines, strict=True):
+    assert line.startswith(f"gmem_jax: {path}"), line
+    assert len(line) < 600
+
+
+def test_arrays_that_are_larger_than_their_directory(original, monkeypatch):
+  huge = {"a": jax.ShapeDtypeStruct((1 << 40,), np.float32), "b": "text"}
+  with pytest.raises(ValueError, match=f"have {1 << 42:,} bytes, many times"):
+    orbax_directory.check_size(original, huge)
+  assert len(weights.load_converted(original, "bank")[0]) == len(ARRAYS)
+  # Every reader asks.
+  monkeypatch.setattr(orbax_directory, "UNPACKED", -(1 << 30))
+  with pytest.raises(ValueError, match="many times its own"):
+    weights.load_converted(original, "bank")
+
+
+def test_a_runs_tree_that_is_larger_than_its_directory(tmp_path, monkeypatch):
+  path = tmp_path / "memory"
+  weights.save_tree(path, ARRAYS, {"info": {}})
+  tree, _ = weights.load_tree(path, None)
+  np.testing.assert_array_equal(tree["a3"], ARRAYS["a3"])
+  assert weights.holds_tree(path)
+  monkeypatch.setattr(orbax_directory, "UNPACKED", -(1 << 30))
+  with pytest.raises(ValueError, match=r"memory.* many times its own"):
+    weights.load_tree(path, None)
+  _grow(path / "_CHECKPOINT_METADATA")
+  with pytest.raises(ValueError, match=r"_CHECKPOINT_METADATA has 8,388,609"):
+    weights.read_tree_metadata(path)
+  assert not weights.holds_tree(path)
