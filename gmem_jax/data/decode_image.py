@@ -30,9 +30,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ANIMATED = ("PNG", "WEBP", "GIF")
 
 # Pixels that an image may claim to have, or may grow to while it is cropped: a
-# file of a few kilobytes can ask for gigabytes. It is where Pillow itself stops
-# to warn and raises; ImageNet's largest image has 61 million.
-MAX_PIXELS = 178_956_970
+# file of a few kilobytes can ask for gigabytes. Where Pillow begins to warn; so
+# many take up to a gigabyte on the way. Of WebP and CMYK, half as many do.
+# ImageNet's largest image has 61 million.
+MAX_PIXELS = 89_478_485
+MAX_COSTLY = MAX_PIXELS // 2
+# Rows of large images that become RGB at a time.
+_ROWS, _LARGE = 256, 4_000_000
 MIN_SIDE = 2
 MAX_THREADS = 16
 # What is noted of a truncated image, and the marker that it lacks. Of the other
@@ -102,13 +106,15 @@ def _decode(
 ) -> Decoded:
   with Image.open(file, formats=formats) as image:
     # The header is enough to refuse a bomb: no pixel is decoded yet.
-    _check_size(image.size, size)
+    costly = image.format == "WEBP" or image.mode == "CMYK"
+    _check_size(image.size, size, MAX_COSTLY if costly else MAX_PIXELS)
     note = ""
     if image.format in ANIMATED and getattr(image, "is_animated", False):
       note = "animated: its first frame was taken"
     rotated = _is_rotated(image)
     if rotated and upright:
-      return Decoded(_to_rgb(ImageOps.exif_transpose(image)), note, False)
+      ImageOps.exif_transpose(image, in_place=True)
+      return Decoded(_to_rgb(image), note, False)
     return Decoded(_to_rgb(image), note, rotated)
 
 
@@ -262,13 +268,13 @@ def threads() -> Iterator[concurrent.futures.Executor]:
       yield pool
 
 
-def _check_size(sides: tuple[int, int], size: int | None) -> None:
+def _check_size(sides: tuple[int, int], size: int | None, most: int) -> None:
   short, long = min(sides), max(sides)
   if size is not None and short < MIN_SIDE:
     raise BadImageError(f"{sides[0]} x {sides[1]} pixels: nothing to see")
-  if short * long > MAX_PIXELS:
+  if short * long > most:
     raise BadImageError(
-      f"{sides[0]} x {sides[1]} pixels: more than {MAX_PIXELS:,}, taken for a"
+      f"{sides[0]} x {sides[1]} pixels: more than {most:,}, taken for a"
       " decompression bomb"
     )
   # The long side of a narrow image grows with the short one.
@@ -280,6 +286,20 @@ def _check_size(sides: tuple[int, int], size: int | None) -> None:
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
   """All modes to RGB; 16-bit grey is scaled, which Pillow would clip."""
+  width, height = image.size
+  image.load()
+  if width * height <= _LARGE:
+    return _small_to_rgb(image)
+  # Piece by piece: the copies on the way would take as much again as the image.
+  pixels = np.empty((height, width, 3), np.uint8)
+  for top in range(0, height, _ROWS):
+    bottom = min(top + _ROWS, height)
+    piece = image.crop((0, top, width, bottom))
+    pixels[top:bottom] = _small_to_rgb(piece)
+  return pixels
+
+
+def _small_to_rgb(image: Image.Image) -> np.ndarray:
   if image.mode.startswith("I"):
     grey = np.asarray(image, np.int64).clip(0, 65535) // 257
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)

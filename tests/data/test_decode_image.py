@@ -1,7 +1,11 @@
 """Image files: crops against the pixels of the published code."""
 
 import io
+import math
 import re
+import subprocess
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -183,3 +187,106 @@ def test_what_cannot_be_filled_stays_bad():
         decode_image.read(io.BytesIO(data), fill=fill)
       reasons.append(str(error.value))
     assert reasons[0] == reasons[1]
+
+
+MODES = ("RGB", "L", "P", "CMYK", "RGBA", "LA", "1", "I;16")
+FORMS = {"CMYK": "JPEG", "RGB": "BMP"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_large_images_have_the_pixels_of_small_ones(monkeypatch, mode):
+  """They become RGB piece by piece; the last piece is a smaller one."""
+  random = np.random.default_rng(0)
+  if mode == "I;16":
+    image = Image.fromarray(random.integers(0, 65536, (40, 30), np.uint16))
+  else:
+    noise = Image.fromarray(random.integers(0, 256, (40, 30, 3), np.uint8))
+    image = noise.convert("L").convert(mode) if mode in ("LA", "1") else (
+      noise.convert(mode)
+    )  # fmt: skip
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  file = io.BytesIO()
+  image.save(file, FORMS.get(mode, "PNG"), exif=exif)
+  whole = decode_image.read(file).pixels
+  assert whole.std() > 1
+  monkeypatch.setattr(decode_image, "_LARGE", 100)
+  monkeypatch.setattr(decode_image, "_ROWS", 7)
+  np.testing.assert_array_equal(decode_image.read(file).pixels, whole)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_large_image_is_turned(monkeypatch, form):
+  random = np.random.default_rng(0)
+  image = Image.fromarray(random.integers(0, 256, (40, 30, 3), np.uint8))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  file = io.BytesIO()
+  image.save(file, form, exif=exif)
+  as_it_is = decode_image.read(file).pixels
+  monkeypatch.setattr(decode_image, "_LARGE", 100)
+  found = decode_image.read(file, upright=True)
+  np.testing.assert_array_equal(found.pixels, np.rot90(as_it_is, -1))
+  assert not found.rotated
+
+
+@pytest.mark.parametrize(
+  ("form", "mode", "is_costly"),
+  [
+    ("JPEG", "RGB", False),
+    ("JPEG", "CMYK", True),
+    ("PNG", "RGB", False),
+    ("WEBP", "RGB", True),
+  ],
+)
+def test_what_would_take_more_than_a_gigabyte_is_refused(
+  monkeypatch, form, mode, is_costly
+):
+  file = io.BytesIO()
+  Image.new(mode, (100, 100)).save(file, form)
+  assert decode_image.read(file).pixels.shape == (100, 100, 3)
+  monkeypatch.setattr(decode_image, "MAX_PIXELS", 15_000)
+  monkeypatch.setattr(decode_image, "MAX_COSTLY", 7_500)
+  if not is_costly:
+    assert decode_image.read(file).pixels.shape == (100, 100, 3)
+    monkeypatch.setattr(decode_image, "MAX_PIXELS", 7_500)
+  with pytest.raises(decode_image.BadImageError, match="more than 7,500"):
+    decode_image.read(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("form", "mode", "options"),
+  [
+    ("JPEG", "RGB", {"progressive": True, "subsampling": 0}),
+    ("JPEG", "CMYK", {"progressive": True}),
+    ("PNG", "RGB", {"compress_level": 1}),
+    ("WEBP", "RGB", {"lossless": True, "quality": 0, "method": 0}),
+  ],
+)
+def test_the_largest_image_takes_a_gigabyte(tmp_path, form, mode, options):
+  """Measured in a process of its own: memory freed before is no help there."""
+  costly = mode == "CMYK" or form == "WEBP"
+  most = decode_image.MAX_COSTLY if costly else decode_image.MAX_PIXELS
+  side = math.isqrt(most)
+  path = tmp_path / "x"
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    Image.new(mode, (side, side)).save(path, form, **options)
+  program = """
+import sys, pathlib
+from gmem_jax.data import decode_image
+def memory(key):
+  text = pathlib.Path("/proc/self/status").read_text()
+  return 1024 * int(text.split(key + ":")[1].split()[0])
+before = memory("VmRSS")
+decode_image.load(pathlib.Path(sys.argv[1]), 3, 32)
+print(memory("VmHWM") - before)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program, path],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert 4 * most < int(done.stdout) < 1e9 + 2 * path.stat().st_size
