@@ -71,7 +71,7 @@ def test_public_classes_have_one_name_each():
 
 def test_tests_mirror_the_package():
   inside = {p.relative_to(layout.PACKAGE) for p in layout.PACKAGE.glob("**/")}
-  ours = {"golden", "launch", "without_torch"}
+  ours = {"fuzz", "golden", "launch", "without_torch"}
   for folder in (ROOT / "tests").glob("**/"):
     relative = folder.relative_to(ROOT / "tests")
     if not ours & set(relative.parts) and "__pycache__" not in relative.parts:

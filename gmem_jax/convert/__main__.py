@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from gmem_jax.commands import errors, interrupt
 from gmem_jax.convert import detect, identify, read, torch_export, torch_import
@@ -198,8 +199,9 @@ def _report(
     facts["weights"] = contents.weights
   if contents.step is not None:
     facts["step"] = f"{contents.step:,}"
-  if contents.bank:
-    facts["bank"] = f"{len(contents.bank.get('memoryfreq', ()))} rows"
+  rows = contents.bank.get("memorybank")
+  if isinstance(rows, np.ndarray):
+    facts["bank"] = f"{len(np.atleast_1d(rows))} rows"
   if contents.ignored:
     facts["left out"] = ", ".join(contents.ignored)
   lines = [str(source.path)]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gmem_jax.files import atomic, numpy_files, safetensors_file
+from gmem_jax.files import atomic, numpy_files, safetensors_file, shown
 from gmem_jax.files.torch_reader import torch_file
 
 # How files begin that users have under the names of weights.
@@ -41,7 +41,7 @@ class WrongFile(ValueError):
 
 def some(names: Iterable[Any]) -> str:
   """The first few names, for a message."""
-  names = [str(n) for n in names]
+  names = [shown.cut(str(n)) for n in names]
   return ", ".join(names[:4]) + (", .." if len(names) > 4 else "")
 
 
@@ -114,7 +114,10 @@ def _open_shards(path: pathlib.Path) -> OpenFile:
   for name, file in places.items():
     # Nothing outside the directory, whatever the index says.
     if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-      raise WrongFile(f"{path} names {file!r} for {name}, no file beside it")
+      raise WrongFile(
+        f"{path} names {shown.value(file)} for {shown.cut(name)}, no file"
+        " beside it"
+      )
     names.setdefault(file, set()).add(name)
   absent = [file for file in names if not (path.parent / file).is_file()]
   if absent:

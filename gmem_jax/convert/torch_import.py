@@ -23,7 +23,9 @@ _TREES = {
 }
 # A configuration with more entries, or deeper, is none: a few bytes of a pickle
 # can stand for a tree without end.
-_CONFIG_ENTRIES, _CONFIG_DEPTH = 10_000, 16
+_CONFIG_ENTRIES, _CONFIG_DEPTH, _CONFIG_TEXT = 10_000, 16, 100
+# Bytes that tensors may have besides twice the file's: some share their bytes.
+_REPEATED = 1 << 29
 # Elements that are looked at together.
 _PIECE = 1 << 20
 
@@ -129,10 +131,14 @@ def release_bank(
   width = model["snippet_dim"]
   if not isinstance(rows, np.ndarray) or rows.shape[1:] != (width,):
     raise WrongFile(f"memorybank is no tensor [rows, {width}]")
-  # As the file has them: rounding floats would change what is drawn.
   try:
+    # Numpy would walk into lists of lists, which may name each other.
+    if not isinstance(counts, np.ndarray) and any(
+      not isinstance(count, (int, float)) for count in counts
+    ):
+      raise TypeError("it holds something else")
     counts = np.array(counts)
-  except (ValueError, OverflowError) as e:
+  except (ValueError, OverflowError, TypeError) as e:
     raise WrongFile(f"memoryfreq is no list of numbers: {e}") from None
   if counts.dtype.kind not in "iu" or counts.shape != rows.shape[:1]:
     raise WrongFile(f"memoryfreq is not {len(rows)} integers, one for each row")
@@ -144,7 +150,7 @@ def release_bank(
 def _refuse_expansion(source: OpenFile, contents: Contents) -> None:
   """A tensor with strides of 0 can be larger than the disk."""
   size = sum(tensor.nbytes for tensor in contents.tensors.values())
-  if size > 64 * source.nbytes:
+  if size > 2 * source.nbytes + _REPEATED:
     raise WrongFile(
       f"its tensors have {size:,} bytes in a file of {source.nbytes:,}: they"
       " repeat themselves"
@@ -201,6 +207,10 @@ def plain_json(value: Any) -> Any:
     # JSON has no infinity.
     if isinstance(value, float) and not math.isfinite(value):
       return str(value)
+    if isinstance(value, str):
+      budget -= len(value) // _CONFIG_TEXT
+    if isinstance(value, int) and value.bit_length() > 64:
+      raise ValueError
     if value is None or isinstance(value, (str, bool, int, float)):
       return value
     raise ValueError

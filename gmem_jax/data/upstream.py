@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 
 from gmem_jax.data import schema
+from gmem_jax.files import shown
 from gmem_jax.files.torch_reader import torch_file
 
 # Their name -> our field and its number of axes.
@@ -65,7 +66,8 @@ class UpstreamRecords:
     try:
       file: Any = safetensors.safe_open(path, "numpy")
     except (safetensors.SafetensorError, OSError) as error:
-      raise ValueError(f"{path} is damaged or cut: {error}") from None
+      why = shown.cut(str(error))
+      raise ValueError(f"{path} is damaged or cut: {why}") from None
     names = [n + end for n in _FIELDS for end in ("", "_flip")] + ["labels"]
     if missing := sorted(set(names) - set(file.keys())):
       raise ValueError(f"{path} lacks {', '.join(missing)}")
@@ -79,13 +81,15 @@ class UpstreamRecords:
       )
       if dtype != expected or len(shape) != rank:
         raise ValueError(
-          f"{path}: {name} is {dtype} {shape}, not {expected} of {rank} axes"
+          f"{path}: {name} is {dtype} {shown.value(shape)}, not {expected} of"
+          f" {rank} axes"
         )
       # The first shard's shapes bind the others: a batch has one shape.
       known = self._shapes.setdefault(part, shape[1:])
       if shape[:1] != count or shape[1:] != known:
         raise ValueError(
-          f"{path}: {name} has the shape {shape}, expected {count + known}"
+          f"{path}: {name} has the shape {shown.value(shape)}, expected"
+          f" {shown.value(count + known)}"
         )
     return shard
 
@@ -174,7 +178,10 @@ def _read_statistics(
 ) -> tuple[np.ndarray, np.ndarray]:
   try:
     tree = torch_file.load(path)
-    mean, std = (np.asarray(tree[n], np.float32) for n in ("mean", "std"))
+    mean, std = (tree[n] for n in ("mean", "std"))
+    # Before anything is done with it: a list may hold itself many times over.
+    if not isinstance(mean, np.ndarray) or not isinstance(std, np.ndarray):
+      raise TypeError("its mean and std are no tensors")
   except (torch_file.TorchFileError, LookupError, TypeError) as error:
     raise ValueError(f"{path} holds no latent statistics: {error}") from None
   if mean.size != channels or std.size != channels or not (std > 0).all():
@@ -182,4 +189,4 @@ def _read_statistics(
       f"{path}: mean {mean.shape} and std {std.shape} are not those of latents"
       f" with {channels} channels"
     )
-  return mean.reshape(-1), std.reshape(-1)
+  return mean.astype(np.float32).ravel(), std.astype(np.float32).ravel()

@@ -50,7 +50,7 @@ class SafetensorsFile:
         pass
     except safetensors.SafetensorError as e:
       found, expected = os.stat(path).st_size, _expected_size(path)
-      why = f"a damaged safetensors file: {e}"
+      why = f"a damaged safetensors file: {shown.cut(str(e))}"
       if found < expected:
         why = f"cut off: {found:,} bytes of at least {expected:,}"
       raise ValueError(f"{os.fspath(path)} is {why}") from e

@@ -45,7 +45,7 @@ _BOUNDED = _Bounded()
 
 def value(x: Any) -> str:
   """Short values as `repr` shows them; of others, how they begin."""
-  return _cut(_BOUNDED.repr(x))
+  return cut(_BOUNDED.repr(x))
 
 
 def cause(error: BaseException) -> str:
@@ -53,8 +53,9 @@ def cause(error: BaseException) -> str:
   while error.__cause__ is not None:
     error = error.__cause__
   lines = str(error).strip().splitlines() or ["no message"]
-  return f"{type(error).__name__}: {_cut(lines[0])}"
+  return f"{type(error).__name__}: {cut(lines[0])}"
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+  """Text as it is, or how it begins."""
   return text if len(text) <= _LENGTH else f"{text[: _LENGTH - 3]}..."

@@ -198,8 +198,12 @@ def load_memory(
     ValueError: If there is none.
   """
   tree, metadata = weights.load_tree(path, None)
-  stats = {name: tree.pop(name) for name in ("mean", "std")}
-  bank = bank_lib.MemoryBank(**tree)
+  try:
+    stats = {name: tree.pop(name) for name in ("mean", "std")}
+    bank = bank_lib.MemoryBank(**tree)
+    latent_shape = tuple(metadata["latent_shape"])
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged: {error!r}") from None
   if placement is not None:
     bank = bank_sharding.place(bank, mesh, placement)
   return RunMemory(
@@ -208,7 +212,7 @@ def load_memory(
     stats=protocols.LatentStats(
       **sharding.place(stats, sharding.replicated(mesh))
     ),
-    latent_shape=tuple(metadata["latent_shape"]),
+    latent_shape=latent_shape,
     # Runs made before networks could have a projection have none.
     token_dim=metadata.get("token_dim", 0),
   )

@@ -364,6 +364,14 @@ def test_wrong_formats_are_named(tmp_path, content, message):
     read.open_source(tmp_path)
 
 
+def _doubling():
+  """A list of 2^60 parts, of which numpy would make an array."""
+  value = [1, 2, 3]
+  for _ in range(60):
+    value = [value, value]
+  return value
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [
@@ -372,6 +380,8 @@ def test_wrong_formats_are_named(tmp_path, content, message):
     ({"memoryfreq": [1, -2, 3]}, "negative"),
     ({"memoryfreq": [0, 0, 0]}, "none that is positive"),
     ({"memoryfreq": [[1], [2, 3], 4]}, "no list of numbers"),
+    ({"memoryfreq": _doubling()}, "no list of numbers"),
+    ({"memoryfreq": 3}, "no list of numbers"),
     ({"memorybank": np.ones((3, 5), "f4")}, r"no tensor \[rows, 4\]"),
     ({"memorybank": None}, "a release holds"),
     ({"other": 1}, "a release holds"),

@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from gmem_jax.data import schema, upstream
 from gmem_jax.models.encoders import protocols
+from tests.fuzz import hostile
 
 AS_IS = schema.Flips(False, False, False)
 ARRAYS = ("latents", "representations", "cls_tokens")
@@ -194,6 +195,19 @@ def test_cut_shard_is_named(tmp_path, left):
   path.write_bytes(path.read_bytes()[:left])
   with pytest.raises(ValueError, match=r"cut\.safetensors is damaged or cut"):
     upstream.UpstreamRecords(tmp_path)
+
+
+def test_hostile_statistics_are_named(tmp_path):
+  """Lists of 2^60 parts, and tensors of gigabytes in 64 bytes."""
+  make_shard(tmp_path / "a.safetensors")
+  records = upstream.UpstreamRecords(tmp_path)
+  for name, message in (
+    ("a doubling list of norms", "are no tensors"),
+    ("repeated norms", "are not those of latents"),
+  ):
+    hostile.CASES["torch"][name](tmp_path / "latents_stats.pt")
+    with pytest.raises(ValueError, match=rf"latents_stats\.pt.*{message}"):
+      records.statistics()
 
 
 def test_bad_statistics_are_named(tmp_path):
