@@ -24,6 +24,7 @@ FOREIGN = {
   "uniform-bucket-level-access",  # gcloud
   "no-deps", "logdir",  # pip, tensorboard
   "helpfull", "helpshort", "verbosity",  # absl
+  "case", "cases",  # tests.fuzz
   "xla_force_host_platform_device_count",
 }  # fmt: skip
 # Ends of file names that look like keys.
