@@ -37,6 +37,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     prepared="",  # encoded in memory when training starts
     truncated="skip",
     holdout=360,  # images kept out of training and of the bank
+    holdout_groups=(),  # classes kept out whole, as ("7", "8")
     mirror=False,  # a mirrored digit is not a digit
     latents="sample",  # the identity tokenizer has no posterior
     tokens="none",  # no projection loss

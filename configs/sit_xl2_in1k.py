@@ -69,6 +69,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     prepared="data/in1k_sd_vae",  # what --mode=prepare writes
     truncated="skip",  # JPEG that ends too soon; or "fill"
     holdout=0,
+    holdout_groups=(),
     mirror=True,
     latents="posterior",  # or "sample", as published
     tokens="bf16",  # or "int8", "pixels", "none"

@@ -7,6 +7,7 @@ import jax
 from gmem_jax.config import sections
 from gmem_jax.data import (
   encode,
+  holdout,
   load_encoders,
   prepare,
   prepare_join,
@@ -14,6 +15,9 @@ from gmem_jax.data import (
   sources,
 )
 from gmem_jax.parallel import lock
+
+# In prepared data: the images that were held out, prepared as the others.
+HELDOUT = "heldout"
 
 
 def prepare_mode(config: sections.Config) -> None:
@@ -29,18 +33,35 @@ def prepare_mode(config: sections.Config) -> None:
       f"{config.data.prepared!r}: there is nothing to prepare; set the source"
       " to 'folder' or 'tfds', and the directory that the data go to"
     )
-  source = open_source(config)
-  encoders = make_encoders(config, source.channels)
-  schema = make_schema(config, source, encoders)
   directory = pathlib.Path(config.data.prepared).absolute()
+  parts = open_parts(config, directory)
+  encoders = make_encoders(config, parts[directory].channels)
   with lock.held(directory, "config.data.prepared"):
-    report = prepare.write_store(directory, schema, source, encoders)
+    for folder, source in parts.items():
+      schema = make_schema(config, source, encoders)
+      report = prepare.write_store(folder, schema, source, encoders)
+      if jax.process_index() == 0:
+        print(prepare_join.describe(folder, report))
   if jax.process_index() == 0:
-    print(prepare_join.describe(directory, report))
+    held = f", --bank={directory / HELDOUT} samples from held-out images"
     print(
       f"Next: python -m gmem_jax.bank info {directory}; the same command with"
-      " --workdir=RUN instead of --mode=prepare trains on it."
+      " --workdir=RUN instead of --mode=prepare trains on it"
+      f"{held if len(parts) > 1 else ''}."
     )
+
+
+def open_parts(
+  config: sections.Config, directory: pathlib.Path
+) -> dict[pathlib.Path, sources.Source]:
+  """Where to prepare what: all images; or those to train on and the others."""
+  source, data = open_source(config), config.data
+  if not data.holdout and not data.holdout_groups:
+    return {directory: source}
+  kept, held = holdout.split(
+    source, data.holdout, data.holdout_groups, config.seed
+  )
+  return {directory: kept, directory / HELDOUT: held}
 
 
 def open_source(config: sections.Config) -> sources.Source:
@@ -93,6 +114,17 @@ def make_schema(
     shard_size=config.data.shard_size,
     tokenizer=load_encoders.tokenizer_info(config),
     features={"name": encoders.encoder_name},
-    source=source.info(),
+    source=source.info() | _held_out(config),
     seed=config.seed,
   )
+
+
+def _held_out(config: sections.Config) -> dict[str, object]:
+  """What data notes of the images that were held out of it."""
+  data = config.data
+  # Nothing where nothing is, as in data from before all sources could.
+  values = {
+    "holdout": data.holdout,
+    "holdout_groups": list(data.holdout_groups),
+  }
+  return {key: value for key, value in values.items() if value}

@@ -42,7 +42,10 @@ class DataConfig:
       left out, named and counted, as other damaged images always are; "fill":
       what is missing is filled in, so that the rows after them stay those of a
       bank that has them.
-    holdout: Images kept out of training and bank; digits in memory only.
+    holdout: Images kept out of training and bank, drawn at random. Of prepared
+      data they are in `prepared`/heldout, which `sample.bank` can name.
+    holdout_groups: Classes (first folders, digits) that are kept out whole,
+      besides; patterns, as "animal-*".
     mirror: Whether mirror images are also prepared and trained on.
     latents: "posterior": mean and log-variance, so that every epoch draws new
       latents; "sample": one draw, as published.
@@ -64,6 +67,7 @@ class DataConfig:
   prepared: checks.FilePath
   truncated: Literal["skip", "fill"]
   holdout: int
+  holdout_groups: tuple[str, ...]
   mirror: bool
   latents: Latents
   tokens: Tokens
@@ -84,12 +88,14 @@ class DataConfig:
           f"config.data.{key} is empty: it is needed with config.data.source="
           f"{self.source!r}"
         )
-    # Prepared data has no held-out part; digits are split when they are loaded.
-    if self.holdout and (self.source != "digits" or self.prepared):
-      raise ValueError(
-        f"config.data.holdout={self.holdout}: must be 0 unless"
-        " config.data.source='digits' with config.data.prepared=''"
-      )
+    # These have no images of their own.
+    if self.source in ("upstream", "none"):
+      for key, nothing in (("holdout", 0), ("holdout_groups", ())):
+        if getattr(self, key) != nothing:
+          raise ValueError(
+            f"config.data.{key}={getattr(self, key)}: must be {nothing} with"
+            f" config.data.source={self.source!r}"
+          )
     # Without mirror images there is only one view to choose.
     if self.independent_flips and not self.mirror:
       raise ValueError(

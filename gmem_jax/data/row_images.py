@@ -10,7 +10,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gmem_jax.bank import files as bank_files, images as images_lib
-from gmem_jax.data import decode_image, schema as schema_lib, sources, store
+from gmem_jax.data import (
+  decode_image,
+  holdout,
+  schema as schema_lib,
+  sources,
+  store,
+)
 from gmem_jax.files import atomic
 
 
@@ -98,7 +104,13 @@ def _digits_of_run(workdir: pathlib.Path) -> RowImages | None:
   if data["source"] != "digits":
     return None
   return _in_memory(
-    lambda: sources.split(sources.digits(), data["holdout"], seed)[0],
+    lambda: holdout.split(
+      # Runs from before there were groups have none.
+      sources.digits(),
+      data["holdout"],
+      data.get("holdout_groups", ()),
+      seed,
+    )[0],
     "digits/train",
   )
 

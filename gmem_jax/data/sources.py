@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import io
@@ -10,10 +11,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 
-from gmem_jax import rngs
 from gmem_jax.bank import images as bank_images
 from gmem_jax.data import decode_image
 
@@ -59,6 +58,11 @@ class Source(Protocol):
     """The image files, or None where an image is no file of its own."""
     ...
 
+  @property
+  def name(self) -> str:
+    """Names the source for people."""
+    ...
+
   def __len__(self) -> int:
     """Number of images, damaged ones included."""
     ...
@@ -73,6 +77,15 @@ class Source(Protocol):
 
   def fingerprint(self, images: Sequence[int]) -> str:
     """What tells some images from others of the same `info`; "" for nothing."""
+    ...
+
+  def classes_of_images(self) -> Sequence[str] | None:
+    """The class of each image, "" for none; None if only reading tells it."""
+    ...
+
+  # Not Self, which the type checks of the tests cannot resolve here.
+  def take(self, index: np.ndarray, name: str) -> Any:
+    """The images at some positions, under another name: such a source, too."""
     ...
 
 
@@ -121,6 +134,10 @@ class Images:
     """Nothing: `info` has all bytes."""
     return ""
 
+  def classes_of_images(self) -> Sequence[str]:
+    """The labels as text."""
+    return ["" if label < 0 else str(label) for label in self.labels]
+
   def take(self, index: np.ndarray, name: str) -> "Images":
     """The images at some positions, under another name."""
     return Images(self.pixels[index], self.labels[index], name)
@@ -149,29 +166,6 @@ def digits() -> Images:
   return Images(pixels, labels.astype(np.int32), "digits")
 
 
-def split(images: Images, holdout: int, seed: int) -> tuple[Images, Images]:
-  """Holds `holdout` random images out of training and of the bank.
-
-  Returns:
-    (images to train on, held-out images), each in the order of the source.
-
-  Raises:
-    ValueError: If that leaves nothing to train on.
-  """
-  if not 0 <= holdout < len(images):
-    raise ValueError(
-      f"config.data.holdout={holdout}: must be at least 0 and below the"
-      f" {len(images)} images of {images.name}"
-    )
-  order = np.asarray(
-    jax.random.permutation(rngs.key(seed, "data/holdout"), len(images))
-  )
-  held, kept = np.sort(order[:holdout]), np.sort(order[holdout:])
-  return images.take(kept, f"{images.name}/train"), images.take(
-    held, f"{images.name}/held-out"
-  )
-
-
 def decode(
   name: str,
   label: int,
@@ -195,6 +189,7 @@ class Folder:
   ImageFolder, and the order is the same; files at the root have no class.
 
   Attributes:
+    name: Names the folder for people.
     names: Paths of the images, relative to the root.
     classes: Names of the classes, sorted; a label is a position in it.
     ignored: Extension, or "hidden" -> number of files that were left alone.
@@ -211,6 +206,7 @@ class Folder:
       ValueError: If it is no folder, cannot be listed, or holds no image.
     """
     self.root, self._size, self._fill = root, size, fill
+    self.name = f"folder {root.name}"
     try:
       self.names, self.ignored = list_images(root)
     except ValueError as error:
@@ -239,7 +235,7 @@ class Folder:
     # Not their contents: reading ImageNet takes longer than any check is worth.
     digest = hashlib.sha256(b"\0".join(os.fsencode(n) for n in self.names))
     return {
-      "name": f"folder {self.root.name}",
+      "name": self.name,
       "sha256_of_paths": digest.hexdigest(),
       "classes": len(self.classes),
       **reading(fill=self._fill),
@@ -258,6 +254,16 @@ class Folder:
         size = -1
       digest.update(f" {size}".encode())
     return digest.hexdigest()
+
+  def classes_of_images(self) -> Sequence[str]:
+    """The first folders."""
+    return [_class(name) for name in self.names]
+
+  def take(self, index: np.ndarray, name: str) -> "Folder":
+    """The images at some positions; labels stay those of the whole folder."""
+    part = copy.copy(self)
+    part.name, part.names = name, [self.names[i] for i in index]
+    return part
 
 
 def reading(*, fill: bool) -> dict[str, str]:

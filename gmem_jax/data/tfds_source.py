@@ -1,10 +1,12 @@
 """Any image data set of TFDS as a source; TensorFlow is not needed."""
 
+import copy
 import io
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from gmem_jax.data import sources
@@ -64,11 +66,12 @@ class TfdsImages:
       ) from None
     self._image, self._size, self._fill = images[0], size, fill
     self._label = labels[0] if len(labels) == 1 else None
-    self._name, self._split = builder.info.full_name, split
+    self.name, self._split = builder.info.full_name, split
+    self._index: np.ndarray | None = None  # All records.
     self._has_names = "file_name" in features
 
   def __len__(self) -> int:
-    return len(self._data)
+    return len(self._data) if self._index is None else len(self._index)
 
   def read(self, index: int) -> sources.Picture:
     """Reads an image.
@@ -76,13 +79,14 @@ class TfdsImages:
     Raises:
       ValueError: If its record cannot be read.
     """
+    index = index if self._index is None else int(self._index[index])
     name = f"{self._split}/{index}"
     try:
       record = self._data[index]
     # A damaged file, unlike a damaged image, may hide any number of images.
     except Exception as error:
       raise ValueError(
-        f"record {name} of {self._name} cannot be read: {_first_line(error)}"
+        f"record {name} of {self.name} cannot be read: {_first_line(error)}"
       ) from None
     if self._has_names:
       text = record["file_name"]
@@ -94,7 +98,7 @@ class TfdsImages:
   def info(self) -> dict[str, Any]:
     """What identifies the images and their order."""
     return {
-      "name": self._name,
+      "name": self.name,
       "split": self._split,
       "records": len(self),
       **sources.reading(fill=self._fill),
@@ -103,6 +107,15 @@ class TfdsImages:
   def fingerprint(self, images: Sequence[int]) -> str:
     """Nothing: a data set's name has its version."""
     return ""
+
+  def classes_of_images(self) -> None:
+    """None: a label is in its record, beside the image."""
+
+  def take(self, index: np.ndarray, name: str) -> "TfdsImages":
+    """The images at some positions, under another name."""
+    part = copy.copy(self)
+    part.name, part._index = name, index
+    return part
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Integer, UInt8
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
 from gmem_jax.data import (
+  holdout,
   in_memory,
   load_encoders,
   schema as schema_lib,
@@ -91,7 +92,9 @@ def _encode_digits(config: sections.Config) -> Dataset:
       f"config.encoder.image_size={config.encoder.image_size}: the images of"
       f" config.data.source={config.data.source!r} are {side} pixels wide"
     )
-  kept, held = sources.split(images, config.data.holdout, config.seed)
+  kept, held = holdout.split(
+    images, config.data.holdout, config.data.holdout_groups, config.seed
+  )
   tokenizer = load_encoders.load_tokenizer(config)
   encoder = load_encoders.load_features(config, images.channels)
   return Dataset(
@@ -161,6 +164,9 @@ def _check_schema(config: sections.Config, schema: schema_lib.Schema) -> None:
     "encoder.image_size": schema.image_shape[0],
     "encoder.features": schema.features["name"],
     "encoder.tokenizer": dict(schema.tokenizer),
+    # Nothing is noted where nothing was held out.
+    "data.holdout": schema.source.get("holdout", 0),
+    "data.holdout_groups": list(schema.source.get("holdout_groups", ())),
   }
   given = {
     "data.latents": config.data.latents,
@@ -169,6 +175,8 @@ def _check_schema(config: sections.Config, schema: schema_lib.Schema) -> None:
     # The feature encoder's weights need not be on the machine that trains.
     "encoder.features": features or schema.features["name"],
     "encoder.tokenizer": load_encoders.tokenizer_info(config),
+    "data.holdout": config.data.holdout,
+    "data.holdout_groups": list(config.data.holdout_groups),
   }
   # Mirror images that were prepared need not be used.
   if config.data.mirror:

@@ -38,6 +38,7 @@ TRAINING = (
 # What runs did that were started before a key existed.
 BEFORE = {
   "data.truncated": "skip",
+  "data.holdout_groups": [],
   "bank.storage": "float32",
   "model.cross_every": 1,
   "model.float8": False,

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 
 from gmem_jax.bank import files as bank_files
 from gmem_jax.commands import sample as sample_command
-from gmem_jax.data import sources, write_images
+from gmem_jax.data import holdout, sources, write_images
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sheet, source as source_lib
 from tests import tiny
@@ -50,7 +50,7 @@ def sample(workdir, capsys):
 
 def digits() -> np.ndarray:
   """Image i is that of the bank's row i."""
-  return sources.split(sources.digits(), 360, 0)[0].pixels
+  return holdout.split(sources.digits(), 360, (), 0)[0].pixels
 
 
 @pytest.fixture

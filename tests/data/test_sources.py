@@ -18,24 +18,6 @@ def test_digits_are_the_real_ones(digits):
   assert np.bincount(digits.labels).min() > 170
 
 
-def test_split_holds_out_and_loses_nothing(digits):
-  kept, held = sources.split(digits, 360, seed=0)
-  assert (len(kept), len(held)) == (1437, 360)
-  together = np.concatenate([kept.pixels, held.pixels]).reshape(1797, -1)
-  original = digits.pixels.reshape(1797, -1)
-  assert sorted(map(bytes, together)) == sorted(map(bytes, original))
-  again, _ = sources.split(digits, 360, seed=0)
-  np.testing.assert_array_equal(kept.pixels, again.pixels)
-  other, _ = sources.split(digits, 360, seed=1)
-  assert (kept.pixels != other.pixels).any()
-
-
-@pytest.mark.parametrize("holdout", [-1, 1797])
-def test_impossible_holdout_names_the_key(digits, holdout):
-  with pytest.raises(ValueError, match=f"data.holdout={holdout}"):
-    sources.split(digits, holdout, seed=0)
-
-
 def test_prepare_aligns_records_and_bank(digits):
   images = digits.take(np.arange(300), "first")
   encoder = random_conv.make(0, 1)

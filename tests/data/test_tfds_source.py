@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gmem_jax.data import decode_image, tfds_source
+from gmem_jax.data import decode_image, holdout, tfds_source
 
 NAMES = ("cat", "dog")
 
@@ -128,3 +128,17 @@ def test_a_part_of_a_split(data_dir):
 def test_what_cannot_be_read_says_why(data_dir, name, split, message):
   with pytest.raises(ValueError, match=message):
     tfds_source.TfdsImages(name, split, data_dir, 16)
+
+
+def test_single_images_are_held_out(data_dir):
+  source = tfds_source.TfdsImages("pets", "train", data_dir, 16)
+  kept, held = holdout.split(source, 2, (), seed=0)
+  assert (len(kept), len(held), len(source)) == (3, 2, 5)
+  names = [
+    [part.read(i).name for i in range(len(part))] for part in (kept, held)
+  ]
+  everything = [source.read(i).name for i in range(5)]
+  assert sorted(names[0] + names[1]) == sorted(everything)
+  assert kept.info()["name"] == "pets/1.0.0/train"
+  with pytest.raises(ValueError, match=r"data\.holdout_groups.*data\.split"):
+    holdout.split(source, 0, ("cat",), seed=0)

@@ -17,7 +17,7 @@ import gmem_jax
 from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.commands import sample as sample_command
 from gmem_jax.config import resolve
-from gmem_jax.data import sources, write_images
+from gmem_jax.data import holdout, sources, write_images
 from gmem_jax.sample import generator as generator_lib
 from tests import layout, tiny
 
@@ -42,7 +42,7 @@ def file(tmp_path):
 
 def digits() -> np.ndarray:
   """Image i is that of the bank's row i."""
-  return sources.split(sources.digits(), 360, 0)[0].pixels
+  return holdout.split(sources.digits(), 360, (), 0)[0].pixels
 
 
 def files_of(directory: pathlib.Path) -> dict[str, bytes]:
