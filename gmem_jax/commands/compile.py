@@ -16,7 +16,7 @@ from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
 from gmem_jax.models import transformer
-from gmem_jax.models.encoders import protocols, vae
+from gmem_jax.models.encoders import patch_pca, protocols, vae
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sampler as sampler_lib, source as source_lib
 from gmem_jax.train import loop, setup
@@ -201,7 +201,10 @@ def memory_shapes(
   """A run's memory whose bank is shapes alone; see `training`."""
   side = config.encoder.image_size
   if config.encoder.tokenizer == "identity":
-    shape = (side, side, 1 if config.data.source == "digits" else 3)
+    shape = (side, side, _channels(config))
+  elif config.encoder.tokenizer == "patch_pca":
+    side //= config.encoder.tokenizer_patch
+    shape = (side, side, config.encoder.tokenizer_channels)
   else:
     network = vae.VARIANTS[config.encoder.tokenizer]
     side //= network.downsampling
@@ -246,11 +249,21 @@ def _bank_shapes(
   return dataclasses.replace(jax.tree.map(padded, bank), padding=padding)
 
 
+def _channels(config: sections.Config) -> int:
+  """Channels of the images; digits are grey."""
+  return 1 if config.data.source == "digits" else 3
+
+
 def _tokenizer(config: sections.Config) -> protocols.Tokenizer:
   """The tokenizer, with fresh weights: only their shapes are used."""
   name, side = config.encoder.tokenizer, config.encoder.image_size
   if name == "identity":
     return protocols.IdentityTokenizer()
+  if name == "patch_pca":
+    patch = config.encoder.tokenizer_patch
+    mean = jnp.zeros(patch**2 * _channels(config))
+    basis = jnp.zeros((len(mean), config.encoder.tokenizer_channels))
+    return patch_pca.PatchPCATokenizer(name, patch, mean, basis)
   network = vae.VARIANTS[name]
   images = jnp.zeros((1, side, side, 3))
   variables = network.init(rngs.key(config.seed, "init"), images)

@@ -7,6 +7,7 @@ import jax
 from gmem_jax.config import sections
 from gmem_jax.data import (
   encode,
+  fit_tokenizer,
   holdout,
   load_encoders,
   prepare,
@@ -35,8 +36,9 @@ def prepare_mode(config: sections.Config) -> None:
     )
   directory = pathlib.Path(config.data.prepared).absolute()
   parts = open_parts(config, directory)
-  encoders = make_encoders(config, parts[directory].channels)
   with lock.held(directory, "config.data.prepared"):
+    fit_tokenizer.fit_if_missing(config, parts[directory])
+    encoders = make_encoders(config, parts[directory].channels)
     for folder, source in parts.items():
       schema = make_schema(config, source, encoders)
       report = prepare.write_store(folder, schema, source, encoders)

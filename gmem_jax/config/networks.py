@@ -32,8 +32,13 @@ class EncoderConfig:
   """The frozen networks; weights come from `python -m gmem_jax.convert`.
 
   Attributes:
-    tokenizer: "identity" (latents are pixels) or a published autoencoder.
-    tokenizer_weights: Unused by "identity".
+    tokenizer: "identity" (latents are pixels), "patch_pca" (the directions in
+      which patches of the run's own images vary most), or a published
+      autoencoder.
+    tokenizer_weights: Unused by "identity"; --mode=prepare fits "patch_pca" and
+      writes it there.
+    tokenizer_patch: Side in pixels of a patch of "patch_pca".
+    tokenizer_channels: Latent channels of "patch_pca".
     latent_stats: Statistics that normalise the latents of `sample.network`; ""
       for the tokenizer's own scale, if it has one. A run uses its data's.
     features: "random_conv" (fixed random convolutions, 768 wide), "dinov2", or
@@ -42,20 +47,38 @@ class EncoderConfig:
     image_size: Side in pixels of the images that features are computed from.
   """
 
-  tokenizer: Literal["identity", "va_vae", "mar_vae", "sd_vae"]
+  tokenizer: Literal["identity", "patch_pca", "va_vae", "mar_vae", "sd_vae"]
   tokenizer_weights: checks.FilePath
+  tokenizer_patch: int
+  tokenizer_channels: int
   latent_stats: checks.FilePath
   features: Literal["random_conv", "dinov2", "efficientnet_lite0"]
   features_weights: checks.FilePath
   image_size: int
 
   def __post_init__(self):
-    checks.positive("encoder", self, "image_size")
+    checks.positive(
+      "encoder", self, "image_size", "tokenizer_patch", "tokenizer_channels"
+    )
+    if self.tokenizer == "patch_pca":
+      self._check_patches()
     # GMem resizes every 256 pixels to 224: below 256, nothing is left.
     if self.features == "dinov2" and self.image_size < 256:
       raise ValueError(
         f"config.encoder.image_size={self.image_size}: must be at least 256"
         " with config.encoder.features='dinov2'"
+      )
+
+  def _check_patches(self) -> None:
+    if not self.tokenizer_weights:
+      raise ValueError(
+        "config.encoder.tokenizer_weights is empty: it must say where"
+        " --mode=prepare writes the tokenizer that it fits"
+      )
+    if self.image_size % self.tokenizer_patch:
+      raise ValueError(
+        f"config.encoder.image_size={self.image_size}: must be a multiple of"
+        f" config.encoder.tokenizer_patch={self.tokenizer_patch}"
       )
 
 

@@ -114,11 +114,11 @@ def _check(config: sections.Config) -> None:
   if (
     config.data.source not in ("none", "upstream")
     and config.data.latents == "posterior"
-    and config.encoder.tokenizer == "identity"
+    and config.encoder.tokenizer in ("identity", "patch_pca")
   ):
     raise ValueError(
-      "config.data.latents='posterior': config.encoder.tokenizer='identity' has"
-      " none, take 'sample'"
+      f"config.data.latents='posterior': config.encoder.tokenizer="
+      f"{config.encoder.tokenizer!r} has none, take 'sample'"
     )
 
 

@@ -60,6 +60,8 @@ def published_value(
   kind, container = metadata["kind"], metadata["source"].get("container")
   if kind == "fid_stats":
     raise ValueError("FID statistics are an npz, there is no PyTorch file")
+  if kind == "patch_pca":
+    raise ValueError("no published network reads a fitted tokenizer")
   if kind == "int8_bank":
     raise ValueError(
       "no PyTorch file holds int8 banks; make it one of full rows first:"

@@ -12,6 +12,7 @@ from gmem_jax.files import weights
 from gmem_jax.models.encoders import (
   dinov2,
   efficientnet,
+  patch_pca,
   protocols,
   random_conv,
   vae,
@@ -28,8 +29,17 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
   if name == "identity":
     return protocols.IdentityTokenizer()
   path, key = config.encoder.tokenizer_weights, "encoder.tokenizer_weights"
-  params, metadata = weights.load_configured(key, path, ("vae",))
-  tokenizer = vae_tokenizer(name, params, metadata)
+  if name == "patch_pca" and not pathlib.Path(path).exists():
+    raise ValueError(
+      f"config.{key}={path!r} does not exist: --mode=prepare with the same"
+      " config fits the tokenizer and writes it there"
+    )
+  kinds = (tokenizer_kind(name),)
+  params, metadata = weights.load_configured(key, path, kinds)
+  tokenizer = make_tokenizer(name, params, metadata)
+  if isinstance(tokenizer, patch_pca.PatchPCATokenizer):
+    _check_patches(config, tokenizer)
+    return tokenizer
   # These tell the variants apart. Sizes may differ: a small network of the same
   # layout can stand in for the published one (`photos`).
   for field in ("ch_mult", "encoder_attention", "decoder_attention"):
@@ -43,10 +53,34 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
   return tokenizer
 
 
-def vae_tokenizer(
+def _check_patches(
+  config: sections.Config, tokenizer: patch_pca.PatchPCATokenizer
+) -> None:
+  """Checks that a fitted tokenizer is the one that the config describes."""
+  stored = tokenizer.patch, tokenizer.basis.shape[1]
+  given = config.encoder.tokenizer_patch, config.encoder.tokenizer_channels
+  if stored != given:
+    raise ValueError(
+      f"config.encoder.tokenizer_weights={config.encoder.tokenizer_weights!r}"
+      " was fitted with config.encoder.tokenizer_patch={} and"
+      " config.encoder.tokenizer_channels={}, not {} and {}: name another"
+      " path".format(*stored, *given)
+    )
+
+
+def tokenizer_kind(name: str) -> str:
+  """The kind of weights that a tokenizer of the config has."""
+  return "patch_pca" if name == "patch_pca" else "vae"
+
+
+def make_tokenizer(
   name: str, params: Any, metadata: dict[str, Any]
-) -> vae.VAETokenizer:
-  """Makes a tokenizer of a converted VAE; `name` is the config's."""
+) -> vae.VAETokenizer | patch_pca.PatchPCATokenizer:
+  """Makes a tokenizer of its weights; `name` is the config's."""
+  if name == "patch_pca":
+    patch = metadata["model"]["patch"]
+    mean, basis = jnp.asarray(params["mean"]), jnp.asarray(params["basis"])
+    return patch_pca.PatchPCATokenizer(name, patch, mean, basis)
   network = vae.AutoencoderKL(**hashable(metadata["model"]))
   return vae.VAETokenizer(name=name, network=network, params=params)
 
@@ -105,6 +139,8 @@ def load_stats(
     ValueError: If the latents have other channels, or there are no statistics.
   """
   own = getattr(getattr(tokenizer, "network", None), "latent_channels", None)
+  if isinstance(tokenizer, patch_pca.PatchPCATokenizer):
+    own = tokenizer.basis.shape[1]
   if own not in (None, channels):
     raise ValueError(
       f"config.encoder.tokenizer_weights={config.encoder.tokenizer_weights!r}:"

@@ -125,8 +125,9 @@ def _tokenizer(schema: schema_lib.Schema, path: str) -> protocols.Tokenizer:
   """The tokenizer that made a schema's latents, of converted weights."""
   stored = dict(schema.tokenizer)
   name = stored.pop("name")
+  kind = load_encoders.tokenizer_kind(name)
   try:
-    params, metadata = weights.load_kind(path, ("vae",))
+    params, metadata = weights.load_kind(path, (kind,))
     given = weights.origin(metadata)
     # Another autoencoder may decode them, too, to images that are slightly
     # wrong: nobody would notice that in a reference.
@@ -134,4 +135,4 @@ def _tokenizer(schema: schema_lib.Schema, path: str) -> protocols.Tokenizer:
       raise ValueError(f"it is {given}, the latents are of {stored}")
   except (ValueError, OSError) as error:
     raise ValueError(f"--decode={path!r}: {error}") from None
-  return load_encoders.vae_tokenizer(name, params, metadata)
+  return load_encoders.make_tokenizer(name, params, metadata)

@@ -19,6 +19,7 @@ from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
 from gmem_jax.models import retrieval, transformer
+from gmem_jax.models.encoders import protocols
 from gmem_jax.sample import (
   sampler as sampler_lib,
   sheet,
@@ -216,11 +217,13 @@ def make_reader(
   config: sections.Config, source: source_lib.SampleSource
 ) -> snippets_lib.Reader:
   """What reads the snippets that a user names."""
-  # Digits are grey; every published tokenizer decodes to RGB.
-  latents_are_pixels = config.encoder.tokenizer == "identity"
+  # Digits are grey.
+  *_, channels = protocols.image_shape(
+    source.weights.tokenizer, source.sampler.latent_shape
+  )
   return snippets_lib.Reader(
     config,
-    channels=source.sampler.latent_shape[-1] if latents_are_pixels else 3,
+    channels=channels,
     width=source.sampler.network.snippet_dim,
     bank=source.require_bank,
   )

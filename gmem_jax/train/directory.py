@@ -39,6 +39,8 @@ TRAINING = (
 BEFORE = {
   "data.truncated": "skip",
   "data.holdout_groups": [],
+  "encoder.tokenizer_patch": 8,
+  "encoder.tokenizer_channels": 32,
   "bank.storage": "float32",
   "model.cross_every": 1,
   "model.float8": False,
