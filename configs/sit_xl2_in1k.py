@@ -205,6 +205,10 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     save_every=60.0,  # seconds
     audit=0,  # images whose nearest training images are looked up
   )
+  c.log = dict(
+    wandb="",  # project on Weights & Biases
+    profile="",  # steps to trace, FIRST:LAST
+  )
   c.report = dict(
     unconditional=False,
   )

@@ -84,16 +84,19 @@ _BANK = flags.DEFINE_string(
   "--mode=sample and evaluate: another bank than the network's: drawn rows, and"
   " what it attends to, come from there. The same as --config.sample.bank.",
 )
+_PROFILE = flags.DEFINE_string(
+  "profile", None,
+  "--mode=train: FIRST:LAST, steps to trace, e.g. 100:110; the same as"
+  " --config.log.profile.",
+)  # fmt: skip
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "--mode=compile: the machine, e.g. v5e:16x16 or h100:8."
 )
 _COMPILE_ONLY = flags.DEFINE_enum(
-  "compile_only",
-  None,
-  ["train", "sample"],
+  "compile_only", None, ["train", "sample"],
   "--mode=compile: the training step or the sampler alone; of a large network"
   " each takes minutes.",
-)
+)  # fmt: skip
 _BANK_ROWS = flags.DEFINE_integer(
   "bank_rows",
   1_281_167,
@@ -178,7 +181,7 @@ class _Mode(NamedTuple):
 
 # The modules are imported when a mode is chosen: `--help` needs no JAX.
 _MODES = {
-  "train": _Mode(_train),
+  "train": _Mode(_train, optional=("profile",)),
   "sample": _Mode(_sample, optional=("image", "interpolate", "bank")),
   "evaluate": _Mode(_evaluate, optional=("bank",)),
   "prepare": _Mode(_prepare, ("config",)),
@@ -242,7 +245,7 @@ def _check_flags(mode: _Mode, unknown: list[str]) -> None:
   for flag in mode.needed:
     if flags.FLAGS[flag].value is None:
       raise ValueError(f"--{flag} is needed; see --help")
-  for flag in ("image", "interpolate", "bank"):
+  for flag in ("image", "interpolate", "bank", "profile"):
     if flags.FLAGS[flag].value and flag not in mode.optional:
       modes = [name for name, m in _MODES.items() if flag in m.optional]
       raise ValueError(
@@ -257,12 +260,14 @@ def _check_flags(mode: _Mode, unknown: list[str]) -> None:
 
 
 def _resolve() -> Any:
-  """The config as frozen dataclasses, checked before anything is allocated."""
+  """The config, checked before anything is allocated."""
   from gmem_jax.config import resolve
 
   tree = _CONFIG.value
   if _BANK.value is not None:
     tree.sample.bank = _BANK.value
+  if _PROFILE.value is not None:
+    tree.log.profile = _PROFILE.value
   return resolve.resolve(tree)
 
 

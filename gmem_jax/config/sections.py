@@ -276,4 +276,5 @@ class Config:
   sampler: schedule.SamplerConfig
   sample: SampleConfig
   eval: EvalConfig
+  log: training.LogConfig
   report: ReportConfig

@@ -92,6 +92,42 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LogConfig:
+  """Where metrics go besides metrics.jsonl and TensorBoard.
+
+  Attributes:
+    wandb: Project on Weights & Biases (the extra `wandb`), which gets metrics
+      and pictures; "" for none. The environment's WANDB_MODE=offline keeps them
+      in the run's directory.
+    profile: "FIRST:LAST": the steps after FIRST, until LAST, are traced to
+      WORKDIR/profile for TensorBoard and XProf (--profile); "" for none.
+  """
+
+  wandb: str
+  profile: str
+
+  def __post_init__(self):
+    parts = self.profile.split(":") if self.profile else ["0", "1"]
+    if (
+      len(parts) != 2
+      or not all(part.isdecimal() for part in parts)
+      or int(parts[0]) >= int(parts[1])
+    ):
+      raise ValueError(
+        f"config.log.profile={self.profile!r}: FIRST:LAST is expected, such as"
+        " 100:110"
+      )
+
+  @property
+  def profiled(self) -> tuple[int, int] | None:
+    """FIRST and LAST of `profile`."""
+    if not self.profile:
+      return None
+    first, last = map(int, self.profile.split(":"))
+    return first, last
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """When checkpoints are written and which are kept.
 

@@ -25,8 +25,8 @@ FREE = (
   "train.accumulation", "train.log_every", "train.allow_changes", "mesh.",
   "checkpoint.", "sampler.", "sample.", "data.path", "data.prepared",
   "data.shard_size", "data.device_batch", "bank.placement",
-  "encoder.tokenizer_weights", "encoder.features_weights", "eval.", "report.",
-  "model.scan_layers", "model.remat", "model.attention",
+  "encoder.tokenizer_weights", "encoder.features_weights", "eval.", "log.",
+  "report.", "model.scan_layers", "model.remat", "model.attention",
 )  # fmt: skip
 
 # Those that decide how it trains: they may change with `train.allow_changes`,
@@ -48,6 +48,8 @@ BEFORE = {
   "retrieval.exclude_own": True,
   "retrieval.dropout": 0.1,
   "train.init_from": "",
+  "log.wandb": "",
+  "log.profile": "",
 }
 
 

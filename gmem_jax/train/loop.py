@@ -34,6 +34,8 @@ from gmem_jax.train import (
   setup,
   state as train_state,
   step as train_step,
+  tensorboard,
+  wandb_board,
 )
 
 _log = logging.getLogger(__name__)
@@ -183,20 +185,28 @@ def train(run: Run) -> train_state.TrainState:
     metrics.NonFiniteError: If a metric is NaN or infinite.
     ValueError: If the data or a checkpoint do not fit.
   """
+  # First, as it may refuse what it is given.
+  steps = board = None
+  if processes.is_main():
+    steps = run.config.log.profiled
+    if run.config.log.wandb:
+      board = wandb_board.Board(run.config, run.workdir)
   checkpoints = checkpoint.Checkpoints(
     run.workdir / "checkpoints", run.config.checkpoint
   )
   state, progress = restore_or_init(run, checkpoints)
-  writer = metrics.Writer(run.workdir, int(state.step), run.callbacks)
+  writer = metrics.Writer(run.workdir, int(state.step), run.callbacks, board)
+  tracer = tensorboard.Tracer(steps, run.workdir / "profile")
   try:
     with processes.StopRequest() as stop:
-      return _loop(run, state, progress, checkpoints, writer, stop)
+      return _loop(run, state, progress, checkpoints, writer, tracer, stop)
   finally:
+    tracer.close()
     checkpoints.close()
     writer.close()
 
 
-def _loop(run, state, progress, checkpoints, writer, stop):
+def _loop(run, state, progress, checkpoints, writer, tracer, stop):
   """Steps, logs, evaluates and saves; see the contract above."""
   config, k = run.config, run.config.train.steps_per_dispatch
   step_fn = compile_step(run, jax.tree.map(lambda x: x.sharding, state))
@@ -220,22 +230,25 @@ def _loop(run, state, progress, checkpoints, writer, stop):
 
   def report(closed):
     """Fetches an interval's metrics, checks and writes them."""
-    values = closed.fetch()
+    values, histograms = closed.fetch(), closed.fetch_histograms()
     values["train/learning_rate"] = float(rates[closed.step - 1])
     # Timed after the fetch: only now has the device taken these steps.
     values |= clock.lap(closed.step)
     writer.write_scalars(closed.step, values)
+    writer.write_histograms(closed.step, histograms)
     line.report(
       closed.step, values["perf/steps_per_s"], {"loss": values["train/loss"]}
     )
 
   while step < config.train.steps:
     batch = next(batches)
-    state, values = step_fn(state, batch, run.bank)
+    with tracer.dispatch(step):
+      state, values = step_fn(state, batch, run.bank)
     # The first time it takes a while, in which the device does its first step.
     writer.open()
     interval.add(step, values)
     step += k
+    tracer.reached(step, state)
     line.update(step)
 
     last = step >= config.train.steps

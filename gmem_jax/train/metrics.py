@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import metrics as clu_metrics
+from jaxtyping import Int32
 
 from gmem_jax.files import atomic, disk
-from gmem_jax.train import tensorboard
+from gmem_jax.train import tensorboard, wandb_board
 
 _log = logging.getLogger(__name__)
 
@@ -27,13 +28,25 @@ _log = logging.getLogger(__name__)
 Callback = Callable[[int, Mapping[str, float]], object]
 
 
+# Values of each step that also have a histogram, and its edges: eight to a
+# decade; what is outside of them counts in the first or last place.
+HISTOGRAMS = ("train/grad_norm",)
+EDGES = (10.0 ** np.arange(-4, 4.01, 1 / 8)).astype(np.float32)
+
+
 class NonFiniteError(RuntimeError):
   """The loss or the gradient became NaN or infinite."""
 
 
 @jax.jit
-def _fold(averages, bad_step, first_step, values):
-  """Adds one dispatch's [k] values to the running averages, on the device."""
+def _fold(averages, counts, bad_step, first_step, values):
+  """Adds one dispatch's [k] values to averages and counts, on the device."""
+  counts = {
+    name: count.at[
+      jnp.searchsorted(EDGES[1:-1], values[name], side="right")
+    ].add(1)
+    for name, count in counts.items()
+  }
   averages = {
     name: averages[name].merge(clu_metrics.Average.from_model_output(value))
     for name, value in values.items()
@@ -41,7 +54,7 @@ def _fold(averages, bad_step, first_step, values):
   # The average tells that a step broke, but not which one was the first.
   bad = ~jnp.isfinite(jnp.stack(list(values.values()))).all(axis=0)
   this_bad = jnp.where(bad.any(), first_step + jnp.argmax(bad) + 1, -1)
-  return averages, jnp.where(bad_step >= 0, bad_step, this_bad)
+  return averages, counts, jnp.where(bad_step >= 0, bad_step, this_bad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +67,12 @@ class Closed:
 
   step: int
   _averages: Any
+  _counts: Any
   _bad_step: Any
+
+  def fetch_histograms(self) -> dict[str, Int32[np.ndarray, " bins"]]:
+    """Waits for the histograms: how many steps' values were between `EDGES`."""
+    return jax.device_get(self._counts)
 
   def fetch(self) -> dict[str, float]:
     """Waits for the means over the interval, and brings them to the host.
@@ -74,18 +92,24 @@ class Closed:
 
 
 class Interval:
-  """Running means of the step's metrics, kept on the device."""
+  """Running means and histograms of metrics, kept on the device."""
 
   def __init__(self):
-    self._averages = None
+    self._averages = self._counts = None
     self._bad_step = jnp.array(-1, jnp.int32)
 
   def add(self, first_step: int, values: Mapping[str, jax.Array]) -> None:
     """Adds a dispatch: per name one value a step, [k], after `first_step`."""
     if self._averages is None:
       self._averages = {name: clu_metrics.Average.empty() for name in values}
-    self._averages, self._bad_step = _fold(
+      self._counts = {
+        name: jnp.zeros(len(EDGES) - 1, jnp.int32)
+        for name in HISTOGRAMS
+        if name in values
+      }
+    self._averages, self._counts, self._bad_step = _fold(
       self._averages,
+      self._counts,
       self._bad_step,
       jnp.array(first_step, jnp.int32),
       dict(values),
@@ -93,7 +117,9 @@ class Interval:
 
   def close(self, step: int) -> Closed:
     """Ends the interval after `step` steps, without waiting for its values."""
-    return Closed(step, self._averages or {}, self._bad_step)
+    return Closed(
+      step, self._averages or {}, self._counts or {}, self._bad_step
+    )
 
 
 class Clock:
@@ -140,6 +166,7 @@ class Writer:
     workdir: pathlib.Path,
     first_step: int,
     callbacks: Sequence[Callback] = (),
+    board: wandb_board.Board | None = None,
   ):
     """Opens metrics.jsonl.
 
@@ -148,8 +175,9 @@ class Writer:
       first_step: Steps already taken. Records of later ones, which a killed run
         wrote after its last checkpoint, are dropped: they come again.
       callbacks: Told what is written, on process 0 too.
+      board: Gets numbers and pictures, too.
     """
-    self._callbacks = callbacks
+    self._callbacks, self._board = callbacks, board
     self._jsonl = self._tensorboard = self._purge_step = None
     if jax.process_index() != 0:
       return
@@ -184,14 +212,26 @@ class Writer:
       self._jsonl.flush()
     for name, value in scalars.items():
       self.open().add_scalar(name, value, step)
+    if self._board is not None:
+      self._board.write_scalars(step, scalars)
     for callback in self._callbacks:
       callback(step, scalars)
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Writes uint8 pictures [H, W, channels] by name, to TensorBoard only."""
+    """Writes uint8 pictures [H, W, channels] by name, not to metrics.jsonl."""
     if self._jsonl is not None:
       for name, image in images.items():
         self.open().add_image(name, image, step)
+      if self._board is not None:
+        self._board.write_images(step, images)
+
+  def write_histograms(
+    self, step: int, histograms: Mapping[str, np.ndarray]
+  ) -> None:
+    """Writes counts between `EDGES` by name, to TensorBoard only."""
+    if self._jsonl is not None:
+      for name, counts in histograms.items():
+        self.open().add_histogram(f"{name}/histogram", counts, EDGES, step)
 
   def flush(self) -> None:
     """Puts everything on disk."""
@@ -206,6 +246,8 @@ class Writer:
       self._jsonl.close()
     if self._tensorboard is not None:
       self._tensorboard.close()
+    if self._board is not None:
+      self._board.close()
 
 
 def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:

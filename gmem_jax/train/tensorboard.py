@@ -5,13 +5,19 @@ without a word: the training then waits for it for ever. Here they are written,
 and fail, where the numbers come from.
 """
 
+import contextlib
+import logging
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from gmem_jax.files import disk
+
+_log = logging.getLogger(__name__)
 
 # Seconds between flushes, for those who watch.
 FLUSH_EVERY = 120.0
@@ -57,6 +63,25 @@ class TensorBoard:
     made = self._make.image(name, image, dataformats="HWC")
     self._write(step, summary=made)
 
+  def add_histogram(
+    self, name: str, counts: np.ndarray, edges: np.ndarray, step: int
+  ) -> None:
+    """Writes how many values [n] were between edges [n + 1]."""
+    full = np.flatnonzero(counts)
+    middles = np.sqrt(edges[:-1] * edges[1:])
+    made = self._make.histogram_raw(
+      name,
+      min=float(edges[full[0]]) if len(full) else 0.0,
+      max=float(edges[full[-1] + 1]) if len(full) else 0.0,
+      num=int(counts.sum()),
+      # Of the places' middles, as the values themselves are not kept.
+      sum=float(counts @ middles),
+      sum_squares=float(counts @ middles**2),
+      bucket_limits=edges[1:].tolist(),
+      bucket_counts=counts.tolist(),
+    )
+    self._write(step, summary=made)
+
   def _write(self, step: int, **content: Any) -> None:
     event = self._event(wall_time=time.time(), step=step, **content)
     with disk.named(self._directory):
@@ -74,3 +99,38 @@ class TensorBoard:
     """Flushes and closes the file."""
     with disk.named(self._directory):
       self._file.close()
+
+
+class Tracer:
+  """Traces some of the steps, for the profilers of TensorBoard and XProf."""
+
+  def __init__(self, steps: tuple[int, int] | None, directory: pathlib.Path):
+    """Keeps what is to be traced: the steps after the first, until the second.
+
+    A run that begins between them is traced from there on; None for nothing.
+    """
+    self._steps, self._directory = steps, directory
+    self._tracing = False
+
+  @contextlib.contextmanager
+  def dispatch(self, step: int) -> Iterator[None]:
+    """Marks the dispatch that follows on `step` steps."""
+    if self._steps and not self._tracing:
+      self._tracing = self._steps[0] <= step < self._steps[1]
+      if self._tracing:
+        jax.profiler.start_trace(self._directory)
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+      yield
+
+  def reached(self, step: int, state: Any) -> None:
+    """Ends the trace after its last step, when `state` has been computed."""
+    if self._tracing and self._steps and step >= self._steps[1]:
+      jax.block_until_ready(state)
+      self.close()
+      _log.info("step %d: a trace is in %s", step, self._directory)
+
+  def close(self) -> None:
+    """Ends the trace if there is one."""
+    if self._tracing:
+      self._tracing, self._steps = False, None
+      jax.profiler.stop_trace()
