@@ -21,6 +21,7 @@ from jaxtyping import Float32
 from gmem_jax.bank import bank as bank_lib, edit, images as images_lib
 from gmem_jax.files import (
   atomic,
+  hub,
   numpy_files,
   safetensors_file,
   shown,
@@ -156,7 +157,7 @@ def read(path: str | os.PathLike) -> Stored:
   Raises:
     ValueError: If there is none, or its arrays do not fit together.
   """
-  path = pathlib.Path(path).absolute()
+  path = hub.local(path)
   try:
     if weights.is_converted(path):
       return _read_converted(path)

@@ -12,7 +12,7 @@ import numpy as np
 
 from gmem_jax.commands import errors, interrupt
 from gmem_jax.convert import detect, identify, read, torch_export, torch_import
-from gmem_jax.files import atomic, weights
+from gmem_jax.files import atomic, hub, weights
 from gmem_jax.progress import Progress
 
 _SRC = (
@@ -137,7 +137,7 @@ def _import(args: argparse.Namespace, settings: dict[str, int]) -> None:
     raise ValueError(f"{args.src} is converted already (--to-torch goes back)")
   if not args.dry_run:
     atomic.new_path(args.out, directory=args.format == "orbax")
-  source = read.open_source(args.src)
+  source = read.open_source(str(hub.local(args.src)))
   try:
     result = _convert(args, source, settings)
   except read.WrongFile as e:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import weights
+from gmem_jax.files import hub, weights
 from gmem_jax.models.encoders import (
   dinov2,
   efficientnet,
@@ -210,7 +210,7 @@ def features_name(config: sections.Config) -> str | None:
   if kind == "random_conv":
     return random_conv.name(config.seed)
   path = config.encoder.features_weights
-  if not path or not pathlib.Path(path).exists():
+  if not path or not (hub.is_remote(path) or pathlib.Path(path).exists()):
     return None
   return _network_name(kind, weights.read_metadata(path))
 

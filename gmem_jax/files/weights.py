@@ -29,6 +29,7 @@ from orbax.checkpoint import v1 as ocp
 from gmem_jax.files import (
   atomic,
   disk,
+  hub,
   orbax_directory,
   safetensors_file,
   shown,
@@ -109,7 +110,7 @@ def save_converted(
 
 def is_converted(path: str | os.PathLike) -> bool:
   """Whether a path looks like converted weights: by its parts or metadata."""
-  path = pathlib.Path(path).absolute()
+  path = hub.local(path)  # What fails here says nothing about the weights.
   if path.is_dir():
     return (path / "metadata").is_dir()
   try:
@@ -126,7 +127,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     FileNotFoundError: If the path does not exist.
     ValueError: If it is anything else.
   """
-  path = pathlib.Path(path).absolute()
+  path = hub.local(path)
   metadata = _metadata(path)
   if metadata["format_version"] != FORMAT_VERSION:
     raise ValueError(
@@ -175,7 +176,7 @@ def load_converted(
     FileNotFoundError: If the path does not exist.
     ValueError: If it has no such tree, or is anything else.
   """
-  path = pathlib.Path(path).absolute()
+  path = hub.local(path)
   metadata = read_metadata(path)
   if tree not in metadata["trees"]:
     raise ValueError(

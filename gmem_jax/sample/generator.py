@@ -20,7 +20,7 @@ from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.config import recipe, resolve, sections
 from gmem_jax.data import load_encoders
 from gmem_jax.diffusion import schedule
-from gmem_jax.files import weights as weights_lib
+from gmem_jax.files import hub, weights as weights_lib
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import (
   draw_rows,
@@ -312,7 +312,7 @@ def load(
   """Loads a run, or converted weights of a network.
 
   Args:
-    path: The directory.
+    path: The directory, or hf://OWNER/NAME[@REVISION][/FILE].
     *changes: Keys of the config, each KEY=VALUE: "sampler.steps=50".
     config: A recipe, by name or file: "xl_in1k:guided". Of a run, by default
       its own config; converted weights have none.
@@ -320,7 +320,7 @@ def load(
   Raises:
     ValueError: If the directory is neither, or a key does not fit it.
   """
-  path = pathlib.Path(path).expanduser().absolute()
+  path = hub.local(os.path.expanduser(path))
   converted = weights_lib.is_converted(path)
   if not converted and not (path / directory_lib.RECORD).exists():
     raise ValueError(
