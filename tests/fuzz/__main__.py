@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import queue
@@ -154,6 +155,7 @@ def main() -> int:
   parser.add_argument("--case", type=int, help="run this one alone")
   parser.add_argument("--workers", type=int, default=os.cpu_count())
   args = parser.parse_args()
+  logging.basicConfig(level=logging.INFO, format="%(message)s")
   numbers = list(range(args.cases)) if args.case is None else [args.case]
   with tempfile.TemporaryDirectory(prefix="gmem_jax_fuzz_") as folder:
     workers = min(args.workers, len(numbers))
