@@ -26,6 +26,8 @@ DTYPES = {
   "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
 }  # fmt: skip
 _SIZE = struct.Struct("<Q")
+# Bytes of a header; that of the largest networks has less than one megabyte.
+_LARGEST = 8 << 20
 
 
 class SafetensorsFile:
@@ -93,8 +95,7 @@ def _header_size(path: str | os.PathLike) -> int:
   with open(path, "rb") as file:
     head = file.read(_SIZE.size)
   (size,) = _SIZE.unpack(head) if len(head) == _SIZE.size else (0,)
-  # Of the largest networks it has less than a megabyte.
-  if atomic.LARGEST < size < os.stat(path).st_size:
+  if _LARGEST < size < os.stat(path).st_size:
     raise ValueError(
       f"{os.fspath(path)} is a damaged safetensors file: a header of {size:,}"
       " bytes"
@@ -107,7 +108,7 @@ def _expected_size(path: str | os.PathLike) -> int:
   with open(path, "rb") as file:
     try:
       (size,) = _SIZE.unpack(file.read(_SIZE.size))
-      if size > atomic.LARGEST:
+      if size > _LARGEST:
         return 0
       text = file.read(size)
       if len(text) < size:

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gmem_jax.files import atomic, safetensors_file
+from gmem_jax.files import safetensors_file
 
 TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 
@@ -67,7 +67,7 @@ def test_a_long_name_is_cut_in_the_message(tmp_path):
 
 def test_the_header_is_bounded(tmp_path):
   path = tmp_path / "x.safetensors"
-  size = atomic.LARGEST + 1
+  size = safetensors_file._LARGEST + 1
   with path.open("wb") as file:
     file.write(struct.pack("<Q", size))
     file.truncate(size + 100)

@@ -211,6 +211,9 @@ _MILLIONS = b'{"":0},' * 3_000_000
 _HEADERS = {
   "a deep header": b'{"a":' + b"[" * _MANY + b"]" * _MANY + b"}",
   "a deep key": _entry(x=0).replace(b"0}}", b"[" * 99 + b"]" * 99 + b"}}"),
+  "a million dicts": _entry(x=0).replace(
+    b"0}}", b"[" + _MILLIONS[: 7 * 10**6] + b"0]}}"
+  ),
   "millions of dicts": _entry(x=0).replace(b"0}}", b"[" + _MILLIONS + b"0]}}"),
   "metadata in a list": b'{"__metadata__": [1]}',
   "a huge empty": _entry(shape=[0, 2**62], data_offsets=[0, 0]),
