@@ -119,6 +119,9 @@ def run(
     for answer in pool.map(work, numbers):
       found.append(answer)
       bar.advance(1)
+      # At once: the whole may take hours.
+      if answer["fault"]:
+        logging.warning("%s", _described(answer))
     return found
 
 
@@ -137,12 +140,15 @@ def summary(found: list[dict[str, Any]]) -> str:
       f" {endings['refused']:>8} {slowest:>10.1f} {most:>8.0f}"
       f" {endings['fault']:>7}"
     )
-  for answer in found:
-    if answer["fault"]:
-      where = f"--case {answer['number']}, {answer['kind']} {answer['name']}"
-      last = answer["fault"].strip().splitlines()[-1][:300]
-      lines.append(f"FAULT {where}: {last}")
+  lines += [_described(answer) for answer in found if answer["fault"]]
   return "\n".join(lines)
+
+
+def _described(answer: dict[str, Any]) -> str:
+  """A fault in a line, and how to see it again."""
+  last = answer["fault"].strip().splitlines()[-1][:300]
+  case = f"--case {answer['number']}, {answer['kind']} {answer['name']}"
+  return f"FAULT {case}: {last}"
 
 
 def main() -> int:
@@ -155,7 +161,8 @@ def main() -> int:
   parser.add_argument("--case", type=int, help="run this one alone")
   parser.add_argument("--workers", type=int, default=os.cpu_count())
   args = parser.parse_args()
-  logging.basicConfig(level=logging.INFO, format="%(message)s")
+  logging.basicConfig(format="%(message)s", force=True)
+  logging.getLogger("gmem_jax").setLevel(logging.INFO)
   numbers = list(range(args.cases)) if args.case is None else [args.case]
   with tempfile.TemporaryDirectory(prefix="gmem_jax_fuzz_") as folder:
     workers = min(args.workers, len(numbers))
