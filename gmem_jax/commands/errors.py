@@ -7,6 +7,8 @@ from typing import Any
 # Of main, bank, convert, evaluate and argparse alike. Launch scripts start a
 # command again on every status but 0 and this one.
 BAD_INPUT = 2
+# Characters of a message: names out of a file have any length.
+_LONGEST = 4000
 
 
 def run(work: Callable[[], Any]) -> int:
@@ -24,6 +26,8 @@ def run(work: Callable[[], Any]) -> int:
 
 def fail(message: str) -> int:
   """Says what is wrong, without a traceback; returns the exit status."""
+  if len(message) > _LONGEST:
+    message = f"{message[:_LONGEST]} ..."
   say(f"gmem_jax: {message}", sys.stderr)
   return BAD_INPUT
 

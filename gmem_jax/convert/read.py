@@ -30,6 +30,7 @@ _OTHERS = (
   (b"GGUF", "a GGUF file"),
 )
 _USUAL = "such as diffusion_pytorch_model.safetensors"
+_NAME = 255  # Characters that a file's name may have.
 # An npz with a larger array is no file of statistics; the ADM suite's images
 # (arr_0) are left in the file.
 _NPZ_LIMIT = 1 << 30
@@ -113,7 +114,11 @@ def _open_shards(path: pathlib.Path) -> OpenFile:
   names: dict[str, set[str]] = {}
   for name, file in places.items():
     # Nothing outside the directory, whatever the index says.
-    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+    if (
+      not isinstance(file, str)
+      or pathlib.PurePath(file).name != file
+      or len(file) > _NAME
+    ):
       raise WrongFile(
         f"{path} names {shown.value(file)} for {shown.cut(name)}, no file"
         " beside it"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.evaluate import frechet
-from gmem_jax.files import atomic, numpy_files, weights
+from gmem_jax.files import atomic, numpy_files, shown, weights
 
 VERSION = 1
 # Feature -> suffix of its arrays' names in the file.
@@ -141,10 +141,8 @@ def _unlabelled(
   """Statistics that do not name their network."""
   gaussians = _gaussians(path, arrays)
   if not gaussians:
-    raise ValueError(
-      f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; statistics have"
-      " mu and sigma"
-    )
+    held = shown.cut(", ".join(sorted(arrays)) or "nothing")
+    raise ValueError(f"{path} holds {held}; statistics have mu and sigma")
   # mu and sigma alone is what pytorch-fid writes; the ADM suite's files also
   # have images or the moments of sFID.
   kind = "adm" if adm else "pytorch_fid"

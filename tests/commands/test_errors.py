@@ -18,6 +18,15 @@ def test_bad_input_is_one_line(error, capsys):
   assert capsys.readouterr().err == f"gmem_jax: {error}\n"
 
 
+def test_a_message_has_an_end(capsys):
+  """Whatever a library, or a name out of a file, makes of it."""
+  assert errors.run(raises(ValueError("name " + "x" * 100_000))) == 2
+  text = capsys.readouterr().err
+  assert text.startswith("gmem_jax: name xxx")
+  assert text.endswith("xxx ...\n")
+  assert len(text) < 4100
+
+
 def test_a_fault_of_ours_keeps_its_traceback():
   with pytest.raises(KeyError):
     errors.run(raises(KeyError("ours")))
