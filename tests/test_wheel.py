@@ -75,7 +75,7 @@ def test_it_has_recipes_types_and_licence(wheel):
     for name in names
     if name.startswith("gmem_jax/configs/")
   }
-  assert "gmem_jax/py.typed" in names
+  assert {"gmem_jax/py.typed", "gmem_jax/data/emoji_kinds.txt"} <= set(names)
   modules = {str(path.relative_to(layout.ROOT)) for path in layout.FILES}
   assert modules <= set(names)
   kept = {name.rpartition("/")[2] for name in names if "/licenses/" in name}
