@@ -26,7 +26,7 @@ from gmem_jax.convert.names import (
   vae,
 )
 from gmem_jax.convert.rules import Rule
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, shown
 from gmem_jax.files.torch_reader import torch_types
 
 # PyTorch's own. It lets torch.load(mmap=True) and numpy use the bytes in place.
@@ -67,6 +67,8 @@ def published_value(
       "no PyTorch file holds int8 banks; make it one of full rows first:"
       " python -m gmem_jax.bank compress BANK OUT --storage=float32"
     )
+  if kind not in _TABLES:
+    raise ValueError(f"no PyTorch file holds a {shown.value(kind)}")
   # Weights of no file have none.
   shapes = {name: tuple(shape) for name, shape in metadata.get("tensors", ())}
   table = _TABLES[kind]

@@ -13,7 +13,7 @@ from array_record.python import array_record_data_source
 
 from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.data import schema as schema_lib
-from gmem_jax.files import atomic, numpy_files
+from gmem_jax.files import atomic, numpy_files, shown
 
 REPORT = "report.json"
 STATISTICS = "statistics.json"
@@ -76,13 +76,19 @@ def open_store(directory: pathlib.Path) -> Store:
   statistics = atomic.read_json(
     directory / STATISTICS, {"mean": list, "std": list}
   )
+  try:
+    mean, std = (np.asarray(statistics[k], np.float32) for k in ("mean", "std"))
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"{directory / STATISTICS} is damaged: {shown.cause(error)}"
+    ) from None
   info = bank_files.read_info(directory / bank_files.PREPARED)
   return Store(
     directory,
     schema,
     tuple(shard for shard in shards if shard.images),
-    np.asarray(statistics["mean"], np.float32),
-    np.asarray(statistics["std"], np.float32),
+    mean,
+    std,
     info,
   )
 

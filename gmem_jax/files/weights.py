@@ -187,7 +187,13 @@ def load_converted(
     tensors = safetensors_file.SafetensorsFile(path).tensors.items()
     # Copies: the file may be replaced while they are in use.
     flat = {n: np.array(a) for n, a in tensors if n.startswith(f"{tree}/")}
-    return flax.traverse_util.unflatten_dict(flat, sep="/")[tree], metadata
+    # A hostile file's names may be of an array and of a part of it.
+    try:
+      return flax.traverse_util.unflatten_dict(flat, sep="/")[tree], metadata
+    except (LookupError, TypeError, ValueError):
+      raise ValueError(
+        f"{path} is damaged: its arrays make no {shown.value(tree)}"
+      ) from None
   return orbax_directory.load(path, tree), metadata
 
 

@@ -290,6 +290,11 @@ def test_a_changed_parameter_name_is_noticed_on_the_way_back(tmp_path):
     torch_export.published_value({"bank": bank}, metadata)
 
 
+def test_a_kind_that_does_not_exist_is_named():
+  with pytest.raises(ValueError, match=r"no PyTorch file holds a 'clock'"):
+    torch_export.published_value({}, helpers.metadata("clock"))
+
+
 def test_other_objects_beside_the_weights_are_refused(tmp_path):
   writer = torch_export._PickleWriter()
   program = (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.data import pipeline, schema, store
+from gmem_jax.files import atomic
 from tests.data import prepared
 
 TOKENS = ("bf16", "int8", "pixels", "none")
@@ -78,6 +79,15 @@ def test_damaged_record_names_its_file(tmp_path):
   everything = itertools.product(range(len(found)), FLIPS)
   with pytest.raises(ValueError, match=f"{path.name}: record"):
     _ = [found.read(index, flips) for index, flips in everything]
+
+
+@pytest.mark.parametrize("value", [[{}], ["x"], [[1.0], [1.0, 2.0]]])
+def test_statistics_that_are_no_numbers_are_named(tmp_path, value):
+  prepared.write(tmp_path / "d")
+  path = tmp_path / "d" / store.STATISTICS
+  atomic.write_json(path, atomic.read_json(path) | {"mean": value})
+  with pytest.raises(ValueError, match=r"statistics\.json is damaged"):
+    opened(tmp_path / "d")
 
 
 def test_cut_or_missing_shard_is_named(tmp_path):

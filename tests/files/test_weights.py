@@ -1,5 +1,7 @@
 """Converted weights on disk, and the digests of trees."""
 
+import json
+
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -116,6 +118,17 @@ def test_metadata_of_another_shape_is_named(tmp_path, file_format, key, value):
   weights.save_converted(path, TREES, metadata, file_format)
   key = "sha256" if isinstance(value, dict) and key == "source" else key
   with pytest.raises(ValueError, match=rf"metadata of .*x is .*: its '{key}'"):
+    weights.load_converted(path)
+
+
+@pytest.mark.parametrize("names", [["other/a"], ["params/a", "params/a/b"]])
+def test_names_that_make_no_tree_are_refused(tmp_path, names):
+  path = tmp_path / "x"
+  metadata = helpers.metadata("test") | {"format_version": 1}
+  text = json.dumps(metadata | {"trees": ["params"]})
+  arrays = {name: np.ones(3) for name in names}
+  safetensors.numpy.save_file(arrays, path, {"gmem_jax": text})
+  with pytest.raises(ValueError, match=r"x is damaged: .* no 'params'"):
     weights.load_converted(path)
 
 
