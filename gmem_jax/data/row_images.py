@@ -99,8 +99,10 @@ def _prepared(directory: pathlib.Path) -> RowImages | None:
 
 def _digits_of_run(workdir: pathlib.Path) -> RowImages | None:
   """The digits that a run was trained on."""
-  config = atomic.read_json(workdir / "config.json")
+  path = workdir / "config.json"
+  config = atomic.read_json(path, {"data": dict, "seed": int})
   data, seed = config["data"], config["seed"]
+  atomic.check_keys(data, {"source": str, "holdout": int}, str(path))
   if data["source"] != "digits":
     return None
   return _in_memory(

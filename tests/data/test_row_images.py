@@ -128,3 +128,14 @@ def test_other_banks_do_not_pretend(tmp_path):
   assert schema["source"]["name"] == "numbers"
   stored = bank_files.read(tmp_path / "prepared")
   assert row_images.find(tmp_path / "prepared", stored) is None
+
+
+@pytest.mark.parametrize("key", ["seed", "data"])
+def test_a_config_that_lacks_a_key_is_named(tmp_path, key):
+  config = json.loads(json.dumps(dataclasses.asdict(tiny.make_config())))
+  del config[key]
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  bank = bank_lib.MemoryBank(np.eye(4, dtype=np.float32))
+  info = bank_lib.make_info(bank, encoder="e", source="digits")
+  with pytest.raises(ValueError, match=rf"config\.json .* no '{key}'"):
+    row_images.find(tmp_path, bank_files.Stored(bank, info))
