@@ -18,8 +18,8 @@ _SIZES = {
 }
 # Fields that say how to run a network, not what it is.
 _RUNTIME = (
-  "parent", "name", "dtype", "float8", "scan_layers", "remat", "attention",
-  "cross_every",
+  "parent", "name", "dtype", "residual_dtype", "float8", "scan_layers", "remat",
+  "attention", "cross_every",
 )  # fmt: skip
 # The trainer's flags: ours, and whether it is the opposite.
 _FLAGS = {

@@ -145,20 +145,26 @@ def config_of(workdir: pathlib.Path) -> sections.Config:
   Raises:
     ValueError: If there is no run, or the record does not fit.
   """
-  stored = BEFORE | resolve.flatten(atomic.read_json(workdir / RECORD))
+  stored = _recorded(workdir)
   try:
     return resolve.resolve(flax.traverse_util.unflatten_dict(stored, sep="."))
   except ValueError as error:
     raise ValueError(f"{workdir / RECORD}: {error}") from None
 
 
+def _recorded(workdir: pathlib.Path) -> dict[str, Any]:
+  """The recorded config by dotted keys, with those that came later."""
+  stored = BEFORE | resolve.flatten(atomic.read_json(workdir / RECORD))
+  # Before the key existed, the residual stream had the dtype of the matmuls.
+  stored.setdefault("model.residual_dtype", stored.get("model.dtype"))
+  return stored
+
+
 def _settings(
   workdir: pathlib.Path, config: sections.Config
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """The recorded config and the given one by dotted keys, to compare them."""
-  stored = BEFORE | resolve.flatten(atomic.read_json(workdir / RECORD))
-  # Before the key existed, the residual stream had the dtype of the matmuls.
-  stored.setdefault("model.residual_dtype", stored.get("model.dtype"))
+  stored = _recorded(workdir)
   given = resolve.flatten(resolve.to_json(config))
   key = "optim.decay_steps"
   if stored.get(key) != given[key]:

@@ -149,6 +149,7 @@ def test_the_residual_stream_of_older_runs_was_as_wide_as_the_matmuls(
   assert "residual_dtype" not in old["model"]
   ours = tiny.make_config(model__dtype=dtype, **TO_END)
   directory.check(ours, tmp_path)  # Sampling does not depend on it.
+  assert directory.config_of(tmp_path).model.residual_dtype == dtype
   if dtype == "float32":
     directory.claim(ours, tmp_path)
     return
