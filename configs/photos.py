@@ -162,6 +162,8 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     interpolation="spherical",  # or "linear", "concat", "mask"
     points=6,  # of --interpolate
     reading="bank",  # how --image reads files; or "published"
+    dtype="float32",  # of the network, as published; or "bfloat16": faster
+    precision="high",  # of float32 on accelerators; or "default", "highest"
     decode_dtype="float32",  # or "bfloat16": faster, other last bits
   )
   c.eval = dict(

@@ -108,7 +108,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     qk_norm=False,
     shift=True,
     learn_sigma=False,
-    dtype="float32",  # as published for sampling; option "train": bfloat16
+    dtype="float32",  # option "train": bfloat16, as published
     residual_dtype="float32",  # between blocks; or "bfloat16": less memory
     float8=False,  # True: 8-bit matmuls; NVIDIA GPUs from Hopper on
     scan_layers=False,
@@ -189,6 +189,8 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     interpolation="spherical",  # or "linear", "concat", "mask"
     points=6,  # of --interpolate
     reading="bank",  # how --image reads files; or "published"
+    dtype="float32",  # of the network, as published; or "bfloat16": faster
+    precision="high",  # of float32 on accelerators; or "default", "highest"
     decode_dtype="float32",  # or "bfloat16": faster, other last bits
   )
   c.eval = dict(

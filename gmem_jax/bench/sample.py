@@ -38,6 +38,7 @@ from gmem_jax.diffusion import schedule
 from gmem_jax.models import retrieval
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
+from gmem_jax.sample import sampler as sampler_lib
 from gmem_jax.train import setup
 
 OURS, REFERENCE = "gmem_jax", "the reference's calls"
@@ -66,8 +67,9 @@ def make(config: sections.Config) -> tuple[Calls, int]:
   program = compile_command.sampling(config, mesh, 1)
   memory = compile_command.memory_shapes(config, 1, mesh)
   network = setup.network(config, memory)
-  # The projector is for training; 8-bit scales would depend on the batch.
-  network = network.clone(token_dim=0, float8=False)  # As samples are made.
+  # As samples are made; the projector is for training.
+  dtype, precision = config.sample.dtype, config.sample.precision
+  network = sampler_lib.sampling_network(network, dtype).clone(token_dim=0)
   # Random weights, as time does not depend on their values.
   weights = jax.tree.map(_random, program.arguments[0])
   count, width = program.arguments[3].shape
@@ -77,7 +79,8 @@ def make(config: sections.Config) -> tuple[Calls, int]:
   root, shape = rngs.root(config.sample.seed), memory.latent_shape
 
   def apply(params, x, t, snippet):
-    return cast(jax.Array, network.apply({"params": params}, x, t, snippet))
+    with jax.default_matmul_precision(precision):
+      return cast(jax.Array, network.apply({"params": params}, x, t, snippet))
 
   @jax.jit
   def reference(weights, root, numbers, features, zero):
@@ -226,9 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     f" {config.sampler.method}, {config.sampler.steps} points, guidance of"
     f" {config.sampler.guidance.scale} from t ="
     f" {config.sampler.guidance.start} on; {count} images a call,"
-    f" {config.model.dtype}. {share:.2%} of the bytes differ, by at most"
+    f" {config.sample.dtype}. {share:.2%} of the bytes differ, by at most"
     f" {largest}.\n\n{_results.machine()}. Medians of {args.repeats} turns."
   )
   _results.finish(args, "sample", words, table)
   same = largest <= 1 and share <= _DIFFER
-  return int(config.model.dtype == "float32" and not same)
+  return int(config.sample.dtype == "float32" and not same)

@@ -280,7 +280,7 @@ def advice(
     return [
       f"--config.sample.device_batch={config.sample.device_batch}: make it"
       " smaller",
-      f"--config.model.dtype={config.model.dtype!r}: 'bfloat16' halves the"
+      f"--config.sample.dtype={config.sample.dtype!r}: 'bfloat16' halves the"
       " activations",
     ]
   hints = []

@@ -132,6 +132,11 @@ class SampleConfig:
     reading: How --image and --interpolate read image files: "bank" as the bank
       was built, but turned as their EXIF orientation says; "published" as the
       published manipulation does, which shows the encoder a washed-out image.
+    dtype: Of the network's matmuls when it samples, whatever it was trained in.
+      Published samples are float32.
+    precision: How accelerators multiply float32. "high": TF32 on GPUs, as
+      published, and three passes of bfloat16 on TPUs; "highest": float32;
+      "default": one pass on TPUs.
     decode_dtype: Of the tokenizer's matmuls and convolutions when it decodes;
       encoding is always float32.
   """
@@ -152,6 +157,8 @@ class SampleConfig:
   interpolation: Interpolation
   points: int
   reading: Literal["bank", "published"]
+  dtype: Literal["float32", "bfloat16"]
+  precision: Literal["default", "high", "highest"]
   decode_dtype: Literal["float32", "bfloat16"]
 
   def __post_init__(self):

@@ -198,9 +198,13 @@ class Generator:
     changed = [key for key in old if old[key] != new[key]]
     if any(key in _LOADED or not key.startswith(_USE) for key in changed):
       return from_config(config, self.workdir)
-    source, batch = self.source, config.sample.device_batch
+    source, sample = self.source, config.sample
     sampler = dataclasses.replace(
-      source.sampler, config=config.sampler, device_batch=batch
+      source.sampler,
+      config=config.sampler,
+      device_batch=sample.device_batch,
+      dtype=sample.dtype,
+      precision=sample.precision,
     )
     if sampler != source.sampler:  # Or it would be compiled again.
       source = dataclasses.replace(source, sampler=sampler)
@@ -235,10 +239,13 @@ class Generator:
     """sample.json: all that the images depend on."""
     config, source = self.config, self.source
     calls = schedule.num_calls(config.sampler)
-    # Left out at its default: directories from before the key was added have no
-    # such entry, and shall still be continued.
-    dtype = config.sample.decode_dtype
-    decoding = {} if dtype == "float32" else {"decode_dtype": dtype}
+    # Left out at their defaults: directories from before the keys were added
+    # have no such entries, and shall still be continued.
+    later = {
+      key: getattr(config.sample, key)
+      for key, default in (("decode_dtype", "float32"), ("precision", "high"))
+      if getattr(config.sample, key) != default
+    }
     return {
       "network": source.info,
       "tokenizer": load_encoders.tokenizer_info(config),
@@ -248,11 +255,11 @@ class Generator:
       "network_calls": None
       if calls is None
       else {"conditional": calls[0], "unconditional": calls[1]},
-      "dtype": config.model.dtype,
+      "dtype": config.sample.dtype,
       "seed": config.sample.seed,
       # Kernels are chosen by the shape of a call, and differ in the last bit.
       "device_batch": config.sample.device_batch,
-      **decoding,
+      **later,
       **plan.info,
     }
 

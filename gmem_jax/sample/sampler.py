@@ -41,6 +41,21 @@ class SampleWeights:
   bank: bank_lib.MemoryBank | None = None
 
 
+def sampling_network(
+  network: transformer.FlowTransformer, dtype: str
+) -> transformer.FlowTransformer:
+  """A network as it samples: with matmuls in `dtype`, however it is trained."""
+  return network.clone(
+    dtype=dtype,
+    residual_dtype="float32",
+    # The scales of 8-bit matmuls are those of a batch: with them, an image
+    # would depend on those beside it.
+    float8=False,
+    # cuDNN's kernels take no float32.
+    attention="auto" if dtype == "float32" else network.attention,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampler:
   """Makes images from weights and snippets; compiled once, at its first call.
@@ -58,6 +73,8 @@ class Sampler:
     latent_shape: h, w, c.
     mesh: The devices; images are split over the axes of the batch.
     device_batch: Images of each device in one call.
+    dtype: Of the network's matmuls, whatever it was trained in.
+    precision: See `config.sections.SampleConfig`.
     retrieve: Looks up what a network with cross-attention attends to, in the
       weights' bank; None for other networks.
     first_release: Whether the network is of GMem's first release, which counts
@@ -69,6 +86,8 @@ class Sampler:
   latent_shape: tuple[int, int, int]
   mesh: Mesh
   device_batch: int
+  dtype: str = "float32"
+  precision: str = "high"
   retrieve: retrieval.RetrieveFn | None = None
   first_release: bool = False
 
@@ -170,7 +189,8 @@ class Sampler:
     snippet = None
     if transformer.uses_adaln(self.network.conditioning):
       snippet = bank_lib.normalise(features)
-    x1 = self._integrate(weights.params, root, (snippet, neighbours), numbers)
+    with jax.default_matmul_precision(self.precision):
+      x1 = self._integrate(weights.params, root, (snippet, neighbours), numbers)
     latents = protocols.denormalise_latents(x1, weights.stats)
     pixels = weights.tokenizer.decode(latents)
     return protocols.to_uint8(pixels, 127.5 if self.first_release else 128.0)
@@ -183,9 +203,7 @@ class Sampler:
     numbers: Int[Array, " b"],
   ) -> Float[Array, "b h w c"]:
     """Integrates from noise to normalised latents."""
-    # The scales of 8-bit matmuls are those of a batch: with them, an image
-    # would depend on those beside it.
-    network = self.network.clone(float8=False)
+    network = sampling_network(self.network, self.dtype)
 
     def apply(x, t, condition):
       def bound(x, t):

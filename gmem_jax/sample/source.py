@@ -227,6 +227,8 @@ def make_sampler(
     latent_shape=memory.latent_shape,
     mesh=mesh,
     device_batch=config.sample.device_batch,
+    dtype=config.sample.dtype,
+    precision=config.sample.precision,
     retrieve=setup.make_retrieve(config, memory.unit),
   )
 
@@ -275,6 +277,8 @@ def _from_converted(
       latent_shape=(side, side, channels),
       mesh=mesh,
       device_batch=config.sample.device_batch,
+      dtype=config.sample.dtype,
+      precision=config.sample.precision,
       first_release=metadata["kind"] == "sit",
     ),
     weights=sampler_lib.SampleWeights(params, tokenizer, stats),

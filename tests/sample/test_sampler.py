@@ -1,9 +1,11 @@
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
+from gmem_jax import rngs
 from gmem_jax.data import write_images
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import source as source_lib
@@ -60,12 +62,34 @@ def test_one_program_serves_all_seeds(sampling):
 def test_samples_are_made_without_8_bit_products():
   # Whose scales are a batch's.
   plain, other = (
-    make_sampling(model__dtype="bfloat16", model__float8=float8)
+    make_sampling(
+      model__dtype="bfloat16", model__float8=float8, sample__dtype="bfloat16"
+    )
     for float8 in (False, True)
   )
   np.testing.assert_array_equal(
     images_of(other, range(4), 4), images_of(plain, range(4), 4)
   )
+
+
+def test_a_network_is_sampled_in_its_own_dtype(sampling):
+  whole = images_of(sampling, range(4), 4)
+  trained = make_sampling(model__dtype="bfloat16")
+  np.testing.assert_array_equal(images_of(trained, range(4), 4), whole)
+  rounded = make_sampling(sample__dtype="bfloat16")
+  assert (images_of(rounded, range(4), 4) != whole).any()
+
+
+@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+def test_accelerators_are_asked_for_the_precision(precision):
+  sampler, weights, rows = make_sampling(sample__precision=precision)
+  numbers = np.zeros(sampler.call_size, np.int32)
+  program = sampler.jitted.lower(
+    weights, rngs.root(0), numbers, np.asarray(rows[numbers]), numbers
+  )
+  asked = re.findall(r"precision = \[(\w+), \w+\]", program.as_text())
+  # Embeddings of time and snippet are always float32.
+  assert set(asked) == {precision.upper(), "HIGHEST"}
 
 
 def test_the_row_matters(sampling):
