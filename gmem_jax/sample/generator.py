@@ -198,14 +198,8 @@ class Generator:
     changed = [key for key in old if old[key] != new[key]]
     if any(key in _LOADED or not key.startswith(_USE) for key in changed):
       return from_config(config, self.workdir)
-    source, sample = self.source, config.sample
-    sampler = dataclasses.replace(
-      source.sampler,
-      config=config.sampler,
-      device_batch=sample.device_batch,
-      dtype=sample.dtype,
-      precision=sample.precision,
-    )
+    source, settings = self.source, source_lib.sampler_settings(config)
+    sampler = dataclasses.replace(source.sampler, **settings)
     if sampler != source.sampler:  # Or it would be compiled again.
       source = dataclasses.replace(source, sampler=sampler)
     return dataclasses.replace(self, config=config, source=source)

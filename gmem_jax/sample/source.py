@@ -223,14 +223,21 @@ def make_sampler(
   """The sampler of a run's network."""
   return sampler_lib.Sampler(
     network=setup.network(config, memory),
-    config=config.sampler,
     latent_shape=memory.latent_shape,
     mesh=mesh,
-    device_batch=config.sample.device_batch,
-    dtype=config.sample.dtype,
-    precision=config.sample.precision,
     retrieve=setup.make_retrieve(config, memory.unit),
+    **sampler_settings(config),
   )
+
+
+def sampler_settings(config: sections.Config) -> dict[str, Any]:
+  """The fields of a `Sampler` that the config alone decides."""
+  return {
+    "config": config.sampler,
+    "device_batch": config.sample.device_batch,
+    "dtype": config.sample.dtype,
+    "precision": config.sample.precision,
+  }
 
 
 def make_weights(
@@ -273,13 +280,10 @@ def _from_converted(
         snippet_dim=model["snippet_dim"],
         token_dim=0,
       ),
-      config=config.sampler,
       latent_shape=(side, side, channels),
       mesh=mesh,
-      device_batch=config.sample.device_batch,
-      dtype=config.sample.dtype,
-      precision=config.sample.precision,
       first_release=metadata["kind"] == "sit",
+      **sampler_settings(config),
     ),
     weights=sampler_lib.SampleWeights(params, tokenizer, stats),
     bank=bank,
