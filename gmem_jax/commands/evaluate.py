@@ -1,5 +1,6 @@
 """`--mode=evaluate`: scores of a run's samples, or of given images."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -34,27 +35,41 @@ class Subject:
     source: The images, all of which are scored.
     info: All that they depend on; JSON.
     step: The training step that they are of, or None.
+    claim: Keeps other jobs out of where they are kept, while they are read.
   """
 
   name: str
   source: sources.ImageSource
   info: dict[str, Any]
   step: int | None
+  claim: contextlib.AbstractContextManager[None]
 
 
 def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
   """Scores images and writes a json to WORKDIR/evaluations."""
-  mesh = sharding.make_mesh(config.mesh)
   # Only the digits' classifier and the audit read training images.
   in_memory = config.data.source == "digits" and not config.data.prepared
   audited = config.eval.audit and config.data.source != "none"
   dataset = dataset_lib.load(config) if in_memory or audited else None
-  own = dataset.train_images if dataset else None
   if config.eval.images:
+    own = dataset.train_images if dataset else None
     subject = _given(config, own.pixels.shape[-1] if own else 3)
   else:
     subject = _sampled(config, workdir)
+  with subject.claim:
+    _score(config, workdir, subject, dataset)
+
+
+def _score(
+  config: sections.Config,
+  workdir: pathlib.Path,
+  subject: Subject,
+  dataset: dataset_lib.Dataset | None,
+) -> None:
+  """Scores images, audits them if asked to, and writes the results."""
+  own = dataset.train_images if dataset else None
   source, count = subject.source, subject.source.count
+  mesh = sharding.make_mesh(config.mesh)
   evaluator = build.make_evaluator(config, mesh, own)
   # All that can be refused is, before the first of 50,000 images is made.
   evaluator.check(source, count)
@@ -89,7 +104,8 @@ def _given(config: sections.Config, channels: int) -> Subject:
   except ValueError as error:
     raise ValueError(f"config.eval.images: {error}") from None
   info = {"source": source.info}
-  return Subject(results.name_of(path), source, info, None)
+  free = contextlib.nullcontext()  # Nothing is written there.
+  return Subject(results.name_of(path), source, info, None, free)
 
 
 def _sampled(config: sections.Config, workdir: pathlib.Path) -> Subject:
@@ -97,15 +113,16 @@ def _sampled(config: sections.Config, workdir: pathlib.Path) -> Subject:
   generator = generator_lib.from_config(config, workdir)
   plan, source = generator.plan(), generator.source
   make, info = functools.partial(generator.make, plan), generator.record(plan)
+  claim = contextlib.nullcontext()
   if config.eval.keep_images:
     directory = sample.directory_of(generator, plan)
-    write_images.claim(directory, info)
+    claim = write_images.claimed(directory, info)
     make = _keeping(make, directory)
   tokenizer = source.weights.tokenizer
   shape = protocols.image_shape(tokenizer, source.sampler.latent_shape)
   images = sources.Arrays(info, plan.count, shape, make, collective=True)
   name, step = sample.name_of(generator, plan), source.info.get("step")
-  return Subject(name, images, {"samples": info}, step)
+  return Subject(name, images, {"samples": info}, step, claim)
 
 
 def _keeping(make, directory: pathlib.Path):

@@ -34,8 +34,8 @@ def sample_mode(
   generator = generator_lib.from_config(config, workdir)
   plan = generator.plan(images, pairs)
   directory = directory_of(generator, plan)
-  write_images.claim(directory, generator.record(plan))
-  made = _write(generator, plan, directory)
+  with write_images.claimed(directory, generator.record(plan)):
+    made = _write(generator, plan, directory)
   if processes.is_main():
     cost = describe_cost(config.sampler)
     print(f"{made} images made, {plan.count} in {directory}; {cost}")

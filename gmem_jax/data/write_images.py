@@ -4,11 +4,12 @@ Shapes: n images, H W pixels, one channel (grey) or three.
 """
 
 import concurrent.futures
+import contextlib
 import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gmem_jax import progress
 from gmem_jax.files import atomic
-from gmem_jax.parallel import processes
+from gmem_jax.parallel import lock, processes
 
 # Threads that encode PNG files beside the device; zlib releases the
 # interpreter's lock.
@@ -92,26 +93,37 @@ def label_rows(
   return np.concatenate([pixels, grid], axis=1)
 
 
-def claim(directory: pathlib.Path, settings: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def claimed(
+  directory: pathlib.Path, settings: dict[str, Any]
+) -> Iterator[None]:
   """Makes a directory these settings', or checks that it already is.
 
-  The settings (JSON) are all that the images depend on.
+  No other job writes there while the block runs, and what killed ones have left
+  is removed. The settings (JSON) are all that the images depend on.
 
   Raises:
-    ValueError: If it holds images of other settings; lists them.
+    ValueError: If another job writes there, or it holds images of other
+      settings; lists them.
+    OSError: If it cannot be written.
   """
   path = directory / "sample.json"
-  if path.exists():
-    differing = atomic.differences(atomic.read_json(path), settings)
-    if differing:
-      raise ValueError(
-        f"{directory} holds images of other settings:\n"
-        + "\n".join(differing)
-        + "\nMove it away, or set another sample.output."
-      )
-  processes.check_shared(directory, "the images' directory")
-  if processes.is_main():
-    atomic.write_json(path, settings)
+  with lock.held(directory, "config.sample.output"):
+    if path.exists():
+      differing = atomic.differences(atomic.read_json(path), settings)
+      if differing:
+        raise ValueError(
+          f"{directory} holds images of other settings:\n"
+          + "\n".join(differing)
+          + "\nMove it away, or set another sample.output."
+        )
+      if processes.is_main():
+        for leftover in atomic.leftovers(directory):
+          leftover.unlink()
+    processes.check_shared(directory, "the images' directory")
+    if processes.is_main():
+      atomic.write_json(path, settings)
+    yield
 
 
 def png_path(directory: pathlib.Path, number: int) -> pathlib.Path:

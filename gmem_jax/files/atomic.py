@@ -40,12 +40,22 @@ def new_path(
   empty = directory and path.is_dir() and not any(path.iterdir())
   if path.exists() and not empty:
     raise FileExistsError(f"{text} already exists; it is left as it is")
-  above = next(folder for folder in path.parents if folder.exists())
-  if not above.is_dir():
-    raise NotADirectoryError(f"{text}: {above} is a file, not a directory")
+  above = existing_folder(path.parent, os.fspath(text))
   if not os.access(above, os.W_OK | os.X_OK):
     raise PermissionError(f"{text}: there is no right to write to {above}")
   return path
+
+
+def existing_folder(path: pathlib.Path, name: str) -> pathlib.Path:
+  """The nearest folder that exists, at a path or above it.
+
+  Raises:
+    NotADirectoryError: If a file is in the way; `name` begins the message.
+  """
+  found = next(each for each in (path, *path.parents) if each.exists())
+  if not found.is_dir():
+    raise NotADirectoryError(f"{name}: {found} is a file, not a directory")
+  return found
 
 
 @contextlib.contextmanager

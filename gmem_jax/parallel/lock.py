@@ -58,7 +58,12 @@ def held(directory: pathlib.Path, key: str) -> Iterator[None]:
     yield
     return
   new = not directory.exists()
-  directory.mkdir(parents=True, exist_ok=True)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+  except (FileExistsError, NotADirectoryError):
+    raise NotADirectoryError(
+      f"{key}={directory}: a file is there, not a directory"
+    ) from None
   path, mine = directory / NAME, _describe_self()
   file = _acquire(path, mine, key)
   done = threading.Event()

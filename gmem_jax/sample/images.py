@@ -46,14 +46,15 @@ class SampledImages:
       directory: Made if need be; files that are there already stay.
 
     Raises:
-      ValueError: If it holds images of other settings.
+      ValueError: If it holds images of other settings, or another process
+        writes there.
     """
     path = pathlib.Path(directory).expanduser()
-    write_images.claim(path, self.info)
-    write_images.write_folder(
-      path, len(self), len(self), lambda numbers: self.pixels[numbers]
-    )
-    write_images.save_png(path / "grid.png", self.picture)
+    with write_images.claimed(path, self.info):
+      write_images.write_folder(
+        path, len(self), len(self), lambda numbers: self.pixels[numbers]
+      )
+      write_images.save_png(path / "grid.png", self.picture)
 
   def _repr_png_(self) -> bytes:
     """The contact sheet, for notebooks."""

@@ -15,7 +15,7 @@ from gmem_jax.commands import (
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.evaluate import build, networks, scores
-from gmem_jax.parallel import sharding
+from gmem_jax.parallel import lock, sharding
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
@@ -136,6 +136,9 @@ def test_kept_samples_are_read_when_they_are_there(workdir, tmp_path):
     write_images.save_png(output / f"{i:06d}.png", image)
   again, _ = evaluate(workdir, **changes)
   assert again["frechet"] > 1.5 * found["frechet"]
+  match = f"sample.output={output}: process .* works there"
+  with lock.held(output, "held"), pytest.raises(ValueError, match=match):
+    evaluate(workdir, **changes)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from gmem_jax.bank import files as bank_files
 from gmem_jax.commands import sample as sample_command
 from gmem_jax.data import holdout, sources, write_images
-from gmem_jax.parallel import sharding
+from gmem_jax.parallel import lock, sharding
 from gmem_jax.sample import sheet, source as source_lib
 from tests import tiny
 from tests.data import prepared
@@ -96,6 +96,15 @@ def test_every_command_has_a_directory_which_it_finds_again(
   assert more == made[0]
   assert out.startswith("1 images made, 4 in")
   assert len(list((workdir / "images").iterdir())) == len(commands)
+
+
+def test_two_jobs_do_not_write_the_same_images(sample):
+  directory, _ = sample()
+  match = f"sample.output={directory}: process .* works there"
+  with lock.held(directory, "held"), pytest.raises(ValueError, match=match):
+    sample()
+  assert sample()[1].startswith("0 images made")
+  assert not (directory / lock.NAME).exists()
 
 
 def test_a_directory_from_before_the_digest_is_continued(sample, workdir):

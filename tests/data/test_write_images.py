@@ -1,11 +1,14 @@
 """PNG files are written beside the device."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 
 from gmem_jax.data import write_images
+from gmem_jax.files import atomic
 
 
 def pictures(numbers):
@@ -42,6 +45,63 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(write_images, "save_png", full)
   with pytest.raises(OSError, match=r"000000\.png: no space left"):
     write_images.write_folder(tmp_path, 2, 2, pictures)
+
+
+# Writes an image into a directory of samples until it is killed.
+WRITER = """
+import pathlib, sys
+from gmem_jax.data import write_images
+from gmem_jax.files import atomic
+directory = pathlib.Path(sys.argv[1])
+with (
+  write_images.claimed(directory, {"seed": 0}),
+  atomic.replacing(directory / "000000.png") as temporary,
+):
+  temporary.write_bytes(b"half")
+  print("writing", flush=True)
+  sys.stdin.read()
+"""
+
+
+@pytest.mark.process
+def test_one_job_writes_and_what_a_killed_one_left_is_removed(tmp_path):
+  directory = tmp_path / "samples"
+  process = subprocess.Popen(
+    [sys.executable, "-c", WRITER, directory],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+  def write():
+    with write_images.claimed(directory, {"seed": 0}):
+      assert not atomic.leftovers(directory)
+      write_images.write_folder(directory, 2, 2, pictures)
+
+  try:
+    assert process.stdout.readline() == "writing\n"
+    match = f"config.sample.output={directory}: process {process.pid} on"
+    with pytest.raises(ValueError, match=match):
+      write()
+    assert len(atomic.leftovers(directory)) == 1
+  finally:
+    process.kill()
+    process.communicate()
+  write()
+  names = sorted(path.name for path in directory.iterdir())
+  assert names == ["000000.png", "000001.png", "sample.json"]
+
+
+def test_a_file_is_no_directory_of_samples(tmp_path):
+  (tmp_path / "file").write_text("precious")
+  for path in (tmp_path / "file", tmp_path / "file" / "below"):
+    match = f"config.sample.output={path}: a file is there, not a directory$"
+    with (
+      pytest.raises(NotADirectoryError, match=match),
+      write_images.claimed(path, {}),
+    ):
+      pass
+  assert (tmp_path / "file").read_text() == "precious"
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,13 @@ def test_colour_images_are_saved(tmp_path):
 
 
 def test_directory_of_other_settings_is_refused(tmp_path):
-  write_images.claim(tmp_path / "d", {"seed": 0, "step": 5})
-  write_images.claim(tmp_path / "d", {"seed": 0, "step": 5})
+  def claim(seed):
+    with write_images.claimed(tmp_path / "d", {"seed": seed, "step": 5}):
+      pass
+
+  claim(0)
+  claim(0)
   with pytest.raises(ValueError, match=r"seed: 0 there, 1 now"):
-    write_images.claim(tmp_path / "d", {"seed": 1, "step": 5})
+    claim(1)
   stored = json.loads((tmp_path / "d" / "sample.json").read_text())
   assert stored == {"seed": 0, "step": 5}
