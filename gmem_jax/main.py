@@ -50,7 +50,8 @@ from typing import Any, NamedTuple
 from absl import app, flags, logging as absl_logging
 
 import gmem_jax
-from gmem_jax.commands import command_line, errors, interrupt, startup
+from gmem_jax.commands import command_line, interrupt, startup
+from gmem_jax.files import atomic, errors
 
 _CONFIG = command_line.define_config(
   "FILE.py or FILE.py:OPTION: the recipe, e.g. configs/digits.py."
@@ -227,10 +228,8 @@ def _status(error: BaseException) -> int:
     logging.getLogger("gmem_jax").warning("%s", error)
     processes.finish()
     return _STOPPED_STATUS.value
-  if isinstance(
-    error, (ValueError, OSError, ModuleNotFoundError, metrics.NonFiniteError)
-  ):
-    return processes.fail(str(error), errors.BAD_INPUT)
+  if isinstance(error, (*errors.MENDABLE, metrics.NonFiniteError)):
+    return processes.fail(errors.describe(error), errors.BAD_INPUT)
   if not processes.is_joined():
     raise error
   # The others must end, too, and Python would end only this process.
@@ -321,7 +320,8 @@ def _workdir() -> pathlib.Path:
       f"--workdir={given}: a directory is needed; mount the bucket (Cloud"
       " Storage FUSE) on every host and give the path of the mount"
     )
-  return pathlib.Path(given).absolute()
+  atomic.existing_folder(path := pathlib.Path(given).absolute(), "--workdir")
+  return path
 
 
 def _quieten(process: int) -> None:

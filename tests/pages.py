@@ -275,7 +275,7 @@ def _parse_program(module: str, arguments: Sequence[str]) -> None:
 
   parser = parser_of(module)
   with (
-    mock.patch.object(argparse.ArgumentParser, "error", fail),
+    mock.patch.object(type(parser), "error", fail),
     contextlib.redirect_stdout(io.StringIO()),
   ):
     try:

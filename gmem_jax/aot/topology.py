@@ -18,8 +18,9 @@ from jax.experimental import topologies
 
 from gmem_jax.aot import chips
 
+_N = r"[1-9]\d*"
 _NAME = re.compile(
-  r"(v4|v5e|v5p|v6e):(\d+(?:x\d+){1,2})|(h100):(\d+)(?:x(\d+))?"
+  rf"(v4|v5e|v5p|v6e):({_N}(?:x{_N}){{1,2}})|(h100):({_N})(?:x({_N}))?"
 )
 HELP = (
   "v4:XxYxZ, v5e:XxY, v5p:XxYxZ or v6e:XxY (chips along each axis), h100:N or"

@@ -6,6 +6,7 @@ import sys
 
 from gmem_jax import bench
 from gmem_jax.commands import startup
+from gmem_jax.files import errors
 
 # These time what the command line runs, so have their memory as it has.
 _AS_MAIN = ("sample", "train")
@@ -18,15 +19,18 @@ def main() -> int:
     for module in pkgutil.iter_modules(bench.__path__)
     if not module.name.startswith("_")
   )
-  if len(sys.argv) < 2 or sys.argv[1] not in names:
-    print(f"usage: python -m gmem_jax.bench {{{','.join(names)}}} [options]")
-    return 0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2
+  usage = f"usage: python -m gmem_jax.bench {{{','.join(names)}}} [options]"
+  name, *rest = sys.argv[1:] or [""]
+  if name in ("-h", "--help"):
+    print(usage)
+    return 0
+  if name not in names:
+    return errors.fail(f"{name!r} is no benchmark; {usage}")
   startup.skip_libtpu()
-  if sys.argv[1] in _AS_MAIN:
+  if name in _AS_MAIN:
     startup.restart()
-  return importlib.import_module(f"gmem_jax.bench.{sys.argv[1]}").main(
-    sys.argv[2:]
-  )
+  module = importlib.import_module(f"gmem_jax.bench.{name}")
+  return errors.run(lambda: module.main(rest))
 
 
 if __name__ == "__main__":

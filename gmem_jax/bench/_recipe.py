@@ -102,7 +102,10 @@ def changes_of(
   """
   found = dict(small) if _is_small(args) else {}
   for change in args.change:
-    key, value = recipe.parse_change(change)
+    try:
+      key, value = recipe.parse_change(change)
+    except ValueError as error:
+      raise ValueError(f"--change={error}") from None
     found[key] = value
   return found
 

@@ -30,6 +30,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from gmem_jax.bench import _recipe, _results, _timing, _training
+from gmem_jax.files import errors
 from gmem_jax.parallel import sharding
 from gmem_jax.train import checkpoint as checkpoint_lib
 
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     0.
   """
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench checkpoint",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,7 +7,6 @@ only what lowering tells. Step times are estimates from published limits of the
 chips, no measurement; seconds of compiling are measured, on this machine.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -19,6 +18,7 @@ from typing import Any
 from gmem_jax.aot import chips, examine
 from gmem_jax.commands import compile as compile_command
 from gmem_jax.config import recipe, resolve
+from gmem_jax.files import errors
 
 CONFIG = recipe.OURS / "xl_in1k.py"
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     0, or 1 where something does not fit or compile.
   """
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench compile", description=__doc__
   )
   parser.add_argument(

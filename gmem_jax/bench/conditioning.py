@@ -23,6 +23,7 @@ from gmem_jax.bank import sharding as bank_sharding
 from gmem_jax.commands import train as train_command
 from gmem_jax.config import resolve, sections
 from gmem_jax.evaluate import audit as audit_lib, build
+from gmem_jax.files import errors
 from gmem_jax.sample import source as source_lib
 from gmem_jax.train import (
   dataset as dataset_lib,
@@ -194,7 +195,7 @@ def table(results: Sequence[Result]) -> str:
 
 def main(arguments: list[str]) -> int:
   """Runs the comparison and prints its table."""
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench conditioning",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,7 +6,6 @@ it back. The peer is a plain copy of the same file, which is what "disk speed"
 means on the machine. The limit on memory is 1.3 times the output.
 """
 
-import argparse
 import pathlib
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gmem_jax.convert import torch_export, transformer
+from gmem_jax.files import errors
 from gmem_jax.models import dit
 
 _MEMORY_LIMIT = 1.3
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     0, or 1 where the limit on memory is exceeded.
   """
-  parser = argparse.ArgumentParser(prog="python -m gmem_jax.bench convert")
+  parser = errors.Parser(prog="python -m gmem_jax.bench convert")
   parser.add_argument(
     "--size",
     choices=dit.LIGHTNING_DIT_SIZES,

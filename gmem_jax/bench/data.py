@@ -9,7 +9,6 @@ where that is installed. At last a training step is timed with the loader and
 with one batch that already is on the device.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import os
@@ -29,6 +28,7 @@ from gmem_jax.bench import _data_files as files
 from gmem_jax.config import training
 from gmem_jax.data import pipeline, store, upstream
 from gmem_jax.diffusion import losses
+from gmem_jax.files import errors
 from gmem_jax.models import dit
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     0, or 1 where a goal is missed.
   """
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench data", description=__doc__
   )
   add = parser.add_argument

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.linalg
 
 from gmem_jax.evaluate import frechet
+from gmem_jax.files import errors
 
 _SECONDS_LIMIT, _BYTES_LIMIT = 60, 2e9
 _BATCH = 256
@@ -104,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     1 if a limit is exceeded or the ways disagree.
   """
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench evaluate", description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gmem_jax.bench import _recipe, _results, _timing
+from gmem_jax.files import errors
 from gmem_jax.train import metrics
 
 SMALL = {
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     0, or 1 where 8-bit products end with a loss that is too high.
   """
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench float8",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -30,6 +30,7 @@ from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.bank.kernels import topk_gpu, topk_reference
 from gmem_jax.bench import _lookup_peers, _timing
+from gmem_jax.files import errors
 
 # Queries whose rows are judged: a float64 search of a large bank is slow.
 _JUDGED = 8
@@ -138,7 +139,7 @@ def measure(
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Reads the command line; what is not given depends on the platform."""
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench lookup",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

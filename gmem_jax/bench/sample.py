@@ -35,6 +35,7 @@ from gmem_jax.commands import compile as compile_command
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.diffusion import schedule
+from gmem_jax.files import errors
 from gmem_jax.models import retrieval
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
@@ -154,7 +155,7 @@ def different(ours: np.ndarray, theirs: np.ndarray) -> tuple[int, float]:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Reads the command line."""
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench sample",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gmem_jax.bench import _recipe, _results, _timing
+from gmem_jax.files import errors
 
 SMALL = {
   "model.family": "lightning_dit",
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   Returns:
     0, or 1 where the second start took more than its share.
   """
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench start",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

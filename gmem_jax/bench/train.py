@@ -32,6 +32,7 @@ import optax
 import tqdm
 
 from gmem_jax.bench import _products, _recipe, _results, _timing, _training
+from gmem_jax.files import errors
 
 OURS = "gmem_jax"
 PEERS = ("torch", "none")
@@ -197,7 +198,7 @@ def fastest_peer(found: Measured) -> float | None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   """Reads the command line."""
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.bench train",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,8 +6,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gmem_jax.commands import bank_commands as commands, errors
+from gmem_jax.commands import bank_commands as commands
 from gmem_jax.config import networks, sections
+from gmem_jax.files import errors
 
 _PROGRAM = "python -m gmem_jax.bank"
 _BANKS = (
@@ -99,7 +100,7 @@ _COMMANDS: tuple[tuple[Any, ...], ...] = (
               default="spherical", help="default: spherical"),
     _argument("--points", type=int, default=5, help="memories from A to B,"
               " evenly spaced, without A and B (default 5)"),
-    _argument("--seed", type=int, default=0, help="of random masks"),
+    _argument("--seed", type=errors.seed, default=0, help="of random masks"),
   ),
   (
     commands.remove, "the bank without some rows",
@@ -126,7 +127,7 @@ _COMMANDS: tuple[tuple[Any, ...], ...] = (
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog=_PROGRAM,
     description=f"Memory banks. {_BANKS}",
     epilog=f"{_PROGRAM} COMMAND --help shows examples.",

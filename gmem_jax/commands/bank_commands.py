@@ -26,14 +26,13 @@ from gmem_jax.bank import (
   lookup,
   storage,
 )
-from gmem_jax.commands import errors
 from gmem_jax.data import (
   decode_image,
   encode_files,
   row_images,
   write_images,
 )
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, errors
 
 # Skipped files that are named; the others are counted.
 NAMED = 20

@@ -14,8 +14,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from gmem_jax.commands import errors, startup
+from gmem_jax.commands import startup
 from gmem_jax.config import recipe
+from gmem_jax.files import errors
 
 # Its flag is one of the program's that calls `define_config`.
 flags.disclaim_key_flags()
@@ -81,11 +82,29 @@ def parse(argv: list[str], about: str) -> list[str]:
     errors.say(_help(about), sys.stdout if wanted else sys.stderr)
     sys.exit(0 if wanted else errors.BAD_INPUT)
   try:
-    return flags.FLAGS([startup.expand_home(each, _PATHS) for each in argv])
+    rest = flags.FLAGS([startup.expand_home(each, _PATHS) for each in argv])
+    _check_paths()
+    return rest
   except SystemExit:  # --helpfull, which absl ends with 1.
     sys.exit(0)
   except flags.Error as error:
     sys.exit(errors.fail(_explained(error)))
+
+
+def _check_paths() -> None:
+  """Refuses empty paths: variables of the shell that are not set.
+
+  Elsewhere "" is the current directory, or as good as no flag.
+  """
+
+  def texts(value: Any) -> list[str]:
+    if isinstance(value, list):
+      return [text for part in value for text in texts(part)]
+    return [value]
+
+  for name in sorted(_PATHS - {"config"}):
+    if "" in texts(flags.FLAGS[name].value):
+      raise flags.Error(f"--{name} is empty")
 
 
 def _explained(error: flags.Error) -> str:

@@ -10,7 +10,7 @@ import sys
 from typing import NamedTuple, NoReturn
 
 import gmem_jax
-from gmem_jax.commands import errors
+from gmem_jax.files import errors
 
 
 class Command(NamedTuple):

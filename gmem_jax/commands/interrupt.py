@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gmem_jax.commands import errors
+from gmem_jax.files import errors
 
 # What a shell reports of a process that SIGINT has ended: 128 + 2.
 STATUS = 130

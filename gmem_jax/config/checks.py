@@ -6,6 +6,8 @@ ValueError with the key, its value and what is allowed.
 
 from typing import Annotated, Any
 
+from gmem_jax.files import errors
+
 # The type of keys that are paths: `resolve` expands a leading ~ in them.
 FilePath = Annotated[str, "path"]
 
@@ -32,3 +34,11 @@ def fraction(name: str, section: Any, *keys: str) -> None:
     value = getattr(section, key)
     if not 0 <= value < 1:
       raise ValueError(f"config.{name}.{key}={value}: must lie in [0, 1)")
+
+
+def seed(key: str, value: int) -> None:
+  """A seed: larger ones and negative ones would repeat others."""
+  if value not in errors.SEEDS:
+    raise ValueError(
+      f"config.{key}={value}: must lie in [0, {errors.SEEDS.stop:,})"
+    )

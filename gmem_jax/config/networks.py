@@ -144,6 +144,10 @@ class ModelConfig:
   attention: Literal["auto", "xla", "cudnn"]
 
   def __post_init__(self):
+    checks.positive("model", self, "width", "depth", "heads", "patch")
+    checks.positive("model", self, "cross_every", "projector_depth")
+    checks.positive("model", self, "projector_width")
+    checks.fraction("model", self, "snippet_dropout")
     if self.dtype == "float32" != self.residual_dtype:
       raise ValueError(
         f"config.model.residual_dtype={self.residual_dtype!r}: must be"

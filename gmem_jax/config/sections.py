@@ -162,6 +162,7 @@ class SampleConfig:
   decode_dtype: Literal["float32", "bfloat16"]
 
   def __post_init__(self):
+    checks.seed("sample.seed", self.seed)
     checks.positive("sample", self, "count", "batch_size", "device_batch")
     checks.positive("sample", self, "per_row", "points")
     checks.not_negative("sample", self, "grid")
@@ -241,7 +242,7 @@ class EvalConfig:
 
   def __post_init__(self):
     checks.positive("eval", self, "count", "grid", "device_batch")
-    checks.not_negative("eval", self, "audit", "save_every")
+    checks.not_negative("eval", self, "every", "audit", "save_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,3 +286,6 @@ class Config:
   eval: EvalConfig
   log: training.LogConfig
   report: ReportConfig
+
+  def __post_init__(self):
+    checks.seed("seed", self.seed)

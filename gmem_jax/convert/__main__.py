@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from gmem_jax.commands import errors, interrupt
+from gmem_jax.commands import interrupt
 from gmem_jax.convert import detect, identify, read, torch_export, torch_import
-from gmem_jax.files import atomic, hub, weights
+from gmem_jax.files import atomic, errors, hub, weights
 from gmem_jax.progress import Progress
 
 _SRC = (
@@ -55,7 +55,7 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.convert",
     description=(
       "Converts published PyTorch files to weights that gmem_jax loads,"

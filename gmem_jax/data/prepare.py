@@ -28,7 +28,7 @@ from gmem_jax.data import (
   sources,
   store,
 )
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, errors
 from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
@@ -190,7 +190,7 @@ def _fill(
       picture = next(pictures)
       if picture.pixels is None:
         writer.skip(picture)
-        name = prepare_join.printable(picture.name)
+        name = errors.printable(picture.name)
         _log.warning("skipped %s: %s", name, picture.note)
       else:
         yield number, picture, picture.pixels

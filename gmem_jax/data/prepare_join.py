@@ -15,7 +15,7 @@ from gmem_jax.bank import (
   images as bank_images,
 )
 from gmem_jax.data import schema as schema_lib, shards, store
-from gmem_jax.files import atomic, numpy_files
+from gmem_jax.files import atomic, errors, numpy_files
 
 # Names that the screen shows; report.json has all of them.
 SHOWN = 20
@@ -114,14 +114,9 @@ def amount(size: int) -> str:
   return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def printable(name: str) -> str:
-  """Formats a file's name, which need not be Unicode, for any terminal."""
-  return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _named(entries: Sequence[Mapping[str, str]]) -> list[str]:
   lines = [
-    f"    {printable(one['name'])}: {one.get('reason', one.get('note'))}"
+    f"    {errors.printable(one['name'])}: {one.get('reason', one.get('note'))}"
     for one in entries[:SHOWN]
   ]
   if len(entries) > SHOWN:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gmem_jax import progress
-from gmem_jax.commands import errors, interrupt, startup
+from gmem_jax.commands import interrupt, startup
 from gmem_jax.evaluate import (
   accumulate,
   features,
@@ -20,7 +20,7 @@ from gmem_jax.evaluate import (
   scores as scores_lib,
   statistics,
 )
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, errors
 from gmem_jax.models.encoders import inception
 from gmem_jax.parallel import sharding
 
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     "epilog": _EXAMPLES,
     "formatter_class": argparse.RawDescriptionHelpFormatter,
   }
-  parser = argparse.ArgumentParser(
+  parser = errors.Parser(
     prog="python -m gmem_jax.evaluate",
     description="Scores images, or makes the statistics to compare them with.",
     **style,

@@ -160,6 +160,9 @@ def _from_run(
       f"--workdir={workdir}: no run was trained there, and"
       " config.sample.network names no converted weights"
     )
+  if not checkpoint.exist(workdir / "checkpoints"):
+    # Until then its config may be one that training has refused.
+    raise ValueError(f"--workdir={workdir}: the run has no checkpoint yet")
   directory_lib.check(config, workdir)
   memory = setup.load_memory(workdir / "memory", mesh, None)
   step, params = load_params(config, workdir, mesh)
