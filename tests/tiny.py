@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,17 +75,26 @@ def make_run(
   )
 
 
-def save_run(workdir: pathlib.Path) -> None:
-  """Writes a run at step 8 with random parameters, to sample from."""
+def save_run(
+  workdir: pathlib.Path,
+  change: Callable[[train_state.TrainState], train_state.TrainState]
+  | None = None,
+) -> pathlib.Path:
+  """Writes a run at step 8, to sample from.
+
+  Its parameters are random, and none of them zero, unless `change` says what
+  becomes of the first state.
+  """
   config = make_config()
   directory_lib.claim(config, workdir)
   mesh = sharding.make_mesh(config.mesh)
   memory = setup.make_memory(config, dataset_lib.load(config), mesh)
   setup.save_memory(workdir / "memory", memory)
   with jax.numpy_dtype_promotion("standard"):
-    state = loud(setup.make_init(config, memory)())
+    state = (change or loud)(setup.make_init(config, memory)())
   with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
     kept.save(8, jax.tree.map(jnp.asarray, state), {"seconds": 1.0})
+  return workdir
 
 
 def flags(**changes: Any) -> list[str]:

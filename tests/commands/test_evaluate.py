@@ -16,12 +16,7 @@ from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.evaluate import build, networks, scores
 from gmem_jax.parallel import lock, sharding
-from gmem_jax.train import (
-  checkpoint,
-  dataset as dataset_lib,
-  directory as directory_lib,
-  setup,
-)
+from gmem_jax.train import dataset as dataset_lib
 from tests import tiny
 from tests.evaluate import fakes
 
@@ -32,19 +27,7 @@ train_classifier, load = networks.train_classifier, dataset_lib.load
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   """A run at step 8 whose network is untrained."""
-  directory = tmp_path_factory.mktemp("run")
-  config = tiny.make_config()
-  directory_lib.claim(config, directory)
-  mesh = sharding.make_mesh(config.mesh)
-  memory = setup.make_memory(config, dataset_lib.load(config), mesh)
-  setup.save_memory(directory / "memory", memory)
-  with jax.numpy_dtype_promotion("standard"):
-    state = setup.make_init(config, memory)()
-  with checkpoint.opened(
-    directory / "checkpoints", config.checkpoint
-  ) as checkpoints:
-    checkpoints.save(8, state, {"seconds": 1.0})
-  return directory
+  return tiny.save_run(tmp_path_factory.mktemp("run"), lambda state: state)
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,7 @@ CHANGES = {"sampler__steps": 2, "sample__count": 3, "sample__batch_size": 8}
 def run(tmp_path_factory):
   """A run at step 8 with random parameters."""
   workdir = tmp_path_factory.mktemp("run")
-  tiny.save_run(workdir)
-  return workdir
+  return tiny.save_run(workdir)
 
 
 @pytest.fixture
