@@ -72,7 +72,12 @@ def _score(
   mesh = sharding.make_mesh(config.mesh)
   evaluator = build.make_evaluator(config, mesh, own)
   # All that can be refused is, before the first of 50,000 images is made.
-  evaluator.check(source, count)
+  try:
+    evaluator.check(source, count)
+  except ValueError as error:
+    images = config.eval.images
+    key = f"config.eval.images={images!r}: " if images else ""
+    raise ValueError(f"{key}{error}") from None
   audit = None
   if config.eval.audit:
     audit = audit_lib.Auditor(config, dataset, count, source.shape)

@@ -139,6 +139,7 @@ def train_classifier(
   from sklearn import exceptions, neural_network
 
   model = neural_network.MLPClassifier((64,), max_iter=50, random_state=seed)
+  shape = pixels.shape[1:]
   flat = pixels.reshape(len(pixels), -1).astype(np.float64) / 255
   with warnings.catch_warnings():
     # Fifty passes give good features; the loss need not converge.
@@ -147,6 +148,12 @@ def train_classifier(
   params = {"kernel": model.coefs_[0], "bias": model.intercepts_[0]}
 
   def apply(params, pixels):
+    if pixels.shape[1:] != shape:
+      given, own = (" x ".join(map(str, s)) for s in (pixels.shape[1:], shape))
+      raise ValueError(
+        f"images of {given} pixels, and the classifier of 'frechet' was trained"
+        f" on {source}, of {own}"
+      )
     flat = pixels.reshape(len(pixels), -1).astype(jnp.float32) / 255
     highest = jax.lax.Precision.HIGHEST
     hidden = jnp.matmul(flat, params["kernel"], precision=highest)

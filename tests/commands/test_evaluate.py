@@ -140,6 +140,16 @@ def test_what_cannot_be_evaluated_is_refused(workdir, changes, match):
   assert not list(workdir.glob("evaluations/*"))
 
 
+@pytest.mark.parametrize("key", ["eval__reference", "eval__images"])
+def test_images_of_another_size_are_refused(workdir, tmp_path, key):
+  for i in range(80):
+    image = np.full((16, 16, 1), 3 * i, np.uint8)
+    write_images.save_png(tmp_path / f"{i}.png", image)
+  match = f"config.{key.replace('__', '.')}=.*of 16 x 16.* 8 x 8"
+  with pytest.raises(ValueError, match=match):
+    evaluate(workdir, **{key: str(tmp_path)})
+
+
 def test_a_score_without_its_data_is_refused():
   config = tiny.make_config()
   mesh = sharding.make_mesh(config.mesh)
