@@ -110,9 +110,10 @@ def _take(
     alive = _is_touched(path)
   if alive:
     raise ValueError(
-      f"{key}={path.parent}: {_name(owner)} works there. End it, or take"
-      f" another directory. If it is out of reach, remove {path}: it ends"
-      f" itself within {BEAT:g} s, without saving"
+      f"{key}={path.parent}: {_name(owner)} works there, so this job ends, and"
+      " no launcher starts it again. End the other, or take another directory."
+      f" If it is out of reach, remove {path}: it ends itself within"
+      f" {BEAT:g} s, without saving"
     )
   if not _is_at(file, path):
     return False
