@@ -216,7 +216,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(
   )  # fmt: skip
   assert result.returncode == 2
   message = result.stderr.splitlines()[-1]
-  assert message.endswith(f"File too large: '{workdir}/checkpoints'")
+  assert message.endswith(f"{workdir}/checkpoints: File too large")
   assert "Traceback" not in result.stderr
   assert kill_training.saved_steps(workdir) == before
 

@@ -197,13 +197,20 @@ def differences(
   """Lists the keys in which stored settings differ from those given now.
 
   Keys that begin with one of `ignored` may differ. Each difference is a line,
-  sorted by key and indented by two blanks, with `prefix` before the key.
+  sorted by key and indented by two blanks, with `prefix` before the key; those
+  inside of settings that both have are listed by dotted keys.
   """
   # As the stored ones went: JSON makes lists of tuples.
   given = json.loads(json.dumps(given))
-  return [
-    f"  {prefix}{key}: {shown.value(stored.get(key))} there,"
-    f" {shown.value(given.get(key))} now"
-    for key in sorted(stored.keys() | given.keys())
-    if stored.get(key) != given.get(key) and not key.startswith(tuple(ignored))
-  ]
+  lines: list[str] = []
+  for key in sorted(stored.keys() | given.keys()):
+    there, now = stored.get(key), given.get(key)
+    if there == now or key.startswith(tuple(ignored)):
+      continue
+    if isinstance(there, dict) and isinstance(now, dict):
+      lines += differences(there, now, prefix=f"{prefix}{key}.")
+      continue
+    lines.append(
+      f"  {prefix}{key}: {shown.value(there)} there, {shown.value(now)} now"
+    )
+  return lines

@@ -11,6 +11,8 @@ Every process writes and reads its shards of it, see `save_tree`.
 Digests of such trees tell whether what was read is what was written.
 """
 
+import copy
+import functools
 import json
 import os
 import pathlib
@@ -150,12 +152,23 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
     metadata = _safetensors_metadata(path)
   # Asked for first: orbax's own error fills a screen.
   elif (path / "metadata").is_dir():
-    metadata = orbax_directory.load(path, "metadata")
+    files = (file for file in path.rglob("*") if file.is_file())
+    stats = ((str(file), file.stat()) for file in sorted(files))
+    state = tuple((name, s.st_mtime_ns, s.st_size) for name, s in stats)
+    metadata = copy.deepcopy(_orbax_metadata(path, state))
   else:
     metadata = None
   if not isinstance(metadata, dict) or "format_version" not in metadata:
     raise ValueError(f"{path} holds no converted weights")
   return metadata
+
+
+# A start asks several times, and orbax takes half a second for the strings.
+@functools.lru_cache(maxsize=16)
+def _orbax_metadata(path: pathlib.Path, state: tuple[Any, ...]) -> Any:
+  """The metadata in a directory; `state` changes with its files."""
+  del state
+  return orbax_directory.load(path, "metadata")
 
 
 def _safetensors_metadata(path: pathlib.Path) -> Any:

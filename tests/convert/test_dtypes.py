@@ -78,4 +78,4 @@ def test_a_type_without_arrays_is_named(tmp_path):
   path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
   code, _, err = helpers.run(path, "--dry-run")
   assert code == 2
-  assert "a is of type F4" in err
+  assert "'a' is of type F4" in err

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from gmem_jax.config import recipe, resolve
 from gmem_jax.parallel import sharding
@@ -46,6 +47,7 @@ def _make_run(workdir):
     kept.save(8, state, {"train_seconds": 1.0})
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path, monkeypatch):
   text = (layout.ROOT / "configs/digits.py").read_text()
   (tmp_path / "configs").mkdir()
