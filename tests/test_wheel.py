@@ -11,7 +11,7 @@ import pytest
 from gmem_jax.config import recipe
 from tests import layout, pages, tiny
 
-pytest.importorskip("setuptools")
+pytest.importorskip("setuptools", reason="it builds the wheel")
 pytestmark = pytest.mark.process
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
 

@@ -27,7 +27,6 @@ class Placement:
   """Where queries and bank rows live.
 
   Attributes:
-    mesh: The device mesh.
     queries: Mesh axes that the queries are split over.
     rows: Mesh axes that the bank's rows are split over; none: each device
       has all rows. An axis of both splits the bank, and its devices answer

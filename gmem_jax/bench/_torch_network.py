@@ -90,7 +90,7 @@ class TorchNetwork:
     """Predicts.
 
     Args:
-      p: Parameters.
+      p: What `convert` made, on the device of the network.
       x: Noisy latents [b h w c].
       t: Times [b].
       snippet: [b s].

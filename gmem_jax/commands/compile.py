@@ -38,7 +38,7 @@ def compile_mode(
   """Compiles a config's programs for a machine and prints what they need.
 
   Args:
-    config: The config.
+    config: Its mesh is laid over the chips of the machine.
     name: The machine; see `topology.HELP`.
     bank_rows: Rows of the bank.
     only: Compiles the training step or the sampler alone: for large networks

@@ -233,7 +233,7 @@ def load(
   """Reads an image as networks take it.
 
   Args:
-    file: The file.
+    file: Of one of `FORMATS`, by its contents, not by its name.
     channels: 3 for RGB, 1 for grey.
     size: Side in pixels of the square to cut from it; None to leave it whole.
     crop: How to cut the square.

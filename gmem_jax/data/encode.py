@@ -36,12 +36,12 @@ def encode(
   Args:
     tokenizer: Gives the latents; a pytree.
     encoder: Gives features and tokens; a pytree.
-    pixels: The images.
+    pixels: As they are in the source: neither mirrored nor scaled yet.
     numbers: Their positions in the source, which address the draws.
     latents: As in `schema.Schema`, like the rest.
     tokens: As there.
     mirrored: Whether to encode the mirror images, too.
-    seed: Seed of the draws.
+    seed: With the numbers, addresses the draws.
 
   Returns:
     The fields of a record except pixels and label, each [b v …]; and

@@ -23,7 +23,7 @@ def split(
     source: All images.
     count: Random images that are held out, of those outside of `groups`.
     groups: Classes that are held out whole; patterns, as "animal-*".
-    seed: Seed of the draw.
+    seed: The same one holds out the same images of a source.
 
   Returns:
     (images to train on, held-out images), each in the order of the source.

@@ -133,8 +133,8 @@ def make_dataset(
       four.
     batch_size: Global batch size, a multiple of `process_count`.
     steps_per_dispatch: Steps that are stacked into one element.
-    process_index: This process.
-    process_count: Number of processes.
+    process_index: Which of the equal parts of each batch is read here.
+    process_count: Number of these parts.
 
   Returns:
     A dataset whose element j holds this process's rows of the batches of steps

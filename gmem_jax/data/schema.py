@@ -80,7 +80,6 @@ class Field(NamedTuple):
   """Place of a field in a record.
 
   Attributes:
-    dtype: Its type.
     shape: Its shape, with the axis of views where it is viewed.
     offset: Bytes before it.
     viewed: Whether its first axis runs over the record's views.
@@ -245,7 +244,7 @@ def decode(
 
   Args:
     layout: Of the schema.
-    record: The bytes.
+    record: As many as the layout's size; the arrays are views of them.
     view: The view within the record to take, as `Schema.locate` gives it; its
       axis is then left out. None for all of them.
 

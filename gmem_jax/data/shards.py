@@ -55,7 +55,7 @@ class ShardWriter:
     """Appends the records of images.
 
     Args:
-      pictures: The images.
+      pictures: In the order of the arrays' rows.
       arrays: What `encode.encode` made of them.
 
     Raises:

@@ -32,7 +32,6 @@ class Store:
   """Prepared data.
 
   Attributes:
-    directory: Its directory.
     schema: What its records hold.
     shards: Its files, in order; those without an image are left out.
     mean: Mean of each latent channel, float32 [c].

@@ -37,7 +37,6 @@ class FeatureNetwork:
     info: What identifies it, weights and preprocessing: features under another
       `info` are not comparable. JSON.
     widths: Width of each feature.
-    params: Its parameters.
     apply: (params, uint8 [b H W ch]) -> feature -> [b f]; pure.
   """
 

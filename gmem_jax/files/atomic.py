@@ -26,7 +26,7 @@ def new_path(
   Missing folders above it are made by what writes there.
 
   Args:
-    text: The path.
+    text: As the user gave it; errors repeat it.
     directory: A directory is to be written, which may replace an empty one.
 
   Returns:
@@ -106,7 +106,7 @@ def read_json(
   """Reads what `write_json` wrote, an object; the only reader of JSON files.
 
   Args:
-    path: The file.
+    path: Read up to `largest` bytes and one more.
     keys: What it must hold; see `check_keys`.
     largest: Bytes that it may have.
 
@@ -128,7 +128,7 @@ def parse_json(text: str | bytes, where: str, largest: int = LARGEST) -> Any:
   more than 64 bits.
 
   Args:
-    text: The JSON.
+    text: From any source; bytes are UTF-8, -16 or -32.
     where: Names it in errors.
     largest: Characters that it may have.
 
@@ -163,7 +163,7 @@ def check_keys(value: Any, keys: Keys, where: str) -> dict[str, Any]:
   """Checks that a value out of JSON is an object that has certain keys.
 
   Args:
-    value: The value.
+    value: Parsed JSON; anything but an object is refused.
     keys: Key -> type of its value; a bool is no int here.
     where: Names it in errors.
 

@@ -36,7 +36,6 @@ class SafetensorsFile:
   Attributes:
     tensors: Read-only numpy views of the file, by name.
     metadata: Strings by key, as the writer left them.
-    map: The mapped file.
   """
 
   def __init__(self, path: str | os.PathLike):

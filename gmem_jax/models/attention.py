@@ -62,8 +62,8 @@ def attend(q: Heads, k: Heads, v: Heads, implementation: str) -> Heads:
 
   Args:
     q: Queries, like k and v in the dtype of the matmuls.
-    k: Keys.
-    v: Values.
+    k: Rotated like the queries, where there are positions.
+    v: Not rotated.
     implementation: "xla"; "cudnn", which raises where it cannot run; or "auto":
       cuDNN if the default backend is a CUDA GPU and dtype and hd allow it.
 

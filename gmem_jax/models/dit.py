@@ -153,7 +153,7 @@ def differing_keys(
   """Lists the keys in which converted weights differ, a line for each or "".
 
   Args:
-    config: The model section.
+    config: Of its keys, those that are not stored are not compared.
     stored: The model of the converted weights; may have more and fewer keys.
     ignored: Keys that may differ.
   """

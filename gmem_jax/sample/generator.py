@@ -66,7 +66,6 @@ class Generator:
     config: All settings; `config.sample` and `config.sampler` are the defaults
       of the methods.
     workdir: The run's directory, or that of the images of converted weights.
-    mesh: The devices.
     source: The network, its weights and the bank.
   """
 
@@ -129,7 +128,7 @@ class Generator:
 
     Args:
       a: A row of the bank, or an image file.
-      b: Likewise.
+      b: The other end, of either kind too.
       points: Number of memories; by default `config.sample.points`. The way
         between them is `config.sample.interpolation`.
       per_row: Images of each, by default `config.sample.per_row`; they follow

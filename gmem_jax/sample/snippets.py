@@ -68,7 +68,7 @@ class Reader:
 
     Args:
       config: Its encoder must be the one that made the bank.
-      channels: Channels of the images.
+      channels: 1 for a network of grey images, else 3.
       width: Width of the features that the network takes.
       bank: Called if a row is named, as there may be no bank.
     """

@@ -53,8 +53,6 @@ class SampleSource:
   """What to sample with.
 
   Attributes:
-    network: Names the network.
-    sampler: Makes the images.
     weights: All arrays of the sampler.
     bank: Where snippets come from, or None if there is no bank.
     info: Where the network comes from; JSON.

@@ -85,7 +85,7 @@ class Checkpoints:
 
     Args:
       step: The step that the state describes.
-      state: The training state.
+      state: May be donated to the next step once this returns.
       progress: What else a continued run needs; JSON.
     """
     metadata: dict[str, Any] = progress | {

@@ -276,7 +276,7 @@ def snippets(batch: Batch, bank: bank_lib.MemoryBank) -> Float[Array, "b d"]:
   Args:
     batch: Holds `feature` [b d], the raw feature of the very view of the image
       (mirrored or not); or only `row` [b], the image's row of the bank.
-    bank: The bank.
+    bank: Read by `row` alone; raw rows of any length.
 
   Source: the published data set, whose mirrored examples have features of
   their own; the bank holds those of the images as they are.

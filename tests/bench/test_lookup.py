@@ -53,7 +53,7 @@ def test_wrong_rows_are_counted():
 
 @pytest.mark.torch
 def test_all_peers_find_something():
-  pytest.importorskip("torch")
+  pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
   banks = lookup.make_banks(200, 8, ("float32",))
   query = banks["float32"].rows[:3]
   rows = banks["float32"].rows

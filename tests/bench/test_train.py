@@ -130,7 +130,7 @@ def test_without_torch_the_peer_is_left_out(work, monkeypatch, capsys):
 
 @pytest.mark.torch
 def test_torch_takes_the_same_step(work):
-  pytest.importorskip("torch")
+  pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
   torch_step = importlib.import_module("gmem_jax.bench._torch_step")
   params = jax.device_get(work.state.params)
   peer = torch_step.TorchStep(work.config, work.network, params, compiled=False)
@@ -177,6 +177,6 @@ def test_torch_takes_the_same_step(work):
 @pytest.mark.torch
 @pytest.mark.slow
 def test_torch_runs_in_turns_with_us(capsys):
-  pytest.importorskip("torch")
+  pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
   assert train.main([*shapes.arguments(), "--repeats=1"]) == 0
   assert "| torch, eager |" in capsys.readouterr().out

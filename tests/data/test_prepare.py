@@ -269,7 +269,9 @@ def test_filled_images_keep_the_rows_after_them_in_place(tmp_path, networks):
   ]
   np.testing.assert_array_equal(rows[True][[0, 2, 3]], rows[False])
   # What was skipped is not filled in afterwards without a word.
-  with pytest.raises(ValueError, match=r"other data:\n.*truncated: .* 'fill' now"):
+  with pytest.raises(
+    ValueError, match=r"other data:\n.*truncated: .* 'fill' now"
+  ):
     prepare.write_store(tmp_path / "False", schema, source, networks)
 
 

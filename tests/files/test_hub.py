@@ -105,7 +105,7 @@ def bank(tmp_path_factory):
 @pytest.fixture
 def served(bank, tmp_path):
   """Serves the bank; gives its handler, and what reads an address of it."""
-  pytest.importorskip("huggingface_hub")
+  pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
   files = {
     f"banks/{path.relative_to(bank)}": path.read_bytes()
     for path in bank.rglob("*")

@@ -75,8 +75,8 @@ def _tensor(shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
 _ONE = _tensor((4, 4), (4, 1))
 # Pickles by what they would do.
 _PICKLES: dict[str, bytes] = {
-  "os.system": _call("os.system", _text("touch /tmp/gmem_jax_fuzz_ran")),
-  "eval": _call("builtins.eval", _text("open('/tmp/x', 'w')")),
+  "os.system": _call("os.system", _text("touch gmem_jax_fuzz_ran")),
+  "eval": _call("builtins.eval", _text("open('gmem_jax_fuzz_ran', 'w')")),
   "exec as a value": _dict(weight=_call("builtins.exec", _text("1/0"))),
   "import": _call("importlib.import_module", _text("antigravity")),
   "getattr": _call(

@@ -12,7 +12,7 @@ import pytest
 
 from gmem_jax.models import dit
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
 pytestmark = pytest.mark.torch
 
 SIZE = {

@@ -111,7 +111,9 @@ def records_of(path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_wandb_gets_numbers_pictures_and_config(tmp_path, monkeypatch):
-  pytest.importorskip("wandb", exc_type=ImportError)
+  pytest.importorskip(
+    "wandb", exc_type=ImportError, reason="needs the extra 'wandb'"
+  )
   monkeypatch.setenv("WANDB_MODE", "offline")
   monkeypatch.setenv("WANDB_SILENT", "true")
   config = tiny.make_config(log__wandb="gmem")

@@ -81,7 +81,6 @@ class TorchFile:
   """An open PyTorch file.
 
   Attributes:
-    path: The file.
     value: What was saved; tensors are read-only numpy views of the file.
   """
 

