@@ -82,12 +82,12 @@ def _cut(images: Any, patch: int) -> Any:
 
 
 def fit(
-  batches: Iterable[Float[np.ndarray, "b H W ch"]], patch: int, channels: int
+  batches: Iterable[Float[np.ndarray, "_ H W ch"]], patch: int, channels: int
 ) -> FittedPatches:
   """Finds the directions in which the patches of images vary most.
 
   Args:
-    batches: Images in [-1, 1], in one pass.
+    batches: Images in [-1, 1], in one pass; the last may be of fewer.
     patch: Side of a patch; divides the images' sides.
     channels: Number of directions.
 
