@@ -21,6 +21,7 @@ from gmem_jax import progress, rngs
 from gmem_jax.bank import (
   bank as bank_lib,
   edit,
+  features as features_lib,
   files as bank_files,
   images as bank_images,
   lookup,
@@ -118,7 +119,7 @@ def append(args: argparse.Namespace) -> None:
   """Adds memories of images, or features from a file."""
   out, stored = _open(args)
   if args.features:
-    features = bank_files.read_features(args.features, stored.bank.width)
+    features = features_lib.read(args.features, stored.bank.width)
     source, added = pathlib.Path(args.features).name, None
   else:
     root, files, encoded = _encode(args, stored)
@@ -226,7 +227,7 @@ def _queries(
       np.asarray(bank_lib.features(stored.bank, rows)),
     )
   if args.features:
-    rows = bank_files.read_features(args.features, stored.bank.width)
+    rows = features_lib.read(args.features, stored.bank.width)
     labels = [f"{args.features}[{i}]" for i in range(len(rows))]
     return _Queries(labels, [lambda: None] * len(rows), rows)
   _, files, encoded = _encode(args, stored)

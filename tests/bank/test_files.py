@@ -12,6 +12,7 @@ import safetensors.numpy
 from gmem_jax.bank import (
   bank as bank_lib,
   edit,
+  features as features_lib,
   files as bank_files,
   images as images_lib,
   storage,
@@ -128,11 +129,11 @@ def test_features_of_8_bit_floats(rows, tmp_path):
   path = tmp_path / "x.safetensors"
   size = len(text).to_bytes(8, "little")
   path.write_bytes(size + text + narrow.tobytes())
-  found = bank_files.read_features(str(path), WIDTH)
+  found = features_lib.read(str(path), WIDTH)
   np.testing.assert_array_equal(found, narrow.astype(np.float32))
   path.write_bytes(size + text + narrow.tobytes()[:-1])
   with pytest.raises(ValueError, match=r"x\.safetensors.*cut off"):
-    bank_files.read_features(str(path), WIDTH)
+    features_lib.read(str(path), WIDTH)
 
 
 @pytest.mark.parametrize(

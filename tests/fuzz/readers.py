@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from gmem_jax.bank import files as bank_files
+from gmem_jax.bank import features, files as bank_files
 from gmem_jax.commands import bank as bank_command
 from gmem_jax.convert import __main__ as convert, read as convert_read
 from gmem_jax.data import decode_image, schema, store, upstream
@@ -64,7 +64,7 @@ def _remove(path: pathlib.Path, scratch: pathlib.Path) -> None:
 
 
 def _features(path: pathlib.Path, scratch: pathlib.Path) -> None:
-  bank_files.read_features(str(path), originals.WIDTH)
+  features.read(str(path), originals.WIDTH)
 
 
 def _upstream(path: pathlib.Path, scratch: pathlib.Path) -> None:
