@@ -118,6 +118,22 @@ def mix(
   return jax.vmap(function, in_axes=(None, None, 0))(a, b, alphas)
 
 
+def mixture(
+  vectors: Float[Array, "k d"], weights: Float[Array, " k"]
+) -> Float[Array, " d"]:
+  """The weighted mean of directions, as a unit vector.
+
+  Args:
+    vectors: Of any length but zero.
+    weights: Not negative, and not all zero; their sum does not matter.
+
+  Returns:
+    The unit vector; zero, the null condition, if the vectors cancel.
+  """
+  mean = jnp.sum(weights[:, None] * (vectors / _norm(vectors)), axis=0)
+  return mean / _norm(mean)
+
+
 def between(
   method: sections.Interpolation,
   a: Float[Array, "*n d"],

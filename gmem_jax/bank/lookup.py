@@ -141,7 +141,13 @@ def nearest_by_cosine(
   """
   if isinstance(bank, bank_lib.LowRankBank):
     bank = bank_lib.MemoryBank(bank_lib.decode(bank))
-  units = unit(jax.device_put(bank))
+  return nearest_in_units(queries, unit(jax.device_put(bank)), k)
+
+
+def nearest_in_units(
+  queries: Float[np.ndarray, "q d"], units: bank_lib.MemoryBank, k: int
+) -> tuple[Float32[np.ndarray, "q k"], Int32[np.ndarray, "q k"]]:
+  """Like `nearest_by_cosine`, in `unit` rows that are on a device already."""
   queries = np.asarray(bank_lib.normalise(queries))
   find = jax.jit(nearest, static_argnames="k")
   batch, parts = min(BATCH, len(queries)), []

@@ -222,7 +222,7 @@ def to_grey(
 
 
 def load(
-  file: pathlib.Path,
+  file: pathlib.Path | io.BytesIO,
   channels: int,
   size: int | None = None,
   crop: Callable[[np.ndarray, int], np.ndarray] = center_crop,
@@ -233,7 +233,8 @@ def load(
   """Reads an image as networks take it.
 
   Args:
-    file: Of one of `FORMATS`, by its contents, not by its name.
+    file: Of one of `FORMATS`, by its contents, not by its name; or these
+      contents.
     channels: 3 for RGB, 1 for grey.
     size: Side in pixels of the square to cut from it; None to leave it whole.
     crop: How to cut the square.

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -28,10 +28,25 @@ class RowImages:
     where: Where they are, for people.
     read: Row -> uint8 [h w 3] as it is there, or None if the row has no image.
       Raises BadImageError if it is gone.
+    names: Their files by row, relative to where they are, "" for none; () where
+      images have no files.
+    find_classes: Makes `classes`.
   """
 
   where: str
   read: Callable[[int], np.ndarray | None]
+  names: Sequence[str] = ()
+  find_classes: Callable[[], Sequence[str]] = tuple
+
+  @functools.cached_property
+  def classes(self) -> Sequence[str]:
+    """The class of each row, "" for none: of files, the first folder.
+
+    () where no classes are known.
+    """
+    if self.names:
+      return _folders(self.names)
+    return self.find_classes()
 
   def load(self, row: int, side: int) -> UInt8[np.ndarray, "s s 3"] | None:
     """The image of a row, cropped to `side` pixels, or None if it has none."""
@@ -75,7 +90,17 @@ def _files(images: images_lib.SourceImages, folder: str | None) -> RowImages:
     return None if path is None else decode_image.load(path, 3)
 
   known = sum(bool(name) for name in images.names)
-  return RowImages(f"{known:,} named, in {folder or images.folder}", read)
+  where = f"{known:,} named, in {folder or images.folder}"
+  return RowImages(where, read, images.names)
+
+
+def _folders(names: Sequence[str]) -> Sequence[str]:
+  """The first folder of each name; () if there is none at all."""
+  # Absolute ones are of images that were added from elsewhere.
+  heads = [
+    name.partition(os.sep)[0] if os.sep in name else "" for name in names
+  ]
+  return heads if any(heads) else ()
 
 
 def _prepared(directory: pathlib.Path) -> RowImages | None:
@@ -121,7 +146,9 @@ def _in_memory(make: Callable[[], sources.Images], name: str) -> RowImages:
   """Images that are made when the first is asked for."""
   images = functools.cache(make)
   return RowImages(
-    f"row i is image i of {name}", lambda row: _rgb(images().pixels[row])
+    f"row i is image i of {name}",
+    lambda row: _rgb(images().pixels[row]),
+    find_classes=lambda: images().classes_of_images(),
   )
 
 

@@ -163,7 +163,7 @@ def digits() -> Images:
     ) from e
   flat, labels = datasets.load_digits(return_X_y=True)
   pixels = np.round(flat * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-  return Images(pixels, labels.astype(np.int32), "digits")
+  return Images(pixels, np.asarray(labels, np.int32), "digits")
 
 
 def decode(

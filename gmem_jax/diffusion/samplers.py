@@ -116,12 +116,9 @@ def _solve_ode(config, network, x, pair, *, reverse=False, keep=False):
   """Integrates the ODE; the kept states begin with `x`."""
   if config.method == "ode_dopri5":
     return _solve_adaptive(config, network, x, pair, reverse, keep)
-  select = functools.partial(_select, config, network, pair)
 
   def advance(tableau, branches, x, step):
-    _, times, length = step
-    fields = [velocity_field(config, select(branch)) for branch in branches]
-    return schedule.runge_kutta_step(tableau, fields, x, times, length)
+    return take_step(config, network, x, (tableau, branches), step, pair=pair)
 
   steps = schedule.plan(config, reverse=reverse)
   last, states = scan_plan(steps, advance, x, keep=keep)
@@ -215,28 +212,68 @@ def scan_plan(
 
 def _solve_sde(config, network, x, noise, pair, keep):
   """Integrates the SDE and closes it with its last step."""
-  select = functools.partial(_select, config, network, pair)
 
   def advance(tableau, branches, x, step):
-    index, times, length = step
-    increment = _noise_increment(
-      config, noise(index).astype(x.dtype), times[0], length
-    )
-    fields = [_drift_field(config, select(branch)) for branch in branches]
-    # As published: Heun adds the noise first, so that both slopes of a step see
-    # it; Euler-Maruyama adds it at the end.
-    if config.method == "sde_heun":
-      return schedule.runge_kutta_step(
-        tableau, fields, x + increment, times, length
-      )
-    return (
-      schedule.runge_kutta_step(tableau, fields, x, times, length) + increment
-    )
+    return take_step(config, network, x, (tableau, branches), step, noise, pair)
 
   x, states = scan_plan(schedule.plan(config), advance, x, keep=keep)
-  branch = guidance.branch_at(config.guidance, config.time_interval[1])
-  x = _last_step(config, select(branch), x)
+  x = close(config, network, x, pair)
   return x, (jnp.concatenate([states, x[None]]) if keep else None)
+
+
+def take_step(
+  config: schedule.SamplerConfig,
+  network: guidance.Network,
+  x: Float[Array, "b ..."],
+  method: tuple[schedule.Tableau, tuple[guidance.Branch, ...]],
+  step: tuple[Int[Array, ""], Float[Array, " s"], Float[Array, ""]],
+  noise: Noise | None = None,
+  pair: guidance.NetworkPair | None = None,
+) -> Float[Array, "b ..."]:
+  """Takes one step of a plan; all of them, and `close`, are `sample`.
+
+  Args:
+    config: Of any method but "ode_dopri5", which has no plan.
+    network: See `sample`.
+    x: The state before the step.
+    method: Tableau and branches of a `schedule.Step`; static.
+    step: Its index in the plan, and its stage times and length.
+    noise: See `sample`.
+    pair: See `sample`.
+  """
+  tableau, branches = method
+  index, times, length = step
+  networks = [_select(config, network, pair, branch) for branch in branches]
+  if not config.is_sde:
+    fields = [velocity_field(config, each) for each in networks]
+    return schedule.runge_kutta_step(tableau, fields, x, times, length)
+  assert noise is not None
+  increment = _noise_increment(
+    config, noise(index).astype(x.dtype), times[0], length
+  )
+  fields = [_drift_field(config, each) for each in networks]
+  # As published: Heun adds the noise first, so that both slopes of a step see
+  # it; Euler-Maruyama adds it at the end.
+  if config.method == "sde_heun":
+    return schedule.runge_kutta_step(
+      tableau, fields, x + increment, times, length
+    )
+  return (
+    schedule.runge_kutta_step(tableau, fields, x, times, length) + increment
+  )
+
+
+def close(
+  config: schedule.SamplerConfig,
+  network: guidance.Network,
+  x: Float[Array, "b ..."],
+  pair: guidance.NetworkPair | None = None,
+) -> Float[Array, "b ..."]:
+  """What follows the steps of a plan: the last step of an SDE, else nothing."""
+  if not config.is_sde:
+    return x
+  branch = guidance.branch_at(config.guidance, config.time_interval[1])
+  return _last_step(config, _select(config, network, pair, branch), x)
 
 
 def _drift_field(config, network) -> schedule.Field:

@@ -21,6 +21,7 @@ from gmem_jax.config import sections
 from gmem_jax.models import retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.sample import (
+  host_bank,
   sampler as sampler_lib,
   sheet,
   snippets as snippets_lib,
@@ -139,7 +140,7 @@ def plan_rows(
 def _row_fn(
   config: sections.SampleConfig,
   source: source_lib.SampleSource,
-  bank: source_lib.HostBank,
+  bank: host_bank.HostBank,
   key: str,
 ) -> Callable[[np.ndarray], np.ndarray]:
   """Image numbers -> bank rows."""
@@ -226,7 +227,29 @@ def make_reader(
     channels=channels,
     width=source.sampler.network.snippet_dim,
     bank=source.require_bank,
+    encoder=source.encoder,
   )
+
+
+def plan_arrays(
+  config: sections.Config,
+  source: source_lib.SampleSource,
+  features: np.ndarray,
+) -> Plan:
+  """Images from features [k d] that come from no file.
+
+  Raises:
+    ValueError: If the network takes no such features.
+  """
+  width = source.sampler.network.snippet_dim
+  features = np.asarray(features)
+  if features.ndim != 2 or features.shape[1] != width:
+    raise ValueError(
+      f"snippets of shape {features.shape}: the network takes [k {width}]"
+    )
+  bank_lib.check_features(features, "snippets")
+  snippets = snippets_lib.given(features, config.sample.per_row)
+  return plan_snippets(config, source, snippets)
 
 
 def plan_snippets(

@@ -4,55 +4,37 @@
 `Generator`, and the same settings give the same images bit for bit.
 """
 
-import contextlib
 import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from gmem_jax import progress
-from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.config import recipe, resolve, sections
-from gmem_jax.data import load_encoders
-from gmem_jax.diffusion import schedule
 from gmem_jax.files import hub, weights as weights_lib
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import (
   draw_rows,
   images as images_lib,
+  making,
+  search as search_lib,
   sheet,
   snippets as snippets_lib,
   source as source_lib,
 )
 from gmem_jax.train import directory as directory_lib
 
-# A memory: a row of the bank, or an image file.
-Memory = int | str | os.PathLike
+Memory = snippets_lib.Memory
 
 # Keys that change how a loaded network is used; all others, which network.
 _USE = ("sampler.", "sample.", "eval.", "report.")
 _LOADED = {
   f"sample.{k}" for k in ("network", "bank", "weights", "decode_dtype")
 }
-
-
-class Nearest(NamedTuple):
-  """The memories of a bank that are nearest to an image.
-
-  Attributes:
-    rows: Their rows [k], the nearest first.
-    scores: Their cosines with the image's feature [k].
-    images: Their source images, uint8 [h w 3]; None where there is none.
-  """
-
-  rows: Int[np.ndarray, " k"]
-  scores: Float32[np.ndarray, " k"]
-  images: list[UInt8[np.ndarray, "h w 3"] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +65,7 @@ class Generator:
     snippets: np.ndarray | None = None,
     per_row: int | None = None,
     seed: int | None = None,
+    on_step: making.OnStep | None = None,
   ) -> images_lib.SampledImages:
     """Makes images from rows of the bank, from image files, or from snippets.
 
@@ -97,6 +80,8 @@ class Generator:
       per_row: Images of each row, file or snippet; by default
         `config.sample.per_row`.
       seed: By default `config.sample.seed`.
+      on_step: Is shown the images before each step, and when they are done;
+        see `stepwise`.
 
     Raises:
       ValueError: If rows are outside of the bank, a file cannot be read, the
@@ -107,13 +92,19 @@ class Generator:
       raise ValueError("rows, images and snippets exclude each other")
     other = self._sampling(count=count, rows=rows, per_row=per_row, seed=seed)
     if snippets is not None:
-      return other._images(other._plan_arrays(snippets))
+      plan = draw_rows.plan_arrays(other.config, self.source, snippets)
+      return other._images(plan, on_step)
     if images:
       plan = draw_rows.plan_manipulation(
-        other.config, self.source, [*map(_text, images)], (), ("images", "")
+        other.config,
+        self.source,
+        [os.fspath(each) for each in images],
+        (),
+        ("images", ""),
       )
-      return other._images(plan)
-    return other._images(draw_rows.plan_rows(other.config, self.source, "rows"))
+      return other._images(plan, on_step)
+    plan = draw_rows.plan_rows(other.config, self.source, "rows")
+    return other._images(plan, on_step)
 
   def interpolate(
     self,
@@ -123,50 +114,95 @@ class Generator:
     *,
     per_row: int | None = None,
     seed: int | None = None,
+    on_step: making.OnStep | None = None,
   ) -> images_lib.SampledImages:
     """Makes images from one memory to another, both ends included.
 
     Args:
-      a: A row of the bank, or an image file.
+      a: A row of the bank, or an image.
       b: The other end, of either kind too.
       points: Number of memories; by default `config.sample.points`. The way
         between them is `config.sample.interpolation`.
       per_row: Images of each, by default `config.sample.per_row`; they follow
         each other.
       seed: By default `config.sample.seed`.
+      on_step: See `sample`.
 
     Raises:
       ValueError: If a row is outside of the bank, or a file cannot be read.
     """
     other = self._sampling(points=points, per_row=per_row, seed=seed)
-    pair = _text(a), _text(b)
-    plan = draw_rows.plan_manipulation(
-      other.config, self.source, (), [pair], ("", "memory")
-    )
-    return other._images(plan)
+    ends = other._read((a, b), "memory")
+    snippets = snippets_lib.between(other.config.sample, [ends])
+    return other._images(other._plan(snippets), on_step)
 
-  def nearest(self, image: Memory, k: int = 8) -> Nearest:
+  def mix(
+    self,
+    memories: Sequence[Memory],
+    weights: Sequence[float | int],
+    *,
+    per_row: int | None = None,
+    seed: int | None = None,
+    on_step: making.OnStep | None = None,
+  ) -> images_lib.SampledImages:
+    """Makes images from the weighted mean of memories, taken as directions.
+
+    Args:
+      memories: Rows of the bank and images, one or more.
+      weights: One for each, at least 0; only their ratios matter.
+      per_row: Number of images, by default `config.sample.per_row`.
+      seed: By default `config.sample.seed`.
+      on_step: See `sample`.
+
+    Raises:
+      ValueError: If a memory cannot be read, or the weights do not fit.
+    """
+    other = self._sampling(per_row=per_row, seed=seed)
+    snippets = snippets_lib.mixture(
+      other._read(memories, "memories"), weights, other.config.sample.per_row
+    )
+    return other._images(other._plan(snippets), on_step)
+
+  def nearest(self, image: Memory, k: int = 8) -> search_lib.Nearest:
     """Finds the k memories of the bank that are nearest to an image, by cosine.
 
     Args:
-      image: A file, which the bank's encoder reads as `sample` does; or a row
-        of the bank.
+      image: One that the bank's encoder reads as `sample` does; or a row of the
+        bank.
       k: At most the bank's size.
 
     Raises:
       ValueError: If the image cannot be read, or k does not fit.
     """
     bank = self.source.require_bank()
-    if not 1 <= k <= len(bank.rows):
-      raise ValueError(f"k={k}: the bank has {len(bank.rows)} rows")
-    reader = draw_rows.make_reader(self.config, self.source)
-    feature = reader.snippet(_text(image), "image").feature
-    scores, rows = lookup.nearest_by_cosine(
-      feature[None], bank_lib.MemoryBank(bank.rows), k
-    )
+    scores, rows = self.search(self.features([image]), k)
     side = self.config.encoder.image_size
     pictures = [sheet.load(bank.picture(row), side) for row in rows[0].tolist()]
-    return Nearest(rows[0], scores[0], pictures)
+    return search_lib.Nearest(rows[0], scores[0], pictures)
+
+  def features(self, memories: Sequence[Memory]) -> Float32[np.ndarray, "n d"]:
+    """The features of memories, as the bank has them.
+
+    Raises:
+      ValueError: If a row is outside of the bank, or an image cannot be read.
+    """
+    snippets = self._read(memories, "image")
+    return np.stack([each.feature for each in snippets]).astype(np.float32)
+
+  def search(
+    self, features: Float32[np.ndarray, "n d"], k: int = 8
+  ) -> tuple[Float32[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
+    """Finds the k rows of the bank that are nearest to each feature.
+
+    The rows stay on a device from the first search on.
+
+    Returns:
+      Cosines, descending, and rows.
+
+    Raises:
+      ValueError: If k does not fit.
+    """
+    return search_lib.search(self.source.require_bank(), features, k)
 
   def with_bank(self, path: str | os.PathLike) -> "Generator":
     """The same network with another bank.
@@ -221,40 +257,11 @@ class Generator:
     self, plan: draw_rows.Plan, numbers: Int[np.ndarray, " n"]
   ) -> UInt8[np.ndarray, "n h w c"]:
     """Makes images of a plan, by number."""
-    return self.source.sampler(
-      self.source.weights,
-      self.config.sample.seed,
-      numbers,
-      *plan.features(numbers),
-    )
+    return making.make(self.config, self.source, plan, numbers)
 
   def record(self, plan: draw_rows.Plan) -> dict[str, Any]:
     """sample.json: all that the images depend on."""
-    config, source = self.config, self.source
-    calls = schedule.num_calls(config.sampler)
-    # Left out at their defaults: directories from before the keys were added
-    # have no such entries, and shall still be continued.
-    later = {
-      key: getattr(config.sample, key)
-      for key, default in (("decode_dtype", "float32"), ("precision", "high"))
-      if getattr(config.sample, key) != default
-    }
-    return {
-      "network": source.info,
-      "tokenizer": load_encoders.tokenizer_info(config),
-      "latent_mean": np.asarray(source.weights.stats.mean).tolist(),
-      "latent_std": np.asarray(source.weights.stats.std).tolist(),
-      "sampler": dataclasses.asdict(config.sampler),
-      "network_calls": None
-      if calls is None
-      else {"conditional": calls[0], "unconditional": calls[1]},
-      "dtype": config.sample.dtype,
-      "seed": config.sample.seed,
-      # Kernels are chosen by the shape of a call, and differ in the last bit.
-      "device_batch": config.sample.device_batch,
-      **later,
-      **plan.info,
-    }
+    return making.record(self.config, self.source, plan)
 
   def _sampling(self, **changes: Any) -> "Generator":
     """The same with other keys of `config.sample`; None leaves a key."""
@@ -264,32 +271,24 @@ class Generator:
       self, config=dataclasses.replace(self.config, sample=sample)
     )
 
-  def _plan_arrays(self, features: np.ndarray) -> draw_rows.Plan:
-    """A plan of features that come from no file."""
-    width = self.source.sampler.network.snippet_dim
-    features = np.asarray(features)
-    if features.ndim != 2 or features.shape[1] != width:
-      raise ValueError(
-        f"snippets of shape {features.shape}: the network takes [k {width}]"
-      )
-    bank_lib.check_features(features, "snippets")
-    snippets = snippets_lib.given(features, self.config.sample.per_row)
-    return draw_rows.plan_snippets(self.config, self.source, snippets)
-
-  def _images(self, plan: draw_rows.Plan) -> images_lib.SampledImages:
-    """Makes all images of a plan."""
-    size, parts = self.source.sampler.call_size, []
-    with contextlib.closing(
-      progress.Progress("sample", 0, plan.count, unit="image")
-    ) as line:
-      for start in range(0, plan.count, size):
-        numbers = np.arange(start, min(start + size, plan.count))
-        parts.append(self.make(plan, numbers))
-        line.advance(len(numbers))
-    shown = min(plan.count, self.config.sample.grid or plan.count)
-    return images_lib.SampledImages(
-      np.concatenate(parts), plan.lines(shown), self.record(plan)
+  def _plan(self, snippets: snippets_lib.Snippets) -> draw_rows.Plan:
+    """A plan of memories, rows of the bank among them."""
+    return draw_rows.plan_snippets(
+      self.config, self.source, snippets, from_bank=True
     )
+
+  def _read(
+    self, memories: Sequence[Memory], key: str
+  ) -> list[snippets_lib.Snippet]:
+    """Reads memories; errors name `key`."""
+    reader = draw_rows.make_reader(self.config, self.source)
+    return [reader.memory(each, key) for each in memories]
+
+  def _images(
+    self, plan: draw_rows.Plan, on_step: making.OnStep | None
+  ) -> images_lib.SampledImages:
+    """Makes all images of a plan."""
+    return making.make_all(self.config, self.source, plan, on_step)
 
 
 def from_config(config: sections.Config, workdir: pathlib.Path) -> Generator:
@@ -338,8 +337,3 @@ def load(
     )
   own = resolve.change(directory_lib.config_of(path), *changes)
   return from_config(own, path)
-
-
-def _text(memory: Memory) -> str:
-  """A memory as the command line names it."""
-  return str(memory) if isinstance(memory, int) else os.fspath(memory)

@@ -6,7 +6,7 @@ width, m bank rows.
 
 import dataclasses
 import functools
-from typing import Any, cast
+from typing import Any, cast, NamedTuple
 
 import flax.struct
 import jax
@@ -39,6 +39,20 @@ class SampleWeights:
   tokenizer: Any
   stats: protocols.LatentStats
   bank: bank_lib.MemoryBank | None = None
+
+
+class Flow(NamedTuple):
+  """Arguments of `samplers.sample`.
+
+  Attributes:
+    network: (x, t) -> prediction, with the condition.
+    increments: The normal draws of an SDE's step.
+    pair: (x, t) -> predictions with the condition and without it.
+  """
+
+  network: guidance.Network
+  increments: samplers.Noise
+  pair: guidance.NetworkPair
 
 
 def sampling_network(
@@ -186,11 +200,26 @@ class Sampler:
     neighbours: conditioning.Neighbours | None,
   ) -> UInt8[Array, "b H W channels"]:
     """One device's images."""
+    with jax.default_matmul_precision(self.precision):
+      condition = self.condition(features, neighbours)
+      x1 = self._integrate(weights.params, root, condition, numbers)
+    return self.decode(weights, x1)
+
+  def condition(
+    self,
+    features: Float[Array, "b d"],
+    neighbours: conditioning.Neighbours | None,
+  ) -> tuple[Array | None, conditioning.Neighbours | None]:
+    """What the network is conditioned on: unit snippets, and neighbours."""
     snippet = None
     if transformer.uses_adaln(self.network.conditioning):
       snippet = bank_lib.normalise(features)
-    with jax.default_matmul_precision(self.precision):
-      x1 = self._integrate(weights.params, root, (snippet, neighbours), numbers)
+    return snippet, neighbours
+
+  def decode(
+    self, weights: SampleWeights, x1: Float[Array, "b h w c"]
+  ) -> UInt8[Array, "b H W channels"]:
+    """Turns normalised latents into images."""
     latents = protocols.denormalise_latents(x1, weights.stats)
     pixels = weights.tokenizer.decode(latents)
     return protocols.to_uint8(pixels, 127.5 if self.first_release else 128.0)
@@ -203,6 +232,20 @@ class Sampler:
     numbers: Int[Array, " b"],
   ) -> Float[Array, "b h w c"]:
     """Integrates from noise to normalised latents."""
+    flow = self.flow(params, root, condition, numbers)
+    noise = self.noise(root, numbers)
+    return samplers.sample(
+      self.config, flow.network, noise, flow.increments, flow.pair
+    )
+
+  def flow(
+    self,
+    params: Any,
+    root: Key[Array, ""],
+    condition: Any,
+    numbers: Int[Array, " b"],
+  ) -> "Flow":
+    """What `samplers` integrates, for one device's images."""
     network = sampling_network(self.network, self.dtype)
 
     def apply(x, t, condition):
@@ -226,13 +269,7 @@ class Sampler:
 
       return jax.vmap(one)(numbers)
 
-    return samplers.sample(
-      self.config,
-      lambda x, t: apply(x, t, condition),
-      self.noise(root, numbers),
-      increments,
-      pair,
-    )
+    return Flow(lambda x, t: apply(x, t, condition), increments, pair)
 
   def noise(
     self, seed: int | Key[Array, ""], numbers: Int[Array, " b"]

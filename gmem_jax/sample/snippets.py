@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import io
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,13 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import sections
 from gmem_jax.data import decode_image, encode_files, load_encoders
 from gmem_jax.models.encoders import protocols
-from gmem_jax.sample import sheet, source as source_lib
+from gmem_jax.sample import host_bank, sheet
+
+# A row of the bank, an image file, or an image, uint8 [h w 3] or [h w 1].
+Memory = int | str | os.PathLike | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Reader:
     *,
     channels: int,
     width: int,
-    bank: Callable[[], source_lib.HostBank],
+    bank: Callable[[], host_bank.HostBank],
+    encoder: Callable[[], protocols.FeatureEncoder] | None = None,
   ):
     """Keeps the parts; the feature encoder is loaded at its first use.
 
@@ -71,9 +78,21 @@ class Reader:
       channels: 1 for a network of grey images, else 3.
       width: Width of the features that the network takes.
       bank: Called if a row is named, as there may be no bank.
+      encoder: Gives the feature encoder; None to load it here.
     """
     self._config, self._channels, self._width = config, channels, width
-    self._bank, self._encoder = bank, None
+    self._bank = bank
+    # Hundreds of megabytes, so only if it is needed.
+    self._encoder = encoder or functools.cache(
+      lambda: load_encoders.load_features(config, channels)
+    )
+
+  def memory(self, memory: Memory, key: str) -> Snippet:
+    """Any memory; see `snippet` and `array`."""
+    if isinstance(memory, np.ndarray):
+      return self.array(memory, key)
+    is_row = isinstance(memory, int)
+    return self.snippet(str(memory) if is_row else os.fspath(memory), key)
 
   def snippet(self, text: str, key: str) -> Snippet:
     """A bank row if `text` is a number, else the feature of an image file."""
@@ -103,24 +122,53 @@ class Reader:
     Raises:
       ValueError: If it cannot be read, or its feature does not fit.
     """
-    path, reading = pathlib.Path(file), self._config.sample.reading
+    path = pathlib.Path(file)
+    return self._encoded(path, path.name, path.read_bytes, key)
+
+  def array(self, pixels: np.ndarray, key: str) -> Snippet:
+    """The feature of an image in memory, as of a file that holds it.
+
+    Raises:
+      ValueError: If it is no uint8 image [h w 3] or [h w 1], or see `image`.
+    """
+    shape = pixels.shape
+    if len(shape) != 3 or shape[2] not in (1, 3) or pixels.dtype != np.uint8:
+      raise ValueError(
+        f"{key}: {pixels.dtype} of shape {shape} is no image: it must be uint8"
+        " [h w 3], or [h w 1] for a grey one"
+      )
+    file = io.BytesIO()
+    grey = shape[2] == 1
+    Image.fromarray(pixels[..., 0] if grey else pixels).save(file, "PNG")
+    return self._encoded(file, "image", pixels.tobytes, key)
+
+  def _encoded(
+    self,
+    file: pathlib.Path | io.BytesIO,
+    name: str,
+    contents: Callable[[], bytes],
+    key: str,
+  ) -> Snippet:
+    """The feature of an image; see `image`."""
+    reading = self._config.sample.reading
     published = reading == "published"
+    where = file if isinstance(file, pathlib.Path) else name
     crop = decode_image.bilinear_crop if published else decode_image.center_crop
     load = functools.partial(
-      decode_image.load, path, crop=crop, upright=not published
+      decode_image.load, file, crop=crop, upright=not published
     )
     try:
       pixels = load(self._channels, self._config.encoder.image_size)
     except decode_image.BadImageError as error:
       raise ValueError(
-        f"{key}: cannot read {path} as an image: {error}"
+        f"{key}: cannot read {where} as an image: {error}"
       ) from None
     floats = protocols.to_float(jnp.asarray(pixels)[None])
     if published:
       # The published manipulation scales twice, and so shows the encoder a
       # washed-out image.
       floats = (floats + 1) / 2
-    encoder = self._features()
+    encoder = self._encoder()
     feature = np.asarray(encoder(floats)[0])[0]
     if feature.size != self._width:
       raise ValueError(
@@ -128,19 +176,13 @@ class Reader:
         f" features {feature.size} wide, the network takes {self._width}"
       )
     info = {
-      "image": path.name,
+      "image": name,
       # Another file of the same name makes other images.
-      "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+      "sha256": hashlib.sha256(contents()).hexdigest(),
       "encoder": encoder.name,
       "reading": reading,
     }
-    return Snippet(path.name, feature, info, functools.partial(load, 3))
-
-  def _features(self) -> protocols.FeatureEncoder:
-    """The feature encoder: hundreds of megabytes, so only if it is needed."""
-    if self._encoder is None:
-      self._encoder = load_encoders.load_features(self._config, self._channels)
-    return self._encoder
+    return Snippet(name, feature, info, functools.partial(load, 3))
 
 
 def alone(snippets: Sequence[Snippet], per_row: int) -> Snippets:
@@ -203,6 +245,39 @@ def between(
       "interpolation": method,
       "points": points,
     },
+  )
+
+
+def mixture(
+  snippets: Sequence[Snippet], weights: Sequence[float | int], per_row: int
+) -> Snippets:
+  """One snippet between several: their weighted mean; see `alone`.
+
+  Raises:
+    ValueError: If the weights do not fit.
+  """
+  shares = np.asarray(weights, np.float32)
+  if shares.shape != (len(snippets),) or not len(snippets):
+    raise ValueError(
+      f"weights={list(weights)}: one for each of {len(snippets)} memories"
+    )
+  if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.any()):
+    raise ValueError(
+      f"weights={list(weights)}: must be at least 0, and one of them more"
+    )
+  vectors = jnp.stack([jnp.asarray(each.feature) for each in snippets])
+  feature = np.asarray(interpolate.mixture(vectors, jnp.asarray(shares)))
+  shares = (shares / shares.sum()).tolist()
+  label = "\n".join(
+    f"{share:.0%} {each.label}"
+    for share, each in zip(shares, snippets, strict=True)
+  )
+  heaviest = snippets[int(np.argmax(shares))]
+  return Snippets(
+    "mix_" + some([_stem(snippet) for snippet in snippets], 2),
+    feature[None],
+    [sheet.Line(range(per_row), label, heaviest.picture)],
+    {"memories": [each.info for each in snippets], "weights": shares},
   )
 
 

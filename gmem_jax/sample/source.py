@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from gmem_jax.bank import (
   bank as bank_lib,
@@ -18,34 +17,10 @@ from gmem_jax.config import sections
 from gmem_jax.data import load_encoders, row_images
 from gmem_jax.files import weights as weights_lib
 from gmem_jax.models import dit, transformer
+from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import sampler as sampler_lib, sheet
+from gmem_jax.sample import host_bank, sampler as sampler_lib
 from gmem_jax.train import checkpoint, directory as directory_lib, setup
-
-
-@dataclasses.dataclass(frozen=True)
-class HostBank:
-  """A bank to draw snippets from; on the host, as few rows are read.
-
-  Attributes:
-    rows: float32 [m, d].
-    frequencies: How often each row occurred [m], or None.
-    info: Where it comes from; JSON.
-    find_images: Finds its source images.
-  """
-
-  rows: np.ndarray
-  frequencies: np.ndarray | None
-  info: dict[str, Any]
-  find_images: Callable[[], row_images.RowImages | None]
-
-  def picture(self, row: int) -> sheet.Picture:
-    """The source image of a row."""
-    return lambda side: self._images and self._images.load(row, side)
-
-  @functools.cached_property
-  def _images(self) -> row_images.RowImages | None:
-    return self.find_images()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +32,16 @@ class SampleSource:
     bank: Where snippets come from, or None if there is no bank.
     info: Where the network comes from; JSON.
     bank_name: Names the bank, if it is not the run's own.
+    encoder: Loads the feature encoder, once for all that share it.
   """
 
   network: str
   sampler: sampler_lib.Sampler
   weights: sampler_lib.SampleWeights
-  bank: HostBank | None
+  bank: host_bank.HostBank | None
   info: dict[str, Any]
   bank_name: str = ""
+  encoder: Callable[[], protocols.FeatureEncoder] | None = None
 
   @property
   def name(self) -> str:
@@ -72,7 +49,7 @@ class SampleSource:
     bank = self.bank_name and f"_bank_{self.bank_name}"
     return self.network + bank
 
-  def require_bank(self) -> HostBank:
+  def require_bank(self) -> host_bank.HostBank:
     """The bank.
 
     Raises:
@@ -104,6 +81,15 @@ def load(
     source = _from_converted(config, mesh)
   else:
     source = _from_run(config, workdir, mesh)
+  *_, channels = protocols.image_shape(
+    source.weights.tokenizer, source.sampler.latent_shape
+  )
+  source = dataclasses.replace(
+    source,
+    encoder=functools.cache(
+      lambda: load_encoders.load_features(config, channels)
+    ),
+  )
   if config.sample.bank:
     return with_bank(config, source, mesh)
   return _attending(config, source, mesh)
@@ -168,7 +154,7 @@ def _from_run(
   if not config.sample.bank:
     # On the host: on devices, a process may have only some of the rows.
     rows = bank_lib.decode(memory.bank)
-    bank = HostBank(
+    bank = host_bank.HostBank(
       rows,
       None,
       bank_files.origin_of(memory.info),
@@ -309,7 +295,7 @@ def _check_model(config: sections.Config, stored: dict[str, Any]) -> None:
   )
 
 
-def load_bank(config: sections.Config) -> HostBank:
+def load_bank(config: sections.Config) -> host_bank.HostBank:
   """Reads `sample.bank`, whatever names a bank: see `bank_files.read`.
 
   Raises:
@@ -323,7 +309,9 @@ def load_bank(config: sections.Config) -> HostBank:
   return bank
 
 
-def _read_bank(key: str, path: str) -> tuple[HostBank, bank_lib.BankInfo]:
+def _read_bank(
+  key: str, path: str
+) -> tuple[host_bank.HostBank, bank_lib.BankInfo]:
   """The bank that a key names, with the frequencies of the first release."""
   try:
     stored = bank_files.read(path)
@@ -331,5 +319,7 @@ def _read_bank(key: str, path: str) -> tuple[HostBank, bank_lib.BankInfo]:
     raise ValueError(f"config.{key}={path!r}: {error}") from None
   find_images = functools.partial(row_images.find, path, stored)
   rows = bank_lib.decode(stored.bank)
-  bank = HostBank(rows, stored.counts, dict(stored.origin), find_images)
+  bank = host_bank.HostBank(
+    rows, stored.counts, dict(stored.origin), find_images
+  )
   return bank, stored.info

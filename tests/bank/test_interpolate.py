@@ -133,3 +133,13 @@ def test_impossible_requests(method, points, key):
   a, b = _unit_vectors((2, 8))
   with pytest.raises(ValueError, match=method):
     interpolate.between(method, a, b, points, key)
+
+
+def test_a_mixture_is_the_direction_of_the_weighted_sum():
+  vectors = np.array([[2.0, 0, 0], [0, 5, 0], [0, 0, 0.1]], np.float32)
+  mixed = interpolate.mixture(jnp.asarray(vectors), jnp.array([3.0, 0.0, 4.0]))
+  np.testing.assert_allclose(mixed, [0.6, 0, 0.8], atol=1e-6)
+  opposite = jnp.array([[1.0, 0], [-2.0, 0]])
+  np.testing.assert_array_equal(
+    interpolate.mixture(opposite, jnp.array([1.0, 1.0])), [0, 0]
+  )

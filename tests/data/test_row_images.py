@@ -139,3 +139,11 @@ def test_a_config_that_lacks_a_key_is_named(tmp_path, key):
   info = bank_lib.make_info(bank, encoder="e", source="digits")
   with pytest.raises(ValueError, match=rf"config\.json .* no '{key}'"):
     row_images.find(tmp_path, bank_files.Stored(bank, info))
+
+
+def test_classes_are_first_folders():
+  names = ("dog/a.png", "dog/b/c.png", "d.png", "", "/elsewhere/e.png")
+  files = row_images.RowImages("here", lambda row: None, names)
+  assert files.classes == ["dog", "dog", "", "", ""]
+  flat = row_images.RowImages("here", lambda row: None, ("a.png", "b.png"))
+  assert flat.classes == ()

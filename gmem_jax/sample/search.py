@@ -1,0 +1,60 @@
+"""Which memories of a bank are nearest, and how near real images are."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+
+from gmem_jax.bank import lookup
+from gmem_jax.sample import host_bank
+
+
+class Nearest(NamedTuple):
+  """The memories of a bank that are nearest to an image.
+
+  Attributes:
+    rows: Their rows [k], the nearest first.
+    scores: Their cosines with the image's feature [k].
+    images: Their source images, uint8 [h w 3]; None where there is none.
+  """
+
+  rows: Int[np.ndarray, " k"]
+  scores: Float32[np.ndarray, " k"]
+  images: list[UInt8[np.ndarray, "h w 3"] | None]
+
+
+def search(
+  bank: host_bank.HostBank, features: Float32[np.ndarray, "n d"], k: int
+) -> tuple[Float32[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
+  """Finds the k rows that are nearest to each feature, by cosine.
+
+  Returns:
+    Cosines, descending, and rows.
+
+  Raises:
+    ValueError: If k does not fit.
+  """
+  if not 1 <= k <= len(bank.rows):
+    raise ValueError(f"k={k}: the bank has {len(bank.rows)} rows")
+  return lookup.nearest_in_units(features, bank.units, k)
+
+
+def closeness(
+  bank: host_bank.HostBank, count: int = 256
+) -> Float32[np.ndarray, " n"]:
+  """How near real images are to each other: what nearness of a sample means.
+
+  Args:
+    bank: Of two rows or more.
+    count: Rows that are looked up, spread evenly over the bank.
+
+  Returns:
+    The cosine of each of these rows with the nearest other row, ascending.
+  """
+  size = len(bank.rows)
+  rows = np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))
+  features = np.asarray(bank.rows[rows], np.float32)
+  scores, found = search(bank, features, 2)
+  # The row itself comes first, or after one that is equal to it.
+  second = np.where(found[:, 0] == rows, scores[:, 1], scores[:, 0])
+  return np.sort(second)
