@@ -1,10 +1,12 @@
 """README and the pages name only what exists."""
 
+import importlib
 import pathlib
 import re
 
 import pytest
 
+from gmem_jax.config import recipe
 from tests import layout
 
 PAGES = sorted(
@@ -43,10 +45,33 @@ def test_modules_and_files_exist(page):
     assert (layout.ROOT / file).exists(), f"{name_of(page)}: {file}"
 
 
+def test_the_page_of_recipes_names_each_with_its_options():
+  text = (layout.ROOT / "docs/recipes.md").read_text()
+  for name in recipe.names():
+    assert f"| `{name}` |" in text, name
+    source = (layout.ROOT / "configs" / f"{name}.py").read_text()
+    options = re.findall(r"^OPTIONS = \((.*?)\)", source, re.MULTILINE)
+    for option in filter(None, re.findall(r'"(.*?)"', "".join(options))):
+      assert f"`{option}`" in text, f"{name}:{option}"
+
+
 def test_paths_of_the_table_of_the_paper_exist():
   readme = (layout.ROOT / "README.md").read_text()
   table = readme[readme.index("From the paper to the code") :]
+  table += (layout.ROOT / "docs/concepts.md").read_text()
   files = re.findall(r"`(\w+/\w+\.py)`", table)
   assert len(files) >= 8
   for file in files:
     assert (layout.PACKAGE / file).exists(), file
+
+
+def test_names_of_the_page_of_concepts_exist():
+  text = (layout.ROOT / "docs/concepts.md").read_text()
+  names = re.findall(r"`(bank\.\w+)\.(\w+)`", text)
+  for section in text.split("\n## "):
+    columns = re.findall(r"\| `(\w+)` \|$", section, re.MULTILINE)
+    for file in re.findall(r"`diffusion/(\w+).py`", section)[:1]:
+      names += [(f"diffusion.{file}", name) for name in columns]
+  assert len(names) >= 14
+  for module, name in names:
+    assert hasattr(importlib.import_module(f"gmem_jax.{module}"), name), name

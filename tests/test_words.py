@@ -28,7 +28,7 @@ FOREIGN = {
   "xla_force_host_platform_device_count",
 }  # fmt: skip
 # Ends of file names that look like keys.
-NO_KEYS = {"json", "npz", "pkl", "pt", "pth", "py", "txt"}
+NO_KEYS = {"json", "md", "npz", "pkl", "pt", "pth", "py", "txt"}
 # What stands for a program in the pages' tables.
 SHORT = {"main": "gmem_jax.main", "…": "gmem_jax.main", "bank": "gmem_jax.bank"}
 PROGRAMS = (

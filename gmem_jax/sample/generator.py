@@ -311,7 +311,7 @@ def load(
   """Loads a run, or converted weights of a network.
 
   Args:
-    path: The directory, or hf://OWNER/NAME[@REVISION][/FILE].
+    path: The directory, or `hf://OWNER/NAME[@REVISION][/FILE]`.
     *changes: Keys of the config, each KEY=VALUE: "sampler.steps=50".
     config: A recipe, by name or file: "xl_in1k:guided". Of a run, by default
       its own config; converted weights have none.
