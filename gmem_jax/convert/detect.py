@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.convert.names import dinov2, dit, efficientnet, inception, vae
-from gmem_jax.convert.read import OpenFile, some, WrongFile
+from gmem_jax.convert.read import OpenFile, WrongFile
 from gmem_jax.convert.rules import Rule
+from gmem_jax.files import shown
 
 StateDict = dict[str, np.ndarray]
 
@@ -140,7 +141,7 @@ def _statistics(arrays: Mapping[str, np.ndarray | None]) -> Contents:
     if any(t is None for t in tensors.values()):
       raise WrongFile("holds FID statistics of impossible size")
     note = ("reference images (arr_0)",) if "arr_0" in rest else ()
-    other = (f"arrays {', '.join(rest)}",) if rest and not note else ()
+    other = (f"arrays {shown.some(rest)}",) if rest and not note else ()
     return Contents("fid_stats", tensors, ignored=note + other)  # type: ignore
   if "arr_0" in arrays:
     raise WrongFile(
@@ -148,8 +149,8 @@ def _statistics(arrays: Mapping[str, np.ndarray | None]) -> Contents:
       " has the arrays mu and sigma"
     )
   raise WrongFile(
-    f"is an npz with the arrays {some(arrays)}; a FID reference has mu and"
-    " sigma"
+    f"is an npz with the arrays {shown.some(arrays)}; a FID reference has mu"
+    " and sigma"
   )
 
 
@@ -222,7 +223,7 @@ def _state_dict(value: Any) -> StateDict:
   if others or not all(isinstance(k, str) for k in value):
     raise WrongFile(
       f"is no state dict: not every entry is a tensor under a name"
-      f" ({some(others or value)})"
+      f" ({shown.some(others or value)})"
     )
   return dict(value)
 
@@ -234,7 +235,10 @@ def _unwrapped(tensors: StateDict) -> StateDict:
     parts = (part for part in name.split(".") if part not in _WRAPPERS)
     other = plain.setdefault(".".join(parts), name)
     if other != name:
-      raise WrongFile(f"holds one tensor under two names, {other} and {name}")
+      raise WrongFile(
+        f"holds one tensor under two names, {shown.cut(other)} and"
+        f" {shown.cut(name)}"
+      )
   return {name: tensors[wrapped] for name, wrapped in plain.items()}
 
 
@@ -255,7 +259,7 @@ def _kind(tensors: StateDict) -> str:
   # Half is enough: `identify` then lists what is missing or too much.
   if 2 * taken < len(tensors):
     raise WrongFile(
-      f"is a state dict of {len(tensors)} tensors ({some(tensors)}) of no"
+      f"is a state dict of {len(tensors)} tensors ({shown.some(tensors)}) of no"
       " network that GMem uses"
     )
   return kind

@@ -23,6 +23,7 @@ from gmem_jax.convert.names import (
   tables,
   vae as vae_names,
 )
+from gmem_jax.files import shown
 from gmem_jax.models.encoders import dinov2, efficientnet, inception, vae
 
 # What --model takes, in the reference's words and in ours.
@@ -233,7 +234,9 @@ def _low_rank_bank(contents: Contents, settings: Mapping[str, int]) -> Identity:
   # The file repeats two of its sizes as numbers.
   for name, right in (("latent_dim", rank), ("feature_dim", width)):
     if name in contents.config and contents.config[name] != right:
-      problems.append(f"{name}: {contents.config[name]!r}, expected {right}")
+      problems.append(
+        f"{name}: {shown.value(contents.config[name])}, expected {right}"
+      )
   rules.refuse(f"not a complete {title}", problems)
   title += f", {rows} rows of {width}, rank {rank}"
   return Identity(title, tables.LOW_RANK_BANK)

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,12 +38,6 @@ _NPZ_LIMIT = 1 << 30
 
 class WrongFile(ValueError):
   """The file is not what the converter takes; the message says what it is."""
-
-
-def some(names: Iterable[Any]) -> str:
-  """The first few names, for a message."""
-  names = [shown.cut(str(n)) for n in names]
-  return ", ".join(names[:4]) + (", .." if len(names) > 4 else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +94,7 @@ def _index_of(directory: pathlib.Path) -> pathlib.Path:
     return found[0]
   raise WrongFile(
     f"{directory} is a directory: give the file of weights in it, "
-    + (f"one of {some(p.name for p in found)}" if found else _USUAL)
+    + (f"one of {shown.some(p.name for p in found)}" if found else _USUAL)
   )
 
 
@@ -128,7 +122,7 @@ def _open_shards(path: pathlib.Path) -> OpenFile:
   if absent:
     raise WrongFile(
       f"{path} names {len(names)} shards, of which {len(absent)} are not beside"
-      f" it: {some(sorted(absent))}"
+      f" it: {shown.some(sorted(absent))}"
     )
   shards = [_open_file(path.parent / file) for file in sorted(names)]
   tensors: dict[str, Any] = {}
@@ -138,7 +132,7 @@ def _open_shards(path: pathlib.Path) -> OpenFile:
     if differing:
       raise WrongFile(
         f"{shard.path} and its index {path.name} differ in {len(differing)}"
-        f" names: {some(differing)}"
+        f" names: {shown.some(differing)}"
       )
     tensors |= held
 

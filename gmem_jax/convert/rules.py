@@ -24,6 +24,7 @@ import flax.traverse_util
 import numpy as np
 
 from gmem_jax.convert import transforms
+from gmem_jax.files import shown
 
 # Takes the name of a tensor, and the array that it became.
 OnTensor = Callable[[str, np.ndarray], Any]
@@ -128,7 +129,8 @@ class NamesError(ValueError):
   def __init__(self, title: str, problems: Sequence[str]):
     """Joins the problems, one a line, below the title."""
     self.problems = tuple(problems)
-    lines = [f"{title}: {len(problems)} problem(s)", *problems]
+    lines = [f"{title}: {len(problems)} problem(s)"]
+    lines += map(shown.line, problems)  # Names of a file have any length.
     super().__init__("\n  ".join(lines))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from gmem_jax.convert import rules
 from gmem_jax.convert.detect import Contents
 from gmem_jax.convert.manifest import Identity
-from gmem_jax.convert.read import OpenFile, some, WrongFile
+from gmem_jax.convert.read import OpenFile, WrongFile
+from gmem_jax.files import shown
 
 # What the trees of each kind are called; a network's are "params".
 _TREES = {
@@ -101,7 +102,7 @@ def _count_nonfinite(array: np.ndarray) -> int:
 
 def describe_nonfinite(counts: Mapping[str, int]) -> str:
   """How many values of which tensors, for a message."""
-  named = some(f"{name} ({count:,})" for name, count in counts.items())
+  named = shown.some(f"{name} ({count:,})" for name, count in counts.items())
   return f"{sum(counts.values()):,} values of {len(counts)} tensor(s): {named}"
 
 
@@ -126,7 +127,7 @@ def release_bank(
   if extra or rows is None or counts is None:
     raise WrongFile(
       "a release holds network, memorybank and memoryfreq; here are network,"
-      f" {', '.join(sorted(map(str, bank)))}"
+      f" {shown.some(sorted(map(str, bank)))}"
     )
   width = model["snippet_dim"]
   if not isinstance(rows, np.ndarray) or rows.shape[1:] != (width,):

@@ -38,10 +38,17 @@ import ml_dtypes
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, shown
 
 VERSION = 1
 FILE = "schema.json"
+# What the file must hold besides the layout, which follows from it.
+_KEYS: atomic.Keys = {
+  "latents": str, "tokens": str, "mirrored": bool, "latent_shape": list,
+  "token_shape": list, "feature_width": int, "image_shape": list,
+  "images": int, "shard_size": int, "tokenizer": dict, "features": dict,
+  "source": dict, "seed": int,
+}  # fmt: skip
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Every type that a field may have can be viewed at such offsets.
@@ -304,6 +311,12 @@ def read(directory: pathlib.Path) -> Schema:
       f"{path} is of schema version {tree['version']}, this code reads"
       f" {VERSION}: prepare the data again, or use the release that wrote it"
     )
+  atomic.check_keys(tree, _KEYS, str(path))
+  if tree["images"] < 0 or tree["shard_size"] < 1:
+    raise ValueError(
+      f"{path} is damaged: {tree['images']} images in shards of"
+      f" {tree['shard_size']}"
+    )
   try:
     values = {f.name: tree[f.name] for f in dataclasses.fields(Schema)}
     for name, value in values.items():
@@ -311,7 +324,7 @@ def read(directory: pathlib.Path) -> Schema:
     schema = Schema(**values)
     consistent = to_json(schema) == tree
   except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{path} is damaged: {error!r}") from None
+    raise ValueError(f"{path} is damaged: {shown.cause(error)}") from None
   if not consistent:
     raise ValueError(f"{path} is damaged: its fields do not fit its shapes")
   return schema

@@ -128,7 +128,7 @@ def _load_converted(path: pathlib.Path) -> Statistics:
   metadata = weights.read_metadata(path)
   if metadata["kind"] != "fid_stats":
     raise ValueError(
-      f"{path} is a converted {metadata['kind']}, not statistics"
+      f"{path} is a converted {shown.cut(metadata['kind'])}, not statistics"
     )
   (tree,) = metadata["trees"]
   arrays, _ = weights.load_converted(path, tree)

@@ -211,6 +211,7 @@ def differences(
       lines += differences(there, now, prefix=f"{prefix}{key}.")
       continue
     lines.append(
-      f"  {prefix}{key}: {shown.value(there)} there, {shown.value(now)} now"
+      f"  {prefix}{shown.cut(key)}: {shown.value(there)} there,"
+      f" {shown.value(now)} now"
     )
   return lines

@@ -9,6 +9,7 @@ import logging
 import math
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,18 +27,31 @@ _DATA = ("d", "ocdbt.process_")
 UNPACKED = 1 << 29
 
 
-# Of the arrays that orbax opens at once, the first that fails is raised. The
-# others then find nobody to tell, and would fill the screen with that: those of
-# Python's tasks, and those of tensorstore's threads.
+# Of the arrays that orbax opens at once, the first that fails is raised, and
+# orbax closes its loop without ending what reads the others. Whenever those are
+# collected they find nobody to tell, and would fill the screen with that: those
+# of Python's tasks, the coroutines, and those of tensorstore's threads.
+_ABANDONED = ("was never retrieved", "Task was destroyed but it is pending")
 logging.getLogger("asyncio").addFilter(
-  lambda record: "was never retrieved" not in record.getMessage()
+  lambda record: not any(text in record.getMessage() for text in _ABANDONED)
 )
+warnings.filterwarnings(
+  "ignore", "coroutine '.*' was never awaited", RuntimeWarning
+)
+# Of shardings that are damaged, orbax tells the root logger and warns, too.
+_ORBAX = str(pathlib.Path(ocp.__path__[0]).parents[1])
+logging.getLogger().addFilter(
+  lambda record: not record.pathname.startswith(_ORBAX)
+)
+warnings.filterwarnings("ignore", "Sharding info not provided", UserWarning)
 _shown_before = sys.unraisablehook
 
 
 def _show(unraisable: Any) -> None:
-  """Python's own, for all but what tensorstore says of a loop that is over."""
-  if str(unraisable.exc_value) != "Event loop is closed":
+  """Python's own, for all but what reading leaves behind."""
+  code = getattr(unraisable.object, "cr_code", None)
+  is_orbax = code is not None and code.co_filename.startswith(_ORBAX)
+  if not is_orbax and str(unraisable.exc_value) != "Event loop is closed":
     _shown_before(unraisable)
 
 

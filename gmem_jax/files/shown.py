@@ -5,12 +5,15 @@ next list sixty times over, and no program ever finishes writing that out.
 """
 
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 # Of any one value in a message.
 _LENGTH = 200
+# Names of a list in a message.
+_NAMES = 4
 # Integers of more bits are described: their digits take quadratic time.
 _BITS = 256
 
@@ -59,3 +62,17 @@ def cause(error: BaseException) -> str:
 def cut(text: str) -> str:
   """Text as it is, or how it begins."""
   return text if len(text) <= _LENGTH else f"{text[: _LENGTH - 3]}..."
+
+
+def line(text: str) -> str:
+  """A line as it is, or how it begins and ends: with a name, and a reason."""
+  if len(text) <= _LENGTH:
+    return text
+  half = _LENGTH // 2
+  return f"{text[: half - 3]}...{text[-half:]}"
+
+
+def some(names: Iterable[Any]) -> str:
+  """The first few of names out of a file, each as it is or how it begins."""
+  names = [cut(str(name)) for name in names]
+  return ", ".join(names[:_NAMES]) + ", .." * (len(names) > _NAMES)

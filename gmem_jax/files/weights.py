@@ -193,8 +193,8 @@ def load_converted(
   metadata = read_metadata(path)
   if tree not in metadata["trees"]:
     raise ValueError(
-      f"{path} holds no {tree!r} but {', '.join(metadata['trees'])}: it is a"
-      f" converted {metadata['kind']}"
+      f"{path} holds no {tree!r} but {shown.some(metadata['trees'])}: it is a"
+      f" converted {shown.cut(metadata['kind'])}"
     )
   if path.is_file():
     tensors = safetensors_file.SafetensorsFile(path).tensors.items()
@@ -220,7 +220,7 @@ def load_kind(
   """
   kind = read_metadata(path)["kind"]
   if kind not in kinds:
-    raise ValueError(f"it is a {kind}, not a {' or '.join(kinds)}")
+    raise ValueError(f"it is a {shown.cut(kind)}, not a {' or '.join(kinds)}")
   arrays, metadata = load_converted(path, tree)
   return jax.tree.map(_widened, arrays), metadata
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import weights
+from gmem_jax.files import shown, weights
 from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
 from gmem_jax.train import checkpoint, state as train_state
@@ -117,7 +117,9 @@ def merge(
   gained, lost = new.keys() - old.keys(), old.keys() - new.keys()
   for names, text in ((gained, "missing there"), (lost, "unknown now")):
     problems += [
-      f"  {name}: {text}" for name in sorted(names) if _part(name) not in PARTS
+      shown.line(f"  {name}: {text}")
+      for name in sorted(names)
+      if _part(name) not in PARTS
     ]
   if problems:
     raise ValueError(

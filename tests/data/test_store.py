@@ -90,6 +90,29 @@ def test_statistics_that_are_no_numbers_are_named(tmp_path, value):
     opened(tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("shard_size", [0, 1]),
+    ("shard_size", 0),
+    ("images", -1),
+    ("images", "x"),
+    ("seed", None),
+    ("tokens", []),
+    ("latent_shape", 3),
+    ("mirrored", 1),
+  ],
+)
+def test_a_schema_of_other_values_is_named(tmp_path, key, value):
+  prepared.write(tmp_path / "d")
+  path = tmp_path / "d" / schema.FILE
+  atomic.write_json(path, atomic.read_json(path) | {key: value})
+  with pytest.raises(
+    ValueError, match=rf"damaged: (its '{key}' is|.* in shards of)"
+  ):
+    opened(tmp_path / "d")
+
+
 def test_cut_or_missing_shard_is_named(tmp_path):
   prepared.write(tmp_path / "d")
   path = opened(tmp_path / "d").store.shards[2].path

@@ -1,11 +1,13 @@
 """Directories of orbax's that are damaged, or made to take all memory."""
 
+import json
 import pathlib
 import shutil
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -87,6 +89,53 @@ def test_damage_is_one_line_that_names_the_directory(original, tmp_path):
   for path, line in zip(paths, lines, strict=True):
     assert line.startswith(f"gmem_jax: {path}"), line
     assert len(line) < 600
+
+
+def test_what_orbax_leaves_unread_says_nothing(tmp_path):
+  """Arrays are read at once; once one fails, nobody waits for the others."""
+  path = tmp_path / "memory"
+  weights.save_tree(path, jax.tree.map(jnp.asarray, ARRAYS), {})
+  (sharding,) = path.rglob("_sharding")
+  shardings = json.loads(sharding.read_text())
+  last = list(shardings)[-1]
+  sharding.write_text(json.dumps(shardings | {last: "{"}))
+  program = '''
+import asyncio, gc, pathlib, sys
+from gmem_jax.files import orbax_directory, weights
+
+try:
+  weights.load_tree(pathlib.Path(sys.argv[1]), None)
+except ValueError as error:
+  print(error)
+gc.collect()
+loop = asyncio.new_event_loop()
+task = loop.create_task(asyncio.sleep(1))
+loop.call_soon(loop.stop)
+loop.run_forever()
+loop.close()
+del task, loop
+left = """
+async def left():
+  try:
+    await asyncio.sleep(0)
+  finally:
+    raise ValueError("of a file")
+"""
+exec(compile(left, orbax_directory.__dict__["_ORBAX"] + "/x.py", "exec"))
+coroutine = left()
+coroutine.send(None)
+del coroutine
+gc.collect()
+'''
+  done = subprocess.run(
+    [sys.executable, "-c", program, path],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=True,
+  )
+  assert f"{path} is damaged" in done.stdout
+  assert not done.stderr
 
 
 def test_arrays_that_are_larger_than_their_directory(original, monkeypatch):

@@ -175,7 +175,7 @@ class TorchFile:
         if left or (self._has_checksums and crc != member.crc):
           bad.append(member.name)
     if bad:
-      raise TorchFileError(f"damaged, checksums differ of {', '.join(bad)}")
+      raise TorchFileError(f"damaged, checksums differ of {shown.some(bad)}")
 
   def release(self) -> None:
     """Lets the system drop the pages of the file that were read so far."""
