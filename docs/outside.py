@@ -1,6 +1,7 @@
-"""A hook of mkdocs: pages of the site that do not live in docs/."""
+"""A hook of mkdocs: pages that do not live in docs/, links of notebooks."""
 
 import pathlib
+import re
 
 from mkdocs.structure.files import File
 
@@ -26,3 +27,10 @@ def on_page_markdown(markdown, page, config, files):
   for target, path in _PAGES.items():
     markdown = markdown.replace(f"](../{path}", f"]({target}")
   return markdown
+
+
+def on_page_content(html, page, config, files):
+  """Turns a notebook's links to pages, which no plugin does, into theirs."""
+  if page.file.src_uri.endswith(".ipynb"):
+    html = re.sub(r'href="(\w+)\.md(#[^"]*)?"', r'href="../\1/\2"', html)
+  return html

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
-from tqdm import auto as tqdm
+import tqdm
 
 _log = logging.getLogger(__name__)
 

@@ -43,13 +43,15 @@ def site(tmp_path_factory) -> pathlib.Path:
 
 
 def test_every_page_is_there_and_is_read_as_meant(site):
-  names = [path.stem for path in (layout.ROOT / "docs").glob("*.md")]
-  assert len(names) > 15
+  docs = layout.ROOT / "docs"
+  names = [path.stem for path in (*docs.glob("*.md"), *docs.glob("*.ipynb"))]
+  assert len(names) > 16
   for name in {*names, "measured", "changes", "origins"} - {"index"}:
     assert (site / name / "index.html").exists(), name
   for path in site.rglob("*.html"):
     text = path.read_text()
     assert not _LOADED.findall(text), f"{path}: loaded from elsewhere"
+    assert not re.findall(r'href="[^":]+\.md[#"]', text), f"{path}: a dead link"
     assert not (raw := _RAW.search(text)), f"{path}: {raw and raw.group()}"
 
 

@@ -5,6 +5,7 @@ Shapes: n images, H W pixels, one channel (grey) or three.
 
 import concurrent.futures
 import contextlib
+import io
 import math
 import os
 import pathlib
@@ -32,10 +33,20 @@ def save_png(
   path: pathlib.Path, pixels: UInt8[np.ndarray, "H W channels"]
 ) -> None:
   """Writes an image, whole or not at all."""
-  # Pillow knows no axis of one channel.
-  image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
   with atomic.replacing(path) as temporary:
-    image.save(temporary, format="PNG")
+    _image(pixels).save(temporary, format="PNG")
+
+
+def encode_png(pixels: UInt8[np.ndarray, "H W channels"]) -> bytes:
+  """An image as the content of a PNG file."""
+  file = io.BytesIO()
+  _image(pixels).save(file, format="PNG")
+  return file.getvalue()
+
+
+def _image(pixels: UInt8[np.ndarray, "H W channels"]) -> Image.Image:
+  # Pillow knows no axis of one channel.
+  return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
 def read_png(path: pathlib.Path) -> UInt8[np.ndarray, "H W channels"]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -10,13 +9,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from gmem_jax.data import write_images
 from gmem_jax.sample import sheet
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SampledImages:
   """Images of a generator; at the end of a notebook's cell, a picture.
 
@@ -29,6 +27,11 @@ class SampledImages:
   pixels: UInt8[np.ndarray, "n h w channels"]
   lines: Sequence[sheet.Line]
   info: dict[str, Any]
+
+  def __repr__(self) -> str:
+    """Number and size, and no pixels."""
+    count, height, width, _ = self.pixels.shape
+    return f"SampledImages({count} of {height} x {width} pixels)"
 
   def __len__(self) -> int:
     """Number of images."""
@@ -58,9 +61,4 @@ class SampledImages:
 
   def _repr_png_(self) -> bytes:
     """The contact sheet, for notebooks."""
-    picture = self.picture
-    if picture.shape[-1] == 1:
-      picture = picture[..., 0]
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, format="PNG")
-    return file.getvalue()
+    return write_images.encode_png(self.picture)

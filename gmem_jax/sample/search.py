@@ -6,11 +6,14 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from gmem_jax.bank import lookup
-from gmem_jax.sample import host_bank
+from gmem_jax.data import write_images
+from gmem_jax.sample import host_bank, sheet
 
 
 class Nearest(NamedTuple):
   """The memories of a bank that are nearest to an image.
+
+  At the end of a notebook's cell, a picture of them, if any has one.
 
   Attributes:
     rows: Their rows [k], the nearest first.
@@ -21,6 +24,22 @@ class Nearest(NamedTuple):
   rows: Int[np.ndarray, " k"]
   scores: Float32[np.ndarray, " k"]
   images: list[UInt8[np.ndarray, "h w 3"] | None]
+
+  def __repr__(self) -> str:
+    """Rows and scores, and no pixels."""
+    pairs = zip(self.rows.tolist(), self.scores.tolist(), strict=True)
+    return (
+      f"Nearest({', '.join(f'{row}: {score:.3f}' for row, score in pairs)})"
+    )
+
+  def _repr_png_(self) -> bytes | None:
+    """Their images in a row, for notebooks."""
+    found = [image for image in self.images if image is not None]
+    if not found:
+      return None
+    white = np.full_like(found[0], 255)
+    tiles = [white if image is None else image for image in self.images]
+    return write_images.encode_png(sheet.draw_row(np.stack(tiles)))
 
 
 def search(

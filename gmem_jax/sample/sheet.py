@@ -98,6 +98,14 @@ def draw(
   return write_images.make_grid(tiles, columns, scale=scale)
 
 
+def draw_row(
+  images: UInt8[np.ndarray, "n h w channels"],
+) -> UInt8[np.ndarray, "H W channels"]:
+  """Draws images side by side, small ones enlarged."""
+  scale = max(1, PICTURE // images.shape[1])
+  return write_images.make_grid(images, len(images), scale=scale)
+
+
 def _join(
   grids: Sequence[UInt8[np.ndarray, "H _ channels"]],
 ) -> UInt8[np.ndarray, "H W channels"]:
