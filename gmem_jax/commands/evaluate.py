@@ -82,15 +82,17 @@ def _score(
   if config.eval.audit:
     audit = audit_lib.Auditor(config, dataset, count, source.shape)
   directory = workdir / "evaluations"
-  store = accumulate.PartialStore(directory / "partial", config.eval.save_every)
-  evaluator = build.with_reference(config, evaluator, source.shape, own, store)
-  scores = evaluator(source, count, store)
-  board = workdir / "tensorboard"
-  details = scores, evaluator, count, subject.info
-  path = results.write(
-    directory, subject.name, *details, board=board, step=subject.step
-  )
-  store.forget()
+  partial, board = directory / "partial", workdir / "tensorboard"
+  with accumulate.PartialStore(partial, config.eval.save_every) as store:
+    evaluator = build.with_reference(
+      config, evaluator, source.shape, own, store
+    )
+    scores = evaluator(source, count, store)
+    details = scores, evaluator, count, subject.info
+    path = results.write(
+      directory, subject.name, *details, board=board, step=subject.step
+    )
+    store.forget()
   if processes.is_main():
     print(results.table(scores, count))
   if audit:

@@ -174,28 +174,27 @@ def _score(args: argparse.Namespace) -> None:
   images = open_lib.open_images(given)
   count = images.count if args.count is None else args.count
   workdir = pathlib.Path(args.workdir).absolute()
-  store = accumulate.PartialStore(workdir / "partial", args.save_every)
   evaluator = scores_lib.Evaluator(names, extractor)
   scores_lib.require_reference(names, args.reference)
   # Before the reference, which may take an hour to measure.
   evaluator.check(images, count)
-  if args.reference:
-    evaluator = reference.against(
-      evaluator,
-      pathlib.Path(args.reference).absolute(),
-      images.shape,
-      store,
-      published=args.preprocessing == "published",
-    )
-  scores = evaluator(images, count, store)
-  details = scores, evaluator, count, images.info
-  path = results.write(
-    workdir, results.name_of(given), *details, board=workdir / "tensorboard"
-  )
-  # Only now: killed before this line, the command continues.
-  store.forget()
+  partial, board = workdir / "partial", workdir / "tensorboard"
+  with accumulate.PartialStore(partial, args.save_every) as store:
+    if args.reference:
+      evaluator = reference.against(
+        evaluator,
+        pathlib.Path(args.reference).absolute(),
+        images.shape,
+        store,
+        published=args.preprocessing == "published",
+      )
+    scores = evaluator(images, count, store)
+    details = scores, evaluator, count, images.info
+    path = results.write(workdir, results.name_of(given), *details, board=board)
+    # Only now: killed before this line, the command continues.
+    store.forget()
   print(results.table(scores, count))
-  print(results.written(path, workdir / "tensorboard"))
+  print(results.written(path, board))
 
 
 def _stats(args: argparse.Namespace) -> None:
@@ -210,12 +209,12 @@ def _stats(args: argparse.Namespace) -> None:
   if not gaussians and not rows:
     raise ValueError(f"--scores={args.scores}: they compare with no reference")
   partial = pathlib.Path(args.workdir).absolute() / "partial"
-  store = accumulate.PartialStore(partial, args.save_every)
-  measured = reference.measure_statistics(
-    images, extractor, gaussians, args.rows if rows else 0, store, args.images
-  )
-  statistics.save(out, measured)
-  store.forget()
+  with accumulate.PartialStore(partial, args.save_every) as store:
+    measured = reference.measure_statistics(
+      images, extractor, gaussians, args.rows if rows else 0, store, args.images
+    )
+    statistics.save(out, measured)
+    store.forget()
   print(f"Wrote {out}: statistics of {measured.count} images")
   print(f"Next: python -m gmem_jax.evaluate score IMAGES {out}")
 

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import pathlib
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ from gmem_jax.evaluate import (
   sources,
 )
 from gmem_jax.files import atomic, numpy_files
-from gmem_jax.parallel import processes
+from gmem_jax.parallel import lock, processes
 
 _SUMS = "tally.npz"
 
@@ -142,30 +141,54 @@ class Accumulator:
 
 
 class PartialStore:
-  """Where passes keep what they have done, until their result is written."""
+  """Where passes keep what they have done, until their result is written.
+
+  A context manager: other jobs are kept out of the passes that were begun until
+  it ends, or they are forgotten.
+  """
 
   def __init__(self, directory: pathlib.Path, every: float):
     """Makes nothing yet; `every` is the number of seconds between saves."""
     self.every = every
     self._directory = directory
     self._used: list[pathlib.Path] = []
+    self._held = contextlib.ExitStack()
+
+  def __enter__(self) -> "PartialStore":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self._held.close()
 
   def of(self, settings: Any) -> pathlib.Path:
-    """The directory of a pass, named after all that its sums depend on."""
+    """The directory of a pass, named after all that its sums depend on.
+
+    Raises:
+      ValueError: If another job makes the same pass there.
+    """
     text = json.dumps(settings, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    self._used.append(self._directory / name)
-    return self._used[-1]
+    path = self._directory / name
+    if path not in self._used:
+      self._held.enter_context(lock.held(path, "evaluation in --workdir"))
+      self._used.append(path)
+    return path
 
   def forget(self) -> None:
     """Removes what the passes kept."""
     # A slower host may still be restoring from it.
     processes.wait_for_all("forget")
-    if processes.is_main():
-      for directory in self._used:
-        shutil.rmtree(directory, ignore_errors=True)
+    if not processes.is_main():
+      return
+    for directory in self._used:
+      # The lock goes last: until then nobody may begin there.
+      for path in directory.iterdir():
+        if path.name != lock.NAME:
+          path.unlink()
+    self._held.close()
+    for directory in (*self._used, self._directory):
       with contextlib.suppress(OSError):  # Not empty: another evaluation's.
-        self._directory.rmdir()
+        directory.rmdir()
 
 
 def measure(
@@ -181,7 +204,8 @@ def measure(
   `name` begins the progress line. A killed pass continues from the store.
 
   Raises:
-    ValueError: If an image cannot be read or a feature is not finite.
+    ValueError: If an image cannot be read, a feature is not finite, or another
+      job makes the same pass in the store.
   """
   directory = None
   if store:

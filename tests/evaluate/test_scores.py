@@ -1,5 +1,8 @@
 """Inception Score, precision and recall, and the pass that gives them."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -220,19 +223,30 @@ def make_accumulator(extractor, count):
   )
 
 
+# Makes a pass until its input ends.
+HOLDER = """
+import pathlib, sys
+from gmem_jax.evaluate import accumulate
+with accumulate.PartialStore(pathlib.Path(sys.argv[1]), 0.0) as store:
+  (store.of("these images") / "sums").touch()
+  print("held", flush=True)
+  sys.stdin.read()
+"""
+
+
 def test_a_pass_continues_from_its_last_save(tmp_path):
   pixels = fakes.images(1)
   extractor = fakes.make_extractor(4)
   whole = make_accumulator(extractor, 190)
   accumulate.measure("", arrays_source(pixels), 190, extractor, whole, None)
-  store = accumulate.PartialStore(tmp_path / "partial", 0.0)
   for stop in (70, 100, 101, 1000):
     source = Failing(
       {"name": "images"}, 200, pixels.shape[1:], lambda n: pixels[n]
     ).read_until(stop)
     part = make_accumulator(extractor, 190)
     try:
-      accumulate.measure("", source, 190, extractor, part, store)
+      with accumulate.PartialStore(tmp_path / "partial", 0.0) as store:
+        accumulate.measure("", source, 190, extractor, part, store)
     except Killed:
       assert stop < 1000
       continue
@@ -245,11 +259,39 @@ def test_a_pass_continues_from_its_last_save(tmp_path):
     np.testing.assert_allclose(ours.cov, theirs.cov, rtol=1e-9, atol=1e-15)
   # Another pass finds all done, and reads nothing.
   source = Failing({"name": "images"}, 200, pixels.shape[1:], never)
-  accumulate.measure(
-    "", source, 190, extractor, make_accumulator(extractor, 190), store
-  )
-  store.forget()
+  with accumulate.PartialStore(tmp_path / "partial", 0.0) as store:
+    for _ in range(2):
+      accumulate.measure(
+        "", source, 190, extractor, make_accumulator(extractor, 190), store
+      )
+    store.forget()
   assert not (tmp_path / "partial").exists()
+
+
+def test_two_jobs_do_not_make_the_same_pass(tmp_path):
+  """Nor does one that ends take away what another counts on."""
+  partial = tmp_path / "partial"
+  held = subprocess.Popen(
+    [sys.executable, "-c", HOLDER, partial],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert held.stdout.readline() == "held\n"
+  with accumulate.PartialStore(partial, 0.0) as store:
+    with pytest.raises(ValueError, match=rf"evaluation .* process {held.pid} "):
+      store.of("these images")
+    others = store.of("others")
+    (others / "sums").touch()
+    store.forget()
+    assert not others.exists()
+  (theirs,) = partial.iterdir()
+  assert (theirs / "sums").exists()
+  held.communicate()
+  with accumulate.PartialStore(partial, 0.0) as store:
+    assert store.of("these images") == store.of("these images") == theirs
+    store.forget()
+  assert not partial.exists()
 
 
 def test_what_is_not_finite_is_refused():
