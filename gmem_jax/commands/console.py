@@ -38,6 +38,7 @@ COMMANDS = {
       "compile": "does a config fit a machine that is not here?",
     }.items()
   },
+  "studio": Command("gmem_jax.studio", (), "a page to play with a bank"),
   "bank": Command("gmem_jax.bank", (), "build, search and edit banks"),
   "convert": Command("gmem_jax.convert", (), "convert published weights"),
   "bench": Command("gmem_jax.bench", (), "measure speed"),

@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Float32
 
 from gmem_jax.bank import bank as bank_lib, lookup
 from gmem_jax.data import row_images
 from gmem_jax.sample import sheet
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class HostBank:
   """A bank to draw snippets from; on the host, as few rows are read.
 
@@ -42,3 +43,21 @@ class HostBank:
   def units(self) -> bank_lib.MemoryBank:
     """Its rows on a device, of unit length, for searches."""
     return lookup.unit(jax.device_put(bank_lib.MemoryBank(self.rows)))
+
+
+def principal(
+  features: Float[np.ndarray, "n d"], count: int = 2
+) -> Float32[np.ndarray, "n {count}"]:
+  """The first principal components of features, as a map of them.
+
+  The sign of each is such that its largest entry is positive.
+  """
+  centred = np.asarray(features, np.float32)
+  centred = centred - centred.mean(axis=0)
+  u, s, _ = np.linalg.svd(centred, full_matrices=False)
+  components = np.zeros((len(centred), count), np.float32)
+  found = (u * s)[:, :count]
+  components[:, : found.shape[1]] = found
+  largest = np.abs(components).argmax(axis=0)
+  sign = np.sign(components[largest, np.arange(count)])
+  return components * np.where(sign == 0, 1, sign)

@@ -1,0 +1,146 @@
+"""The page: its tabs, and how it is served."""
+
+import hmac
+import importlib.resources
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+
+from gmem_jax.studio import (
+  bank_tab,
+  context,
+  link,
+  make,
+  uploads,
+)
+
+TITLE = "gmem_jax studio"
+# Seconds: how often files of visitors are looked through, and how old they get.
+SWEEP, OLDEST = 300, 3600
+# Nothing comes from elsewhere, and nobody else may show the page in a frame.
+# Gradio's scripts and styles are inline, and some make workers out of text.
+_POLICY = (
+  "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:;"
+  " style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src"
+  " 'self' data:; connect-src 'self' blob: data:; worker-src 'self' blob:;"
+  " frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
+)
+
+
+def build(studio: context.Studio) -> gr.Blocks:
+  """Builds the page."""
+  # Gradio deletes what visitors brought when they and it are gone.
+  with gr.Blocks(
+    title=TITLE, analytics_enabled=False, delete_cache=(SWEEP, OLDEST)
+  ) as demo:
+    visit = gr.State(None)
+    with gr.Row(elem_id="gm-head"):
+      gr.Markdown(f"# {TITLE}\n{_about(studio)}")
+      copy = gr.Button("Copy link", size="sm", scale=0, min_width=110)
+    with gr.Tabs(selected="make") as tabs:
+      with gr.Tab("Make", id="make") as make_tab:
+        named = make.build(studio, visit)
+      with gr.Tab("Bank", id="bank") as bank:
+        bank_named, page, row, take = bank_tab.build(studio, visit)
+    all_tabs = [make_tab, bank]
+    link.connect(demo, tabs, all_tabs, {**named, **bank_named}, copy)
+    demo.load(**page)
+
+    def to_make(row):
+      if row is None:
+        return gr.skip(), gr.skip(), gr.skip()
+      return gr.Tabs(selected="make"), make.ROWS, str(int(row))
+
+    take.click(
+      to_make, row, [tabs, named["make_source"], named["make_rows"]],
+      show_progress="hidden", **context.PRIVATE,
+    )  # fmt: skip
+  return demo
+
+
+def _about(studio: context.Studio) -> str:
+  """What is looked at, in a line."""
+  source = studio.generator.source
+  size = len(source.require_bank().rows)
+  return f"`{studio.workdir.name}`, {source.network} · {size:,} memories"
+
+
+def launch(
+  demo: gr.Blocks, studio: context.Studio, host: str, port: int, password: str
+) -> str:
+  """Starts to serve the page in a thread; returns its address.
+
+  Raises:
+    OSError: If the port is taken.
+  """
+  css = importlib.resources.files("gmem_jax.studio") / "style.css"
+  demo.queue(max_size=32, api_open=False)
+
+  def admit(user: str, given: str) -> bool:
+    del user
+    return hmac.compare_digest(given.encode(), password.encode())
+
+  _, url, _ = demo.launch(
+    prevent_thread_lock=True,
+    quiet=True,
+    share=False,
+    server_name=host,
+    server_port=port,
+    auth=admit if password else None,
+    auth_message="Any name, and the password that the studio was started with.",
+    max_file_size=uploads.MAX_BYTES,
+    allowed_paths=[],
+    show_error=False,
+    footer_links=[],
+    run_history=False,
+    enable_monitoring=False,
+    ssr_mode=False,
+    pwa=False,
+    mcp_server=False,
+    theme=_theme(),
+    css=css.read_text(),
+    app_kwargs={
+      "middleware": [Middleware(_Guard, folder=studio.folder)],
+      "docs_url": None, "redoc_url": None, "openapi_url": None,
+    },
+  )  # fmt: skip
+  return url
+
+
+def _theme() -> gr.themes.Base:
+  # Fonts of the machine: others would come from elsewhere.
+  return gr.themes.Default(
+    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+  )
+
+
+class _Guard:
+  """Adds the policy to all answers; refuses uploads while too many are kept."""
+
+  def __init__(self, app: Any, folder: str):
+    self._app, self._folder = app, folder
+
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] != "http":
+      await self._app(scope, receive, send)
+      return
+    if scope["path"].endswith("/upload") and (
+      uploads.size_of(self._folder) > uploads.MAX_KEPT
+    ):
+      answer = PlainTextResponse("too many files are kept; try later", 507)
+      await answer(scope, receive, send)
+      return
+
+    async def guarded(message: Any) -> None:
+      if message["type"] == "http.response.start":
+        message["headers"] = [
+          *message["headers"],
+          (b"content-security-policy", _POLICY.encode()),
+          (b"x-content-type-options", b"nosniff"),
+          (b"referrer-policy", b"no-referrer"),
+        ]
+      await send(message)
+
+    await self._app(scope, receive, guarded)

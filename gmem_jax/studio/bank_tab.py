@@ -1,0 +1,234 @@
+"""The tab Bank: thumbnails by page, searches, a map, and what a row is."""
+
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from gmem_jax.sample.generator import Generator
+from gmem_jax.studio import (
+  catalogue as catalogue_lib,
+  context,
+  pictures,
+  uploads,
+)
+
+# Thumbnails of a page, and their side in pixels.
+PAGE, SIDE = 60, 96
+NEIGHBOURS = 12
+EVERYTHING = "all"
+
+
+def build(
+  studio: context.Studio, visit: gr.State
+) -> tuple[dict[str, Any], dict[str, Any], gr.Number, gr.Button]:
+  """Builds the tab.
+
+  Returns:
+    The controls that a link holds; the event that shows a page; the row that is
+    looked at; and the button that takes it to the tab Make.
+  """
+  shown = gr.State([])
+  with gr.Row(equal_height=False):
+    with gr.Column(scale=3, min_width=300):
+      with gr.Row():
+        classes = studio.catalogue(None).classes
+        group = gr.Dropdown(
+          [EVERYTHING, *classes], value=EVERYTHING, label="Class",
+          visible=bool(classes), min_width=120,
+        )  # fmt: skip
+        text = gr.Textbox(
+          label="Name has", placeholder="part of a file's name",
+          visible=bool(studio.catalogue(None).names), min_width=120,
+        )  # fmt: skip
+        number = gr.Number(
+          1, precision=0, minimum=1, label="Page", elem_id="bank-page",
+          min_width=90,
+        )  # fmt: skip
+      with gr.Row():
+        back = gr.Button("← Back", size="sm", min_width=80)
+        forward = gr.Button("Next →", size="sm", min_width=80)
+      said = gr.HTML(elem_id="bank-said")
+      thumbnails = gr.Gallery(
+        label="Memories", columns=10, height="auto", allow_preview=False,
+        object_fit="contain", format="png", elem_id="bank-thumbnails",
+        elem_classes="gm-pixels", buttons=[],
+      )  # fmt: skip
+      with gr.Accordion("Search by a picture", open=False):
+        search = gr.File(
+          file_types=["image"], type="filepath", height=110,
+          label="Pictures like this one", elem_id="bank-search",
+        )  # fmt: skip
+      drawing, canvas, cells = _map()
+    with gr.Column(scale=2, min_width=280):
+      row = gr.Number(
+        None, precision=0, minimum=0, label="Row", elem_id="bank-row"
+      )
+      detail = gr.HTML(
+        pictures.hint("Choose a memory to see what it is."),
+        elem_id="bank-detail",
+      )
+      take = gr.Button("Make images from this row", elem_id="bank-take")
+      near = gr.State([])
+      neighbours = gr.Gallery(
+        label="Nearest in the bank", columns=6, height="auto", format="png",
+        allow_preview=False, object_fit="contain", elem_id="bank-neighbours",
+        elem_classes="gm-pixels", buttons=[],
+      )  # fmt: skip
+
+  def look(visit, group, text, number):
+    catalogue = studio.catalogue(visit)
+    found = catalogue.find("" if group == EVERYTHING else group, text or "")
+    rows, number, pages = catalogue_lib.page(found, int(number or 1), PAGE)
+    line = (
+      f"{len(found):,} of {len(catalogue):,} rows, page {number} of {pages}"
+    )
+    rows = rows.tolist()
+    return rows, number, pictures.hint(line), _tiles(catalogue, rows)
+
+  def describe(visit, row):
+    generator = studio.current(visit)
+    try:
+      return _describe(generator, row)
+    except ValueError as error:
+      return studio.explain(error), [], []
+
+  def like(visit, file):
+    generator = studio.current(visit)
+    catalogue = studio.catalogue(visit)
+    if not file:
+      return gr.skip(), gr.skip(), gr.skip()
+    try:
+      upload = uploads.check([file])[0]
+      found = generator.nearest(upload.path, min(PAGE, len(catalogue)))
+    except ValueError as error:
+      return gr.skip(), studio.explain(error), gr.skip()
+    rows = found.rows.tolist()
+    line = f"The {len(rows)} rows that are nearest to {upload.name}, by cosine"
+    return rows, pictures.hint(line), _tiles(catalogue, rows, found.scores)
+
+  page = {
+    "fn": look,
+    "inputs": [visit, group, text, number],
+    "outputs": [shown, number, said, thumbnails],
+    "show_progress": "hidden",
+    **context.PRIVATE,
+  }
+  # A new choice begins at its first page.
+  for change in (group.input, text.submit):
+    change(lambda: 1, None, number, **context.PRIVATE).then(**page)
+  number.submit(**page)
+  for button, step in ((back, -1), (forward, 1)):
+    button.click(
+      lambda number, step=step: (number or 1) + step, number, number,
+      show_progress="hidden", **context.PRIVATE,
+    ).then(**page)  # fmt: skip
+  search.upload(
+    like, [visit, search], [shown, said, thumbnails],
+    **context.DEVICE, **context.PRIVATE,
+  )  # fmt: skip
+  search.clear(**page)
+  for gallery, rows in ((thumbnails, shown), (neighbours, near)):
+    gallery.select(_chosen, rows, row, **context.PRIVATE)
+  row.change(
+    describe, [visit, row], [detail, near, neighbours],
+    show_progress="hidden", **context.DEVICE, **context.PRIVATE,
+  )  # fmt: skip
+  _connect_map(studio, visit, drawing, canvas, cells, row)
+  named = {
+    "class": group, "name": text, "page": number, "row": row,
+  }  # fmt: skip
+  return named, page, row, take
+
+
+def _map() -> tuple[gr.Button, gr.Image, gr.State]:
+  with gr.Accordion("Map of the bank", open=False):
+    gr.HTML(
+      pictures.hint(
+        "Two principal components of the features; a click chooses a memory."
+      )
+    )
+    drawing = gr.Button("Draw the map", size="sm", elem_id="bank-draw")
+    canvas = gr.Image(
+      label="Map", interactive=False, format="png", buttons=[],
+      elem_id="bank-map", height="auto",
+    )  # fmt: skip
+  return drawing, canvas, gr.State(None)
+
+
+def _connect_map(studio, visit, drawing, canvas, cells, row) -> None:
+  def draw(visit, progress=gr.Progress()):  # noqa: B008
+    catalogue = studio.catalogue(visit)
+    return catalogue.draw_map(lambda done: progress(done, "reading images"))
+
+  def chosen(cells, event: gr.SelectData):
+    x, y = (int(each) // catalogue_lib.CELL for each in event.index)
+    if cells is None or not 0 <= x < cells.shape[1] or not 0 <= y < len(cells):
+      return gr.skip()
+    found = int(cells[y, x])
+    return gr.skip() if found < 0 else found
+
+  drawing.click(
+    draw, visit, [canvas, cells], **context.DEVICE, **context.PRIVATE
+  )
+  canvas.select(chosen, cells, row, **context.PRIVATE)
+
+
+def _chosen(rows, event: gr.SelectData):
+  index = event.index
+  known = isinstance(index, int) and 0 <= index < len(rows)
+  return rows[index] if known else gr.skip()
+
+
+def _tiles(
+  catalogue: catalogue_lib.Catalogue,
+  rows: list[int],
+  scores: np.ndarray | None = None,
+) -> list[tuple[np.ndarray, str]]:
+  """Thumbnails with captions."""
+  captions = [str(row) for row in rows]
+  if scores is not None:
+    captions = [
+      f"{row} · {score:.2f}" for row, score in zip(rows, scores, strict=True)
+    ]
+  return [
+    (catalogue.thumbnail(row, SIDE), caption)
+    for row, caption in zip(rows, captions, strict=True)
+  ]
+
+
+def _describe(generator: Generator, row: Any) -> tuple[str, list[int], Any]:
+  """A row's image and facts, and its neighbours.
+
+  Raises:
+    ValueError: If there is no such row.
+  """
+  if row is None:
+    return pictures.hint("Choose a memory to see what it is."), [], []
+  catalogue = context.catalogue(generator)
+  bank, row = generator.source.require_bank(), int(row)
+  if not 0 <= row < len(catalogue):
+    raise ValueError(f"row {row}: the bank has rows 0 to {len(catalogue) - 1}")
+  found = generator.nearest(row, min(NEIGHBOURS + 1, len(catalogue)))
+  others = [
+    (int(other), score)
+    for other, score in zip(found.rows, found.scores, strict=True)
+    if other != row
+  ][:NEIGHBOURS]
+  facts = {
+    "row": f"{row:,} of {len(catalogue):,}",
+    "class": catalogue.class_of(row),
+    "file": catalogue.name_of(row),
+    "feature": f"{bank.rows.shape[1]} numbers, length"
+    f" {float(np.linalg.norm(bank.rows[row])):.3g}",
+    "encoder": generator.config.encoder.features,
+    "nearest": f"cosine {others[0][1]:.3f}" if others else "",
+  }
+  facts = {name: value for name, value in facts.items() if value}
+  picture = pictures.figure(
+    catalogue.picture(row), f"memory, row {row}", kind="gm-card"
+  )
+  html = f'<div class="gm-detail">{picture}{pictures.facts(facts)}</div>'
+  near = [other for other, _ in others]
+  scores = np.array([score for _, score in others])
+  return html, near, _tiles(catalogue, near, scores)

@@ -1,0 +1,118 @@
+"""What all visitors share: the network, its banks, and a folder for files."""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from gmem_jax.files import errors
+from gmem_jax.sample import host_bank, search
+from gmem_jax.sample.generator import Generator
+from gmem_jax.studio import catalogue as catalogue_lib, pictures, streaming
+
+# Of all events that compute: one at a time, and the others wait in a queue.
+DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
+# Events are for the page, and for no other program.
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Studio:
+  """What all visitors share.
+
+  Attributes:
+    generator: The network with the bank that the studio was started with.
+    workdir: What was loaded; also what is watched.
+    banks: Name -> path of other banks that visitors may choose.
+    others: Name -> path of other runs.
+    folder: Where uploads and downloads are until the end.
+    stops: How often each visitor has stopped work.
+  """
+
+  generator: Generator
+  workdir: pathlib.Path
+  banks: Mapping[str, str]
+  others: Mapping[str, str]
+  folder: str
+  stops: collections.Counter[str | None] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+
+  def current(self, visit: Generator | None) -> Generator:
+    """A visitor's own generator, once the bank was edited."""
+    return visit or self.generator
+
+  def explain(self, error: Exception) -> str:
+    """HTML for what does not fit, without folders of this machine."""
+    if isinstance(error, streaming.StoppedError):
+      return pictures.hint("Stopped.")
+    text = errors.describe(error).replace(self.folder, "…")
+    return pictures.error(text)
+
+  def catalogue(self, visit: Generator | None) -> catalogue_lib.Catalogue:
+    """The bank of a visitor, to look through."""
+    return catalogue(self.current(visit))
+
+
+def catalogue(generator: Generator) -> catalogue_lib.Catalogue:
+  """A generator's bank, to look through."""
+  side = generator.config.encoder.image_size
+  return _catalogue(generator.source.require_bank(), side)
+
+
+@functools.lru_cache(maxsize=8)
+def _catalogue(bank: host_bank.HostBank, side: int) -> catalogue_lib.Catalogue:
+  return catalogue_lib.Catalogue(bank, side)
+
+
+@functools.lru_cache(maxsize=8)
+def closeness(bank: host_bank.HostBank) -> np.ndarray:
+  """See `search.closeness`; of a bank of one row, nothing."""
+  if len(bank.rows) < 2:
+    return np.ones(1, np.float32)
+  return search.closeness(bank)
+
+
+def runs(
+  studio: Studio,
+  start: gr.Button,
+  stop: gr.Button,
+  work: Callable[..., Iterator[Any]],
+  inputs: Sequence[Any],
+  outputs: Sequence[Any],
+) -> None:
+  """Connects two buttons with work on the device; whoever waits, waits there.
+
+  `work` takes the function that tells whether it is stopped, and the values of
+  the inputs.
+  """
+  # Not Gradio's way to cancel, which shows stopped work as a fault. Counted is
+  # how often a visitor has stopped, so that work in the queue is stopped, too.
+  ticket = gr.State(0)
+
+  def begin(request: gr.Request) -> int:
+    return studio.stops[request.session_hash]
+
+  def run(request: gr.Request, ticket, *values) -> Iterator[Any]:
+    session = request.session_hash
+    yield from work(lambda: studio.stops[session] > ticket, *values)
+
+  def end(request: gr.Request) -> None:
+    studio.stops[request.session_hash] += 1
+
+  start.click(
+    begin, None, ticket, queue=False, show_progress="hidden", **PRIVATE
+  ).then(
+    run,
+    [ticket, *inputs],
+    [*outputs],
+    show_progress="minimal",
+    **DEVICE,
+    **PRIVATE,
+  )
+  stop.click(end, None, None, queue=False, show_progress="hidden", **PRIVATE)

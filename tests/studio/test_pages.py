@@ -1,0 +1,291 @@
+"""What visitors do in the tabs Make and Bank, in a real browser."""
+
+import io
+import json
+import re
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gmem_jax
+from gmem_jax.data import write_images
+
+# So much to do that there is time to stop it, or to wait for it.
+LONG = "?make_count=16&make_per_row=4&method=ode_rk4&steps=1000"
+
+
+def images(page):
+  """Finished images beside their memories."""
+  return page.locator("#make-images .gm-line .gm-grid > figure > img")
+
+
+def make(page):
+  """Makes images, and waits for all that is said of them."""
+  page.locator("#make-start").click()
+  page.locator("#make-zip").wait_for()
+
+
+@pytest.fixture(scope="module")
+def generator(workdir):
+  return gmem_jax.load(workdir, "sample.device_batch=8")
+
+
+@pytest.fixture
+def picture(tmp_path):
+  """Never seen in training: noise."""
+  pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
+  write_images.save_png(tmp_path / "my picture.png", pixels)
+  return tmp_path / "my picture.png"
+
+
+def test_images_are_those_of_the_generator(server, visit, generator):
+  page = visit(server.url)
+  make(page)
+  assert images(page).count() == 8
+  assert page.locator("#make-images .gm-memory img").count() == 4
+  near = page.locator("#make-images .gm-near")
+  assert near.count() == 8
+  assert re.search(
+    r"nearest: row \d+\s+cosine 0\.\d{3}", near.first.inner_text()
+  )
+  assert "8 images in" in page.locator("#make-status").inner_text()
+
+  with page.expect_download() as waiting:
+    page.locator("#make-zip").click()
+  with zipfile.ZipFile(waiting.value.path()) as file:
+    record = json.loads(file.read("images/sample.json"))
+    made = np.stack(
+      [
+        np.asarray(Image.open(io.BytesIO(file.read(f"images/{i:06}.png"))))
+        for i in range(8)
+      ]
+    )
+  expected = generator.sample(rows=record["draw"], per_row=2, seed=0)
+  # Steps are compiled apart, see docs/python.md.
+  assert abs(made.astype(int) - expected.pixels[..., 0]).max() <= 1
+  assert record == json.loads(json.dumps(expected.info))
+  with page.expect_download() as waiting:
+    page.locator("#make-npz").click()
+  with np.load(waiting.value.path()) as file:
+    np.testing.assert_array_equal(file["arr_0"][..., 0], made)
+
+
+def test_an_own_picture_becomes_images(server, visit, picture):
+  page = visit(server.url)
+  page.get_by_label("pictures", exact=True).check()
+  page.locator("#make-files input[type=file]").set_input_files(picture)
+  page.locator("#make-files").get_by_text("my picture").first.wait_for()
+  make(page)
+  assert images(page).count() == 2
+  memory = page.locator("#make-images .gm-memory")
+  assert "picture.png" in memory.inner_text()
+  assert memory.locator("img").count() == 1
+
+
+def test_a_mixture_of_a_row_and_a_picture(server, visit, picture):
+  page = visit(server.url)
+  page.get_by_label("a mixture").check()
+  page.get_by_label("Rows of the bank").fill("5, 7")
+  page.locator("#make-files input[type=file]").set_input_files(picture)
+  page.locator("#make-files").get_by_text("my picture").first.wait_for()
+  page.get_by_label("Weights").fill("2 1")
+  page.locator("#make-start").click()
+  said = page.locator("#make-status [role=alert]")
+  said.wait_for()
+  assert said.inner_text() == "weights: 2 for 3 memories"
+  page.get_by_label("Weights").fill("2 1 1")
+  make(page)
+  memory = page.locator("#make-images .gm-memory").inner_text()
+  assert "50% row 5" in memory
+  assert "25% row 7" in memory
+
+
+def test_a_broken_upload_is_named(server, visit, tmp_path):
+  broken = tmp_path / "broken.png"
+  broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+  page = visit(server.url)
+  page.get_by_label("pictures", exact=True).check()
+  page.locator("#make-files input[type=file]").set_input_files(broken)
+  page.locator("#make-files").get_by_text("broken").first.wait_for()
+  page.locator("#make-start").click()
+  said = page.locator("#make-status [role=alert]")
+  said.wait_for()
+  assert said.inner_text().startswith("broken.png: ")
+  assert str(server.temporary) not in said.inner_text()
+  # And the page is as usable as before.
+  page.get_by_label("random rows").check()
+  make(page)
+
+
+def test_a_drawing_becomes_images(server, visit):
+  page = visit(server.url)
+  page.get_by_label("pictures", exact=True).check()
+  page.get_by_role("button", name="Draw one").click()
+  page.get_by_role("button", name="Add the drawing").click()
+  page.get_by_text("nothing is drawn").wait_for()
+  page.get_by_role("button", name="Brush").click()
+  canvas = page.locator("canvas").last
+  box = canvas.bounding_box()
+  page.mouse.move(box["x"] + 120, box["y"] + 80)
+  page.mouse.down()
+  page.mouse.move(box["x"] + 220, box["y"] + 200, steps=8)
+  page.mouse.up()
+  page.wait_for_timeout(500)
+  page.get_by_role("button", name="Add the drawing").click()
+  page.get_by_text("Added.").wait_for()
+  make(page)
+  assert "drawing.png" in page.locator("#make-images .gm-memory").inner_text()
+
+
+def test_stop_frees_the_device(server, visit):
+  page = visit(server.url + LONG)
+  page.locator("#make-start").click()
+  page.locator("#make-images img").first.wait_for()
+  page.locator("#make-stop").click()
+  page.get_by_text("Stopped.", exact=True).wait_for()
+  other = visit(server.url)
+  make(other)
+  assert images(other).count() == 8
+  assert not images(page).count()
+
+
+def test_a_second_visitor_waits_and_sees_it(server, visit):
+  first, second = visit(server.url + LONG), visit(server.url)
+  first.locator("#make-start").click()
+  first.locator("#make-images img").first.wait_for()
+  second.locator("#make-start").click()
+  second.get_by_text(re.compile("queue: 1/1")).first.wait_for()
+  assert not second.locator("#make-images img").count()
+  first.locator("#make-stop").click()
+  second.locator("#make-zip").wait_for()
+  assert images(second).count() == 8
+  assert not images(first).count(), "nor does one see the other's images"
+
+
+def test_the_bank_is_browsed(server, visit):
+  page = visit(server.url)
+  page.get_by_role("tab", name="Bank").click()
+  thumbnails = page.locator("#bank-thumbnails button.thumbnail-item")
+  thumbnails.first.wait_for()
+  assert thumbnails.count() == 60
+  page.get_by_text("1,437 of 1,437 rows, page 1 of 24").wait_for()
+  page.get_by_role("button", name="Next").click()
+  page.get_by_text("page 2 of 24").wait_for()
+  page.get_by_label("Class").click()
+  page.get_by_role("option", name="3").click()
+  page.get_by_text(re.compile(r"\d+ of 1,437 rows, page 1 of 3")).wait_for()
+  with page.expect_response(re.compile("queue/data")):
+    thumbnails.nth(4).click()
+  detail = page.locator("#bank-detail dl")
+  detail.wait_for()
+  assert re.search(r"class\s+3", detail.inner_text())
+  neighbours = page.locator("#bank-neighbours button.thumbnail-item")
+  neighbours.first.wait_for()
+  assert neighbours.count() == 12
+  row = page.locator("#bank-row input").input_value()
+  page.locator("#bank-take").click()
+  page.get_by_label("Rows of the bank").wait_for()
+  assert page.get_by_label("Rows of the bank").input_value() == row
+  make(page)
+  memory = page.locator("#make-images .gm-memory").inner_text()
+  assert memory.strip() == f"row {row}"
+
+
+def test_the_bank_is_searched_by_a_picture(server, visit, generator, tmp_path):
+  side = generator.config.encoder.image_size
+  pixels = generator.source.bank.picture(321)(side)
+  write_images.save_png(tmp_path / "known.png", pixels)
+  page = visit(server.url + "?tab=bank")
+  page.get_by_role("button", name="Search by a picture").click()
+  page.locator("#bank-search input[type=file]").set_input_files(
+    tmp_path / "known.png"
+  )
+  page.get_by_text("nearest to known.png").wait_for()
+  first = page.locator("#bank-thumbnails .caption-label").first
+  assert first.inner_text() == "321 · 1.00"
+
+
+def test_the_map_is_drawn_and_clicked(server, visit):
+  page = visit(server.url + "?tab=bank")
+  page.get_by_role("button", name="Map of the bank").click()
+  page.locator("#bank-draw").click()
+  drawn = page.locator("#bank-map img")
+  drawn.wait_for()
+  box = drawn.bounding_box()
+  # Somewhere in the middle there are memories.
+  for part in (0.5, 0.45, 0.55, 0.4, 0.6):
+    drawn.click(position={"x": box["width"] * part, "y": box["height"] / 2})
+    page.wait_for_timeout(300)
+  page.locator("#bank-detail dl").wait_for()
+
+
+def test_the_address_holds_the_settings(server, visit):
+  page = visit(server.url + "?tab=make&make_source=rows&make_rows=3-5&steps=9")
+  rows = page.get_by_label("Rows of the bank")
+  rows.wait_for()
+  assert rows.input_value() == "3-5"
+  page.get_by_label("Seed").fill("12")
+  page.get_by_label("Seed").press("Tab")
+  page.wait_for_url(re.compile("make_seed=12"))
+  assert "steps=9" in page.url
+  make(page)
+  assert images(page).count() == 6
+  again = visit(page.url)
+  again.get_by_label("Rows of the bank").wait_for()
+  make(again)
+  assert [each.get_attribute("src") for each in images(again).all()] == [
+    each.get_attribute("src") for each in images(page).all()
+  ]
+
+
+def test_an_address_that_makes_no_sense_is_ignored(server, visit):
+  page = visit(
+    server.url
+    + "?tab=x&make_count=900&make_seed=-1&method=rm&class=<b>&steps=a"
+  )
+  make(page)
+  assert images(page).count() == 8
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone(server, visit, scheme):
+  page = visit(
+    server.url, viewport={"width": 390, "height": 800}, color_scheme=scheme
+  )
+  make(page)
+  for tab in page.get_by_role("tab").all():
+    tab.click()
+    page.wait_for_timeout(500)
+    width = page.evaluate("document.scrollingElement.scrollWidth")
+    assert width <= 390, tab.inner_text()
+  background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+  bright = sum(map(int, re.findall(r"\d+", background)[:3])) > 380
+  assert bright == (scheme == "light")
+
+
+# The name of a control as a screen reader says it; "" if there is none.
+_NAMELESS = """() => [...document.querySelectorAll(
+  "input, textarea, select, button, [role=slider]")]
+  .filter(each => each.offsetParent && each.type !== "file")
+  .filter(each => !(each.getAttribute("aria-label") || each.title
+    || [...(each.labels || [])].some(label => label.innerText.trim())
+    || each.innerText?.trim() || each.closest("label")?.innerText.trim()
+    || document.getElementById(each.getAttribute("aria-labelledby") || "-")))
+  .map(each => each.outerHTML.slice(0, 200))"""
+
+
+def test_all_can_be_done_without_a_mouse_or_eyes(server, visit):
+  page = visit(server.url)
+  page.locator("#make-start").focus()
+  page.keyboard.press("Enter")
+  page.locator("#make-zip").wait_for()
+  assert not page.locator("img:not([alt])").count()
+  tabs = page.get_by_role("tab")
+  for tab in tabs.all():
+    tab.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    assert tab.get_attribute("aria-selected") == "true"
+    assert page.evaluate(_NAMELESS) == [], tab.inner_text()

@@ -1,0 +1,202 @@
+"""Parts of the studio, without a browser."""
+
+import pathlib
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gmem_jax
+from gmem_jax.data import write_images
+from gmem_jax.sample import host_bank
+from gmem_jax.studio import (
+  catalogue as catalogue_lib,
+  context,
+  controls,
+  pictures,
+  streaming,
+  uploads,
+)
+
+
+@pytest.fixture(scope="module")
+def generator(workdir):
+  return gmem_jax.load(workdir, "sampler.steps=40")
+
+
+def test_rows_are_read_from_text():
+  read = controls.parse_rows
+  assert read("3, 7;10-12  14", 20) == [3, 7, 10, 11, 12, 14]
+  assert read("3 - 5", 20) == [3, 4, 5]
+  assert read("", 20) == read(None, 20) == []
+  for text, message in (
+    ("3, x", "'x' is no number"),
+    ("-1", "'-1' is no number"),
+    ("20", "not in the bank"),
+    ("5-3", "in order"),
+    ("0-9", "at most 9 rows"),
+    ("1e9", "no number"),
+    ("9" * 400, "no number"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      read(text, 20, 9)
+
+
+def test_weights_are_read_from_text():
+  assert controls.parse_weights("2, 1;.5", 3) == [2, 1, 0.5]
+  assert controls.parse_weights(" ", 2) == [1, 1]
+  with pytest.raises(ValueError, match="2 for 3 memories"):
+    controls.parse_weights("1 1", 3)
+  with pytest.raises(ValueError, match="write numbers"):
+    controls.parse_weights("a b", 2)
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, 2**32, None, "7", float("nan")])
+def test_what_is_no_seed_is_refused(value):
+  with pytest.raises(ValueError, match="seed"):
+    controls.seed(value)
+
+
+def test_small_images_are_enlarged_and_large_ones_shrunk():
+  small = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+  shown = pictures.thumbnail(small, 9)
+  assert shown.shape == (8, 8, 3)
+  np.testing.assert_array_equal(shown[::4, ::4], small)
+  assert pictures.thumbnail(np.zeros((300, 200, 1), np.uint8), 96).shape == (
+    96, 64, 3,
+  )  # fmt: skip
+
+
+def test_names_cannot_be_html():
+  pixels = np.zeros((8, 8, 3), np.uint8)
+  text = pictures.figure(pixels, '"><script>', "<script>")
+  text += pictures.error("<script>") + pictures.facts({"<script>": "<script>"})
+  assert "<script>" not in text
+  assert '"">' not in text
+
+
+def test_looks_show_work_and_end_it(generator):
+  seen = list(
+    streaming.looks(lambda look: generator.sample(rows=[1, 2], on_step=look), 2)
+  )
+  assert seen[-1].done == 1
+  np.testing.assert_array_equal(
+    seen[-1].made.pixels, generator.sample(rows=[1, 2]).pixels
+  )
+  steps = []
+
+  def work(look):
+    def slowly(preview):
+      steps.append(preview.step)
+      time.sleep(0.05)
+      look(preview)
+
+    return generator.sample(rows=[1], on_step=slowly)
+
+  looks = streaming.looks(work, 1)
+  first = next(looks)
+  looks.close()
+  done = len(steps)
+  time.sleep(0.3)
+  assert len(steps) == done <= 12, "no step after it is closed"
+  assert first.made is None
+
+
+def test_looks_end_when_a_visitor_stops_them(generator):
+  asked = []
+
+  def stopped():
+    asked.append(len(asked))
+    return len(asked) > 5
+
+  with pytest.raises(streaming.StoppedError):
+    list(
+      streaming.looks(
+        lambda look: generator.sample(rows=[1], on_step=look), 1, stopped
+      )
+    )
+  assert len(asked) == 6, "asked at each step, until it says so"
+
+
+def test_looks_raise_what_the_work_raises(generator):
+  with pytest.raises(ValueError, match="not in the bank"):
+    list(
+      streaming.looks(
+        lambda look: generator.sample(rows=[9999], on_step=look), 1
+      )
+    )
+
+
+def test_pages_and_classes(generator):
+  catalogue = context.catalogue(generator)
+  assert catalogue.classes == list("0123456789")
+  threes = catalogue.find("3")
+  assert {catalogue.class_of(row) for row in threes.tolist()} == {"3"}
+  assert sum(len(catalogue.find(each)) for each in catalogue.classes) == 1437
+  assert not len(catalogue.find("cat"))
+  rows, number, pages = catalogue_lib.page(np.arange(130), 3, 60)
+  assert (rows.tolist(), number, pages) == ([*range(120, 130)], 3, 3)
+  assert catalogue_lib.page(np.arange(130), 99, 60)[1] == 3
+  assert catalogue_lib.page(np.arange(0), -4, 60)[1:] == (1, 1)
+
+
+def test_the_map_shows_each_row_where_it_is(generator):
+  catalogue = context.catalogue(generator)
+  canvas, cells = catalogue.draw_map()
+  side = catalogue_lib.CELLS * catalogue_lib.CELL
+  assert canvas.shape == (side, side, 3)
+  shown = cells[cells >= 0]
+  assert len(shown) == len(set(shown.tolist())) > 100
+  rows, places = catalogue.places
+  y, x = np.argwhere(cells >= 0)[7]
+  place = places[np.flatnonzero(rows == cells[y, x])[0]]
+  low, high = places.min(axis=0), places.max(axis=0)
+  at = (place - low) / (high - low) * (catalogue_lib.CELLS - 1)
+  np.testing.assert_array_equal(np.rint(at), [x, y])
+
+
+def test_principal_components_keep_distances_of_a_plane():
+  random = np.random.default_rng(0)
+  plane = random.normal(size=(50, 2)).astype(np.float32)
+  basis = np.linalg.qr(random.normal(size=(7, 2)))[0]
+  found = host_bank.principal(plane @ basis.T + 3)
+  for i in range(0, 50, 7):
+    np.testing.assert_allclose(
+      np.linalg.norm(found - found[i], axis=1),
+      np.linalg.norm(plane - plane[i], axis=1),
+      atol=1e-4,
+    )
+  assert host_bank.principal(np.ones((1, 7), np.float32)).tolist() == [[0, 0]]
+
+
+def test_uploads_are_checked(tmp_path):
+  good = tmp_path / "good.png"
+  write_images.save_png(good, np.zeros((9, 9, 3), np.uint8))
+  assert uploads.check([str(good)]) == [(str(good), "good.png")]
+  assert uploads.check(None) == []
+  bomb = tmp_path / "bomb.png"
+  Image.new("1", (20_000, 20_000)).save(bomb)
+  bad = tmp_path / "bad.png"
+  bad.write_text("%!PS-Adobe-3.0 EPSF-3.0")
+  for files, message in (
+    ([bad], "bad.png: no image"),
+    ([bomb], "bomb.png: .*bomb"),
+    ([good] * 17, "17 pictures: at most 16"),
+    ([tmp_path / "gone.png"], "gone.png: it is gone"),
+  ):
+    with pytest.raises(ValueError, match=message) as caught:
+      uploads.check([str(file) for file in files])
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_drawings_lie_on_white_paper(tmp_path):
+  drawn = np.zeros((8, 8, 4), np.uint8)
+  drawn[2:4, :, 0], drawn[2:4, :, 3] = 255, 255
+  path = uploads.keep_drawing({"composite": drawn}, str(tmp_path))
+  pixels = write_images.read_png(pathlib.Path(path))
+  assert pixels[0, 0].tolist() == [255, 255, 255]
+  assert pixels[2, 0].tolist() == [255, 0, 0]
+  for nothing in (None, {"composite": None}, {"composite": drawn[:2]}):
+    with pytest.raises(ValueError, match="nothing is drawn"):
+      uploads.keep_drawing(nothing, str(tmp_path))
