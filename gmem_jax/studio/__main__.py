@@ -48,6 +48,19 @@ def _parser() -> argparse.ArgumentParser:
   add("--password", default="", help="asked of every visitor")
   add("--config", help="recipe of converted weights, which have none")
   add(
+    "--bank",
+    action="append",
+    default=[],
+    help="another bank to compare with; may be repeated",
+  )
+  add(
+    "--against",
+    action="append",
+    default=[],
+    metavar="WORKDIR",
+    help="another run to compare with; may be repeated",
+  )
+  add(
     "--change",
     action="append",
     default=[],
@@ -91,7 +104,13 @@ def _serve_from(args: argparse.Namespace, folder: str) -> None:
       "the studio needs Gradio: pip install 'gmem_jax[studio]'"
     ) from None
   studio = open_lib.open_studio(
-    args.workdir, args.change, args.config, folder, device_batch=_BATCH
+    args.workdir,
+    args.change,
+    args.config,
+    folder,
+    banks=args.bank,
+    others=args.against,
+    device_batch=_BATCH,
   )
   uploads.restrict_formats()
   # Ends as Ctrl-C does, and so deletes what visitors brought.

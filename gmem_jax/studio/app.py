@@ -10,10 +10,13 @@ from starlette.responses import PlainTextResponse
 
 from gmem_jax.studio import (
   bank_tab,
+  between,
+  compare,
   context,
   link,
   make,
   uploads,
+  watch,
 )
 
 TITLE = "gmem_jax studio"
@@ -44,7 +47,13 @@ def build(studio: context.Studio) -> gr.Blocks:
         named = make.build(studio, visit)
       with gr.Tab("Bank", id="bank") as bank:
         bank_named, page, row, take = bank_tab.build(studio, visit)
-    all_tabs = [make_tab, bank]
+      with gr.Tab("Between", id="between") as between_tab:
+        named |= between.build(studio, visit)
+      with gr.Tab("Compare", id="compare") as compare_tab:
+        named |= compare.build(studio)
+      with gr.Tab("Watch", id="watch") as watch_tab:
+        watch.build(studio)
+    all_tabs = [make_tab, bank, between_tab, compare_tab, watch_tab]
     link.connect(demo, tabs, all_tabs, {**named, **bank_named}, copy)
     demo.load(**page)
 

@@ -10,8 +10,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from gmem_jax.config import sections
 from gmem_jax.files import errors
-from gmem_jax.sample import host_bank, search
+from gmem_jax.sample import generator as generator_lib, host_bank, search
 from gmem_jax.sample.generator import Generator
 from gmem_jax.studio import catalogue as catalogue_lib, pictures, streaming
 
@@ -43,6 +44,16 @@ class Studio:
     default_factory=collections.Counter
   )
 
+  @property
+  def has_run(self) -> bool:
+    """Whether there are two sets of weights, as runs have."""
+    return not self.generator.config.sample.network
+
+  def other(self, name: str) -> Generator:
+    """Another run, loaded when it is first asked for."""
+    own = self.generator.config.sample
+    return _load(self.others[name], f"sample.device_batch={own.device_batch}")
+
   def current(self, visit: Generator | None) -> Generator:
     """A visitor's own generator, once the bank was edited."""
     return visit or self.generator
@@ -63,6 +74,25 @@ def catalogue(generator: Generator) -> catalogue_lib.Catalogue:
   """A generator's bank, to look through."""
   side = generator.config.encoder.image_size
   return _catalogue(generator.source.require_bank(), side)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: str, change: str) -> Generator:
+  return generator_lib.load(path, "sample.grid=0", change)
+
+
+def with_weights(generator: Generator, weights: str) -> Generator:
+  """A run's generator with its moving average, or its parameters."""
+  return _with_weights(generator.workdir, generator.config, weights)
+
+
+@functools.lru_cache(maxsize=2)
+def _with_weights(
+  workdir: pathlib.Path, config: sections.Config, weights: str
+) -> Generator:
+  sample = dataclasses.replace(config.sample, weights=weights)
+  other = dataclasses.replace(config, sample=sample)
+  return generator_lib.from_config(other, workdir)
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,5 +1,7 @@
 """Loads what the studio shows."""
 
+import os
+import pathlib
 from collections.abc import Sequence
 
 from gmem_jax.commands import startup
@@ -13,6 +15,8 @@ def open_studio(
   config: str | None,
   folder: str,
   *,
+  banks: Sequence[str] = (),
+  others: Sequence[str] = (),
   device_batch: int,
 ) -> context.Studio:
   """Loads the network and its bank.
@@ -22,6 +26,8 @@ def open_studio(
     changes: Keys of the config.
     config: A recipe.
     folder: See `context.Studio`.
+    banks: Other banks that visitors may choose.
+    others: Other runs, too.
     device_batch: Images in a call at most, unless `changes` say otherwise:
       images of few appear sooner.
 
@@ -39,4 +45,17 @@ def open_studio(
   generator.source.require_bank()
   cache = generator.config.compile_cache
   startup.keep_compiled(startup.cache_directory(cache, generator.workdir))
-  return context.Studio(generator, generator.workdir, {}, {}, folder)
+  return context.Studio(
+    generator, generator.workdir, _named(banks), _named(others), folder
+  )
+
+
+def _named(paths: Sequence[str]) -> dict[str, str]:
+  """What visitors call the paths: the last part, with a number if need be."""
+  found: dict[str, str] = {}
+  for path in paths:
+    name = pathlib.Path(path).name
+    if name in found:
+      name = f"{name} ({len(found) + 1})"
+    found[name] = os.path.expanduser(path)
+  return found

@@ -32,6 +32,11 @@ class Near(NamedTuple):
   share: float
 
 
+def picture(memory: sheet.Picture, side: int) -> np.ndarray | None:
+  """The image of a memory, as the network's encoder sees it, if it is there."""
+  return sheet.load(memory, side)
+
+
 def nearest(generator: Generator, pixels: np.ndarray) -> list[Near]:
   """Looks up images in a generator's bank; by the features that it is of."""
   bank = generator.source.require_bank()
@@ -55,15 +60,18 @@ def growing(look: streaming.Look) -> str:
   return f'<div class="gm-grid">{"".join(cards)}</div>'
 
 
-def status(look: streaming.Look, unit: str = "image") -> str:
+def status(look: streaming.Look, name: str = "") -> str:
   """A progress bar with words."""
   seconds = f"{look.seconds:.1f} s"
   if look.made is not None:
     count = len(look.made)
-    return pictures.bar(1, f"{count} {unit}{'s' * (count != 1)} in {seconds}")
+    noun = "image" if count == 1 else "images"
+    return pictures.bar(1, f"{name}{count} {noun} in {seconds}")
   if look.pixels is None:
-    return pictures.bar(0, f"{seconds}; settings not used before compile first")
-  return pictures.bar(look.done, f"{look.done:.0%}, {seconds}")
+    return pictures.bar(
+      0, f"{name}{seconds}; settings not used before compile first"
+    )
+  return pictures.bar(look.done, f"{name}{look.done:.0%}, {seconds}")
 
 
 def lines(

@@ -61,6 +61,9 @@ def looks(
   def on_step(preview: stepwise.Preview) -> None:
     if stop.is_set() or stopped():
       raise StoppedError
+    # The page is served by this process, too, and small networks would hold
+    # Python's lock all the time.
+    time.sleep(0.001)
     now = time.monotonic()
     if now - last[0] < EVERY and preview.step < preview.steps:
       return

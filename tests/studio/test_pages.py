@@ -289,3 +289,89 @@ def test_all_can_be_done_without_a_mouse_or_eyes(server, visit):
     page.wait_for_timeout(300)
     assert tab.get_attribute("aria-selected") == "true"
     assert page.evaluate(_NAMELESS) == [], tab.inner_text()
+
+
+@pytest.mark.slow
+def test_the_way_between_a_row_and_a_picture(server, visit, picture):
+  page = visit(server.url + "?tab=between&between_points=4&between_a=5")
+  page.get_by_label("spherical").wait_for()
+  page.locator("#between-second input[type=file]").set_input_files(picture)
+  page.locator("#between-second").get_by_text("my picture").first.wait_for()
+  for way, count in (
+    ("linear", 4),
+    ("spherical", 4),
+    ("mask", 4),
+    ("concat", 1),
+  ):
+    page.get_by_label(way, exact=True).check()
+    page.locator("#between-start").click()
+    page.locator("#between-status").get_by_text(f"{count} image").wait_for()
+    # Both memories besides.
+    strip = page.locator("#between-strip .gm-strip figure")
+    strip.first.wait_for()
+    assert strip.count() == count + 2, way
+  assert "row 5" in strip.first.inner_text()
+  assert "picture.png" in strip.last.inner_text()
+  page.get_by_label("linear", exact=True).check()
+  page.locator("#between-start").click()
+  page.locator("#between-status").get_by_text("4 images").wait_for()
+  last = strip.nth(4).locator("img").get_attribute("src")
+  place = page.locator("#between-place input[type=number]")
+  place.fill("4")
+  place.press("Tab")
+  page.get_by_alt_text("point 4, large").wait_for()
+  large = page.locator("#between-large img")
+  assert large.get_attribute("src") == last
+
+
+@pytest.mark.slow
+def test_two_ways_are_compared(server, visit, generator):
+  page = visit(server.url + "?tab=compare&compare_rows=3,7")
+  start = page.locator("#compare-start")
+  start.click()
+  lines = page.locator("#compare-images .gm-two")
+  lines.first.wait_for()
+  assert lines.count() == 2
+
+  def sources(side):
+    half = page.get_by_alt_text(re.compile(f"^{side}, image"))
+    return [each.get_attribute("src") for each in half.all()]
+
+  assert len(sources("A")) == 4
+  assert sources("A") == sources("B"), "the same settings"
+  before = sources("A")
+  page.get_by_label("B: with memory").uncheck()
+  start.click()
+  page.wait_for_function(
+    "old => document.querySelector('img[alt=\"B, image 0\"]')?.src !== old",
+    arg=before[0],
+  )
+  lines.first.wait_for()
+  assert sources("A") == before
+  assert not set(sources("A")) & set(sources("B"))
+  page.get_by_label("Rows of the bank").last.fill("9999")
+  start.click()
+  page.locator("#compare-status [role=alert]").wait_for()
+
+
+@pytest.mark.slow
+def test_a_run_is_watched(server, visit):
+  records = [
+    {"step": 10 * i, "train/loss": 1 / i, "eval/frechet": 2.0} for i in (1, 2)
+  ]
+  text = "".join(json.dumps(each) + "\n" for each in records)
+  # The last line is being written.
+  path = server.workdir / "metrics.jsonl"
+  path.write_text(text + '{"step": 30, "tra')
+  (server.workdir / "samples").mkdir(exist_ok=True)
+  pixels = np.zeros((16, 16, 1), np.uint8)
+  write_images.save_png(server.workdir / "samples" / "bank_0000020.png", pixels)
+  page = visit(server.url + "?tab=watch")
+  page.get_by_text("digits, step 20").wait_for()
+  facts = page.locator("#watch-numbers").inner_text()
+  assert re.search(r"train/loss\s+0\.5 at step 20", facts)
+  assert re.search(r"eval/frechet\s+2 at step 20", facts)
+  page.get_by_alt_text("samples/bank_0000020.png").wait_for()
+  # By itself.
+  path.write_text(text + '{"step": 30, "train/loss": 0.25}\n')
+  page.get_by_text("digits, step 30").wait_for()

@@ -1,0 +1,187 @@
+"""The tab Compare: the same memories and seeds, in two ways."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+
+from gmem_jax.sample import images as images_lib
+from gmem_jax.sample.generator import Generator
+from gmem_jax.studio import (
+  context,
+  controls,
+  pictures,
+  results,
+  streaming,
+)
+
+OWN = "the studio's own"
+
+
+class _Side(NamedTuple):
+  """Controls of a side, or their values."""
+
+  network: Any
+  weights: Any
+  bank: Any
+  memory: Any
+  method: Any
+  steps: Any
+  scale: Any
+  start: Any
+  end: Any
+
+
+def build(studio: context.Studio) -> dict[str, Any]:
+  """Builds the tab; returns the controls that a link holds."""
+  with gr.Row():
+    rows = gr.Textbox("0, 1, 2", label="Rows of the bank", min_width=140)
+    per_row = gr.Slider(
+      1, 8, value=2, step=1, label="Images of each", min_width=140
+    )
+    seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=90)
+  with gr.Row(equal_height=False):
+    sides = []
+    for name in "AB":
+      with gr.Column(min_width=260):
+        sides.append(_side(studio, name))
+  with gr.Row():
+    start = gr.Button("Compare", variant="primary", elem_id="compare-start")
+    stop = gr.Button("Stop")
+  status = gr.HTML(
+    pictures.hint("Change one side, then Compare."), elem_id="compare-status"
+  )
+  shown = gr.HTML(elem_id="compare-images")
+
+  def compare(
+    stopped, rows, per_row, seed, *values
+  ) -> Iterator[tuple[Any, Any]]:
+    size = len(_Side._fields)
+    try:
+      text, made = "", []
+      for name, part in (("A", values[:size]), ("B", values[size:])):
+        # One after the other: two networks need not fit the device.
+        generator = _generator(studio, _Side(*part))
+        work, count = _work(generator, rows, per_row, seed)
+        for look in streaming.looks(work, count, stopped):
+          text = results.status(look, f"{name}: ")
+          yield text, gr.skip() if made else results.growing(look)
+          if look.made is not None:
+            made.append((look.made, generator))
+      yield text, _table(*made)
+    except streaming.TOLD as error:
+      yield studio.explain(error), gr.skip()
+
+  context.runs(
+    studio,
+    start,
+    stop,
+    compare,
+    [rows, per_row, seed, *sides[0], *sides[1]],
+    [status, shown],
+  )
+  named = {
+    f"{name}_{key}": control
+    for name, side in zip("ab", sides, strict=True)
+    for key, control in side._asdict().items()
+  }
+  return {
+    "compare_rows": rows, "compare_per_row": per_row, "compare_seed": seed,
+    **named,
+  }  # fmt: skip
+
+
+def _side(studio: context.Studio, name: str) -> _Side:
+  """The controls of a side."""
+  network = gr.Dropdown(
+    [OWN, *studio.others], value=OWN, label=f"{name}: network",
+    filterable=False, visible=bool(studio.others),
+  )  # fmt: skip
+  weights = gr.Radio(
+    ["ema", "params"], value=studio.generator.config.sample.weights,
+    label=f"{name}: weights", visible=studio.has_run,
+    info="The moving average, or the parameters themselves.",
+  )  # fmt: skip
+  bank = gr.Dropdown(
+    [OWN, *studio.banks], value=OWN, label=f"{name}: bank",
+    filterable=False, visible=bool(studio.banks),
+  )  # fmt: skip
+  memory = gr.Checkbox(
+    True, label=f"{name}: with memory",
+    info="Without, the network sees the null condition; it knows that from"
+    " training with snippet dropout alone.",
+  )  # fmt: skip
+  with gr.Accordion(f"{name}: sampler", open=False):
+    sampling = controls.sampling(studio.generator, f", {name}")
+  return _Side(network, weights, bank, memory, *sampling)
+
+
+def _generator(studio: context.Studio, side: _Side) -> Generator:
+  """The generator of a side.
+
+  Raises:
+    ValueError: Naming what does not fit.
+  """
+  generator = studio.generator
+  if side.network != OWN:
+    generator = studio.other(side.network)
+  changes = controls.changes(
+    side.method, side.steps, side.scale, side.start, side.end
+  )
+  if not side.memory:
+    # Scale 0 leaves the unconditional prediction alone, at all times.
+    changes += [
+      "sampler.guidance.scale=0.0",
+      "sampler.guidance.start=0.0",
+      "sampler.guidance.end=1.0",
+    ]
+  if side.weights != generator.config.sample.weights and studio.has_run:
+    generator = context.with_weights(generator, side.weights)
+  generator = generator.with_config(*changes)
+  if side.bank != OWN:
+    return generator.with_bank(studio.banks[side.bank])
+  return generator
+
+
+def _work(
+  generator: Generator, rows: Any, per_row: Any, seed: Any
+) -> tuple[streaming.Work, int]:
+  bank = generator.source.require_bank()
+  found = controls.parse_rows(rows, len(bank.rows), 16)
+  if not found:
+    raise ValueError("rows: name some")
+  per_row = int(controls.number("images of each", per_row))
+  settings: dict[str, Any] = {
+    "rows": found, "per_row": per_row, "seed": controls.seed(seed),
+  }  # fmt: skip
+  count = len(found) * per_row
+  return lambda look: generator.sample(**settings, on_step=look), count
+
+
+def _table(
+  a: tuple[images_lib.SampledImages, Generator],
+  b: tuple[images_lib.SampledImages, Generator],
+) -> str:
+  """A line for each memory: A's images, then B's."""
+  lines = []
+  for one, other in zip(a[0].lines, b[0].lines, strict=True):
+    side = a[1].config.encoder.image_size
+    memory = pictures.figure(
+      results.picture(one.before, side), f"memory: {one.label}", one.label,
+      kind="gm-memory",
+    )  # fmt: skip
+    lines.append(
+      f'<section class="gm-two">{memory}'
+      f"{_half('A', a[0].pixels, one.numbers)}"
+      f"{_half('B', b[0].pixels, other.numbers)}</section>"
+    )
+  return "".join(lines)
+
+
+def _half(name: str, pixels: np.ndarray, numbers: Any) -> str:
+  cards = [
+    pictures.figure(pixels[number], f"{name}, image {number}")
+    for number in numbers
+  ]
+  return f'<div><b>{name}</b><div class="gm-grid">{"".join(cards)}</div></div>'
