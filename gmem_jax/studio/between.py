@@ -58,7 +58,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
         found, text = look.made, results.status(look)
         yield text, results.growing(look), *quiet
       assert found is not None
-      slide = gr.update(maximum=count, value=1, visible=count > 1)
+      slide = gr.update(maximum=max(2, count), value=1, visible=count > 1)
       yield (
         text,
         _strip(generator, found),

@@ -291,7 +291,6 @@ def test_all_can_be_done_without_a_mouse_or_eyes(server, visit):
     assert page.evaluate(_NAMELESS) == [], tab.inner_text()
 
 
-@pytest.mark.slow
 def test_the_way_between_a_row_and_a_picture(server, visit, picture):
   page = visit(server.url + "?tab=between&between_points=4&between_a=5")
   page.get_by_label("spherical").wait_for()
@@ -324,7 +323,6 @@ def test_the_way_between_a_row_and_a_picture(server, visit, picture):
   assert large.get_attribute("src") == last
 
 
-@pytest.mark.slow
 def test_two_ways_are_compared(server, visit, generator):
   page = visit(server.url + "?tab=compare&compare_rows=3,7")
   start = page.locator("#compare-start")
@@ -354,7 +352,6 @@ def test_two_ways_are_compared(server, visit, generator):
   page.locator("#compare-status [role=alert]").wait_for()
 
 
-@pytest.mark.slow
 def test_a_run_is_watched(server, visit):
   records = [
     {"step": 10 * i, "train/loss": 1 / i, "eval/frechet": 2.0} for i in (1, 2)
