@@ -3,8 +3,6 @@
 import importlib.util
 import os
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -43,17 +41,9 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
 
 
 def convert(source: pathlib.Path, out: pathlib.Path, *extra: str) -> None:
-  """Runs the converter as a real process."""
-  settings = helpers.settings(source)
-  command = [sys.executable, "-m", "gmem_jax.convert", source, out, *settings]
-  result = subprocess.run(
-    [*map(str, command), *extra],
-    cwd=tiny.ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert result.returncode == 0, result.stderr
+  """Runs the converter; tests/convert/test_cli.py does as a process."""
+  status, _, error = helpers.run(source, out, *helpers.settings(source), *extra)
+  assert status == 0, error
 
 
 def make_tokenizer(source: pathlib.Path, channels: int, out: pathlib.Path):

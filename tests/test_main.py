@@ -298,44 +298,16 @@ def test_nan_keeps_the_last_good_checkpoint(uninterrupted, run, tmp_path):
   assert int(final_state(workdir).step) == 160
 
 
+# As processes of their own; tests/commands/test_errors.py has the others.
 BAD_INPUT = {
-  "no such config": (["--config=configs/nope.py"], "nope.py"),
-  "unknown key": (
+  "before JAX is loaded": (
     ["--config.model.dpeth=3"],
     "did you mean --config.model.depth?",
   ),
-  "wrong type": (["--config.model.depth=abc"], "--config.model.depth=abc"),
-  "wrong value": (["--config.model.family=unet"], "config.model.family='unet'"),
-  "wrong batch": (
-    ["--config.train.batch_size=0"],
-    "config.train.batch_size=0",
-  ),
+  "before the data are": (["--config.mesh.fsdp=3"], "mesh.fsdp=3"),
   "large batch": (
     ["--config.train.batch_size=4096"],
     "train.batch_size=4096",
-  ),
-  "wrong mesh": (["--config.mesh.fsdp=3"], "mesh.fsdp=3"),
-  "wrong mode": (["--mode=eat"], "--mode=eat"),
-  "wrong flag": (["--dinner=1"], "Unknown command line flag 'dinner'"),
-  "stray argument": (["eat"], "unknown argument(s) ['eat']"),
-  "no run to sample": (["--mode=sample"], "no run was trained there"),
-  "one end": (
-    ["--mode=sample", "--interpolate=1"],
-    "--interpolate=1: two are needed",
-  ),
-  "image in training": (["--image=a.png"], "belongs to --mode=sample"),
-  "bank in training": (["--bank=b"], "--bank belongs to --mode=sample"),
-  "no such weights": (
-    ["--mode=sample", "--config.sample.network=nope"],
-    "config.sample.network='nope'",
-  ),
-  "no such option": (
-    [f"--config={tiny.ROOT}/configs/xl_in1k.py:odd"],
-    "option 'odd': allowed are",
-  ),
-  "no training data": (
-    ["--config.data.source=none", "--config.data.holdout=0"],
-    "config.data.source='none'",
   ),
 }
 
