@@ -53,6 +53,8 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     latent_stats="",  # the run's own
     features="random_conv",  # 768-d unit snippets, as wide as DINOv2's
     features_weights="",
+    snippet_weights="",  # "": the feature itself; or what prepare fits
+    snippet_width=768,  # of what it fits
     image_size=8,  # pixels
   )
   c.bank = dict(

@@ -58,6 +58,8 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     latent_stats="",  # of sample.network only; a run keeps those of its data
     features="dinov2",
     features_weights="weights/random/dinov2",
+    snippet_weights="",  # "": the feature itself; or what prepare fits
+    snippet_width=768,  # of what it fits
     image_size=256,  # pixels
   )
   c.bank = dict(

@@ -96,6 +96,8 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     latent_stats="weights/latent_stats",
     features="dinov2",
     features_weights="weights/dinov2",
+    snippet_weights="",  # "": the feature itself; or what prepare fits
+    snippet_width=768,  # of what it fits
     image_size=256,  # pixels
   )
   c.bank = dict(

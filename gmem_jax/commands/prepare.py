@@ -5,9 +5,10 @@ import pathlib
 import jax
 
 from gmem_jax.config import sections
+from gmem_jax.convert import packaged
 from gmem_jax.data import (
   encode,
-  fit_tokenizer,
+  fit_encoders,
   holdout,
   load_encoders,
   prepare,
@@ -37,7 +38,8 @@ def prepare_mode(config: sections.Config) -> None:
   directory = pathlib.Path(config.data.prepared).absolute()
   parts = open_parts(config, directory)
   with lock.held(directory, "config.data.prepared"):
-    fit_tokenizer.fit_if_missing(config, parts[directory])
+    packaged.write_missing(config)
+    fit_encoders.fit_missing(config, parts[directory])
     encoders = make_encoders(config, parts[directory].channels)
     for folder, source in parts.items():
       schema = make_schema(config, source, encoders)

@@ -27,6 +27,7 @@ from gmem_jax.sample import (
 from gmem_jax.train import (
   dataset as dataset_lib,
   directory as directory_lib,
+  fitted,
   loop,
   metrics,
   setup,
@@ -183,6 +184,7 @@ def make_run(
   """
   # Sampling needs no data set, only this directory.
   setup.save_memory(workdir / "memory", memory)
+  fitted.keep(config, workdir)
   sampler = source_lib.make_sampler(config, memory, mesh)
   # The decoder is read here and not at every evaluation; on the host it waits
   # without taking memory of the devices.

@@ -44,6 +44,10 @@ class EncoderConfig:
     features: "random_conv" (fixed random convolutions, 768 wide), "dinov2", or
       "efficientnet_lite0" (trained on ImageNet, 1280 wide).
     features_weights: Unused by "random_conv".
+    snippet_weights: Where --mode=prepare writes projections of the feature and
+      of the layout of the encoder's tokens, which it fits to the run's images,
+      and which are the snippet then; "" for the feature itself.
+    snippet_width: Width of such a snippet.
     image_size: Side in pixels of the images that features are computed from.
   """
 
@@ -54,12 +58,19 @@ class EncoderConfig:
   latent_stats: checks.FilePath
   features: Literal["random_conv", "dinov2", "efficientnet_lite0"]
   features_weights: checks.FilePath
+  snippet_weights: checks.FilePath
+  snippet_width: int
   image_size: int
 
   def __post_init__(self):
-    checks.positive(
-      "encoder", self, "image_size", "tokenizer_patch", "tokenizer_channels"
-    )
+    checks.positive("encoder", self, "image_size", "snippet_width")
+    checks.positive("encoder", self, "tokenizer_patch", "tokenizer_channels")
+    if self.snippet_weights and self.features == "random_conv":
+      raise ValueError(
+        f"config.encoder.snippet_weights={self.snippet_weights!r}: must be ''"
+        " with config.encoder.features='random_conv', whose features say"
+        " nothing of what images show"
+      )
     if self.tokenizer == "patch_pca":
       self._check_patches()
     # GMem resizes every 256 pixels to 224: below 256, nothing is left.

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +13,7 @@ from gmem_jax.files import hub, weights
 from gmem_jax.models.encoders import (
   dinov2,
   efficientnet,
+  layout_pca,
   patch_pca,
   protocols,
   random_conv,
@@ -29,14 +31,11 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
   if name == "identity":
     return protocols.IdentityTokenizer()
   path, key = config.encoder.tokenizer_weights, "encoder.tokenizer_weights"
-  if name == "patch_pca" and not pathlib.Path(path).exists():
-    raise ValueError(
-      f"config.{key}={path!r} does not exist: --mode=prepare with the same"
-      " config fits the tokenizer and writes it there"
-    )
-  kinds = (tokenizer_kind(name),)
-  params, metadata = weights.load_configured(key, path, kinds)
-  tokenizer = make_tokenizer(name, params, metadata)
+  if name == "patch_pca":
+    loaded = _load_fitted("tokenizer", config)
+  else:
+    loaded = weights.load_configured(key, path, (tokenizer_kind(name),))
+  tokenizer = make_tokenizer(name, *loaded)
   if isinstance(tokenizer, patch_pca.PatchPCATokenizer):
     _check_patches(config, tokenizer)
     return tokenizer
@@ -174,11 +173,39 @@ def load_stats(
 def load_features(
   config: sections.Config, channels: int
 ) -> protocols.FeatureEncoder:
-  """Loads a run's feature encoder for images of so many channels.
+  """Loads what makes a run's snippets of images of so many channels.
 
   Raises:
-    ValueError: If the weights are of another network, or the images have no
-      colours, which the trained networks read.
+    ValueError: If the weights are of another network or were fitted otherwise,
+      or the images have no colours, which the trained networks read.
+  """
+  encoder = load_features_alone(config, channels)
+  if not config.encoder.snippet_weights:
+    return encoder
+  params, metadata = _load_fitted("snippet", config)
+  fitted = layout_pca.Projections(**jax.tree.map(jnp.asarray, dict(params)))
+  name = _snippet_name(encoder.name, metadata)
+  snippets = layout_pca.LayoutEncoder(name, encoder, fitted)
+  path, made_of = config.encoder.snippet_weights, metadata["model"]["encoder"]
+  for key, stored, given in (
+    ("features", made_of, encoder.name),
+    ("snippet_width", snippets.width, config.encoder.snippet_width),
+  ):
+    if stored != given:
+      raise ValueError(
+        f"config.encoder.snippet_weights={path!r} was fitted with"
+        f" config.encoder.{key}={stored}, not {given}: name another path"
+      )
+  return snippets
+
+
+def load_features_alone(
+  config: sections.Config, channels: int
+) -> protocols.FeatureEncoder:
+  """Loads a run's feature encoder, without the projections of its snippets.
+
+  Raises:
+    ValueError: See `load_features`.
   """
   kind = config.encoder.features
   if kind == "random_conv":
@@ -201,7 +228,7 @@ def load_features(
 
 
 def features_name(config: sections.Config) -> str | None:
-  """The name of a run's feature encoder, without loading it.
+  """The name of what makes a run's snippets, without loading it.
 
   Returns:
     As `FeatureEncoder.name`; None if its weights are not on this machine.
@@ -209,12 +236,41 @@ def features_name(config: sections.Config) -> str | None:
   kind = config.encoder.features
   if kind == "random_conv":
     return random_conv.name(config.seed)
-  path = config.encoder.features_weights
-  if not path or not (hub.is_remote(path) or pathlib.Path(path).exists()):
+  path, fitted = (
+    config.encoder.features_weights,
+    config.encoder.snippet_weights,
+  )
+  if not _is_here(path) or (fitted and not _is_here(fitted)):
     return None
-  return _network_name(kind, weights.read_metadata(path))
+  name = _network_name(kind, weights.read_metadata(path))
+  if not fitted:
+    return name
+  return _snippet_name(name, weights.read_metadata(fitted))
+
+
+def _is_here(path: str) -> bool:
+  return bool(path) and (hub.is_remote(path) or pathlib.Path(path).exists())
 
 
 def _network_name(kind: str, metadata: dict[str, Any]) -> str:
   # A digest, since banks must not mix features of different weights.
   return f"{kind}(sha256={metadata['source']['sha256'][:12]})"
+
+
+def _snippet_name(encoder: str, metadata: dict[str, Any]) -> str:
+  return f"{encoder}+{_network_name('layout_pca', metadata)}"
+
+
+def _load_fitted(
+  part: str, config: sections.Config
+) -> tuple[Any, dict[str, Any]]:
+  """Loads what `--mode=prepare` fits: the "tokenizer", or the "snippet"."""
+  key = f"encoder.{part}_weights"
+  path = getattr(config.encoder, f"{part}_weights")
+  if not pathlib.Path(path).exists():
+    raise ValueError(
+      f"config.{key}={path!r} does not exist: --mode=prepare with the same"
+      f" config fits the {part} and writes it there"
+    )
+  kind = "patch_pca" if part == "tokenizer" else "layout_pca"
+  return weights.load_configured(key, path, (kind,))

@@ -2,7 +2,7 @@
 
 For a batch of data x1, noise x0 and times t the network sees
 x_t = alpha x1 + sigma x0 and is fitted to the velocity alpha' x1 + sigma' x0
-(or to the noise or score). The total is
+(or to the noise, score or data). The total is
 
   loss = mean |v - u|^2 + mean (1 - cos(v, u)) + weight * projection,
 
@@ -37,15 +37,17 @@ class LossConfig:
   """What the network is trained to predict, and how errors are weighed.
 
   Attributes:
-    weighting: Weight in time of the squared error of noise and score networks:
+    weighting: Weight in time of the squared error of the other networks:
       "none" is 1, "velocity" makes it the error of the velocity, "likelihood"
-      the bound on the likelihood. Velocity networks take "none" alone.
+      the bound on the likelihood. Velocity networks take "none" alone, data
+      networks "none" or "velocity".
     time: Law of t; "lognormal" is the logistic function of a standard normal,
       which prefers the middle of the path.
     cosine: Whether to add the cosine loss (velocity networks only).
     projection_weight: Factor of the REPA projection; 0 turns it off.
     train_eps: Distance of t from the path's singular ends, or None for 0
-      (velocity on "linear" and "gvp"), 1e-5 ("vp") or 1e-3 (the rest).
+      (velocity on "linear" and "gvp"), 0.05 (data), 1e-5 ("vp") or 1e-3 (the
+      rest).
   """
 
   path: paths.Path
@@ -61,6 +63,11 @@ class LossConfig:
       raise ValueError(
         f"config.loss.weighting={self.weighting!r}: must be 'none' with"
         " config.loss.prediction='velocity'"
+      )
+    if self.prediction == "data" and self.weighting == "likelihood":
+      raise ValueError(
+        "config.loss.weighting='likelihood': must be 'none' or 'velocity' with"
+        " config.loss.prediction='data'"
       )
     if self.prediction != "velocity" and self.cosine:
       raise ValueError(
@@ -111,19 +118,23 @@ def squared_error(
 ) -> Float[Array, " b"]:
   """The weighted squared error of each sample, averaged over its elements.
 
-  |v - u|^2 for velocity, w |noise - x0|^2 for noise, and w |sigma score + x0|^2
-  for score networks, given their output at x_t.
+  |v - u|^2 for velocity, w |noise - x0|^2 for noise, w |sigma score + x0|^2 for
+  score, and w |data - x1|^2 for data networks, given their output at x_t.
   """
   if config.prediction == "velocity":
     error = output - paths.velocity(config.path, x1, x0, t)
   elif config.prediction == "noise":
     error = output - x0
+  elif config.prediction == "data":
+    error = output - x1
   else:
     sigma = paths.coefficients(config.path, t).sigma
     error = output * paths.expand(sigma, output) + x0
   loss = jnp.mean(error**2, axis=(1, 2, 3))
   if config.weighting == "none":
     return loss
+  if config.prediction == "data":
+    return paths.data_scale(config.path, t) ** 2 * loss
   sigma = paths.coefficients(config.path, t).sigma
   variance = paths.drift_variance(config.path, t)
   if config.weighting == "velocity":

@@ -5,19 +5,22 @@ A path joins a noise x0 ~ N(0, I) to a data point x1 in unit time,
   x_t = alpha(t) x1 + sigma(t) x0,    t = 0: noise,  t = 1: data,
 
 and its derivative in time is the velocity u_t = alpha'(t) x1 + sigma'(t) x0. A
-network may predict the velocity, the noise x0 or the score of x_t; given x_t
-each determines the other two, because (x1, x0) -> (x_t, u_t) is linear:
+network may predict the velocity, the noise x0, the data x1 or the score of x_t;
+given x_t each determines the others, because (x1, x0) -> (x_t, u_t) is linear:
 
   score = (alpha v - alpha' x) / (alpha' sigma^2 - alpha sigma sigma')
   noise = -sigma score
-  v     = (alpha'/alpha) x + variance_drift score.
+  v     = (alpha'/alpha) x + variance_drift score
+  v     = alpha' x1 + (sigma'/sigma) (x - alpha x1).
 
 Shapes: `b` batch; `...` the axes of one latent. Times are one per sample.
 Everything is computed in the dtype of its arguments.
 
 Source: Albergo et al., "Stochastic interpolants"; Ma et al., "SiT: exploring
 flow and diffusion-based generative models with scalable interpolant
-transformers", sections 2 and 3; GMem (arXiv 2412.08781), section 3.
+transformers", sections 2 and 3; GMem (arXiv 2412.08781), section 3. For data:
+Li and He, "Back to basics: let denoising generative models denoise" (arXiv
+2511.13720).
 """
 
 import math
@@ -27,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Path = Literal["linear", "gvp", "vp"]
-Prediction = Literal["velocity", "noise", "score"]
+Prediction = Literal["velocity", "noise", "score", "data"]
 DiffusionForm = Literal[
   "linear", "sigma", "sbdm", "constant", "decreasing", "increasing_decreasing"
 ]
@@ -171,6 +174,30 @@ def velocity_from_score(
   return expand(variance, score) * score - drift_mean(path, x, t)
 
 
+def velocity_from_data(
+  path: Path,
+  x1: Float[Array, "b ..."],
+  x: Float[Array, "b ..."],
+  t: Float[Array, " b"],
+) -> Float[Array, "b ..."]:
+  """The velocity at x of a flow to x1: (x1 - x) / (1 - t) on the linear path.
+
+  Infinite at t=1.
+  """
+  at = coefficients(path, t)
+  ratio = at.sigma_d_sigma / at.sigma**2
+  return expand(data_scale(path, t), x1) * x1 + expand(ratio, x) * x
+
+
+def data_scale(path: Path, t: Float[Array, " b"]) -> Float[Array, " b"]:
+  """What an error of the predicted data is multiplied by in the velocity.
+
+  alpha' - alpha sigma'/sigma, which is 1 / (1 - t) on the linear path.
+  """
+  at = coefficients(path, t)
+  return at.d_alpha - at.alpha * at.sigma_d_sigma / at.sigma**2
+
+
 def to_velocity(
   path: Path,
   prediction: Prediction,
@@ -184,6 +211,9 @@ def to_velocity(
   """
   if prediction == "velocity":
     return output
+  if prediction == "data":
+    # Not by the score, which would be singular at t=0.
+    return velocity_from_data(path, output, x, t)
   return velocity_from_score(
     path, to_score(path, prediction, output, x, t), x, t
   )
@@ -199,8 +229,12 @@ def to_score(
   """Reads a network output as the score at (x, t); see `to_velocity`."""
   if prediction == "velocity":
     return score_from_velocity(path, output, x, t)
+  at = coefficients(path, t)
   if prediction == "noise":
-    return -output / expand(coefficients(path, t).sigma, output)
+    return -output / expand(at.sigma, output)
+  if prediction == "data":
+    error = expand(at.alpha, output) * output - x
+    return error / expand(at.sigma**2, output)
   return output
 
 
@@ -238,6 +272,10 @@ def diffusion(
 
 def default_train_eps(path: Path, prediction: Prediction) -> float:
   """Epsilon of the training interval where the configuration gives none."""
+  # An error of the data counts 1 / (1 - t) times in the velocity: nearer to the
+  # data, nothing else would be learned (arXiv 2511.13720 cuts there too).
+  if prediction == "data":
+    return 0.05
   if path == "vp":
     return 1e-5
   return 0.0 if prediction == "velocity" else 1e-3
@@ -264,7 +302,7 @@ def interval(
   one is needed, the interval keeps the distance `eps` from that end, or leaves
   `last_step_size` to an SDE's last step. The ODE of a velocity network on
   "linear" or "gvp" needs none; an SDE needs the score, and with the diffusion
-  form "sbdm" is also singular at t=0.
+  form "sbdm" is also singular at t=0. A data network is singular at t=1 alone.
 
   Returns:
     0 <= t0 < t1 <= 1.
@@ -276,8 +314,8 @@ def interval(
   if path == "vp":
     # This path never reaches pure noise: alpha(0) is exp(-5).
     return 0.0, end
-  if prediction != "velocity":
+  if prediction in ("noise", "score"):
     return eps, end
   if not sde:
-    return 0.0, 1.0
+    return 0.0, 1.0 if prediction == "velocity" else end
   return (eps if diffusion_form == "sbdm" else 0.0), end

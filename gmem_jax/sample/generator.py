@@ -26,7 +26,7 @@ from gmem_jax.sample import (
   snippets as snippets_lib,
   source as source_lib,
 )
-from gmem_jax.train import directory as directory_lib
+from gmem_jax.train import directory as directory_lib, fitted
 
 Memory = snippets_lib.Memory
 
@@ -298,6 +298,8 @@ def from_config(config: sections.Config, workdir: pathlib.Path) -> Generator:
     ValueError: Naming the key that does not fit.
   """
   mesh = sharding.make_mesh(config.mesh)
+  if not config.sample.network:
+    config = fitted.own(config, workdir)
   source = source_lib.load(config, workdir, mesh)
   # Once, or every call would copy the weights to the devices.
   weights = source.sampler.place(source.weights)

@@ -17,6 +17,7 @@ from PIL import Image
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import sections
+from gmem_jax.convert import packaged
 from gmem_jax.data import decode_image, encode_files, load_encoders
 from gmem_jax.models.encoders import protocols
 from gmem_jax.sample import host_bank, sheet
@@ -59,6 +60,19 @@ class Snippets:
   info: dict[str, Any]
 
 
+def load_encoder(
+  config: sections.Config, channels: int
+) -> protocols.FeatureEncoder:
+  """What makes snippets of image files; its weights may come with a package.
+
+  Raises:
+    ValueError: See `load_encoders.load_features`.
+    ModuleNotFoundError: If the package is not installed.
+  """
+  packaged.write_missing(config)
+  return load_encoders.load_features(config, channels)
+
+
 class Reader:
   """Reads snippets that the user names."""
 
@@ -84,7 +98,7 @@ class Reader:
     self._bank = bank
     # Hundreds of megabytes, so only if it is needed.
     self._encoder = encoder or functools.cache(
-      lambda: load_encoders.load_features(config, channels)
+      lambda: load_encoder(config, channels)
     )
 
   def memory(self, memory: Memory, key: str) -> Snippet:

@@ -19,7 +19,7 @@ from gmem_jax.files import weights as weights_lib
 from gmem_jax.models import dit, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import host_bank, sampler as sampler_lib
+from gmem_jax.sample import host_bank, sampler as sampler_lib, snippets
 from gmem_jax.train import checkpoint, directory as directory_lib, setup
 
 
@@ -87,7 +87,7 @@ def load(
   source = dataclasses.replace(
     source,
     encoder=functools.cache(
-      lambda: load_encoders.load_features(config, channels)
+      lambda: snippets.load_encoder(config, channels)
     ),
   )
   if config.sample.bank:

@@ -25,8 +25,9 @@ FREE = (
   "train.accumulation", "train.log_every", "train.allow_changes", "mesh.",
   "checkpoint.", "sampler.", "sample.", "data.path", "data.prepared",
   "data.shard_size", "data.device_batch", "bank.placement",
-  "encoder.tokenizer_weights", "encoder.features_weights", "eval.", "log.",
-  "report.", "model.scan_layers", "model.remat", "model.attention",
+  "encoder.tokenizer_weights", "encoder.features_weights",
+  "encoder.snippet_weights", "eval.", "log.", "report.", "model.scan_layers",
+  "model.remat", "model.attention",
 )  # fmt: skip
 
 # Those that decide how it trains: they may change with `train.allow_changes`,
@@ -41,6 +42,8 @@ BEFORE = {
   "data.holdout_groups": [],
   "encoder.tokenizer_patch": 8,
   "encoder.tokenizer_channels": 32,
+  "encoder.snippet_weights": "",
+  "encoder.snippet_width": 768,
   "bank.storage": "float32",
   "model.cross_every": 1,
   "model.float8": False,

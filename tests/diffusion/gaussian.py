@@ -32,6 +32,9 @@ def network(path, prediction, mean, covariance):
     if prediction == "velocity":
       output = (drift @ whitened).swapaxes(1, 2)
       output += column["d_alpha"] * mean.reshape(1, 1, -1)
+    elif prediction == "data":
+      posterior = column["alpha"] * (covariance[None] @ whitened)
+      output = mean.reshape(1, 1, -1) + posterior.swapaxes(1, 2)
     else:
       score = -whitened.swapaxes(1, 2)
       output = score if prediction == "score" else -column["sigma"] * score

@@ -126,7 +126,7 @@ def test_lognormal_time(golden_dir, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
-@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score", "data"])
 def test_times_stay_inside_the_interval(path, prediction):
   config = common.loss_config(
     path=path, prediction=prediction, cosine=False, time="uniform"
@@ -145,6 +145,21 @@ def test_lognormal_times_prefer_the_middle():
   # The logistic function of a standard normal: 38 % lie in (0.38, 0.62).
   share = jnp.mean((t > 0.3775) & (t < 0.6225))
   np.testing.assert_allclose(share, 0.383, atol=0.02)
+
+
+@pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
+def test_weighted_error_of_the_data_is_that_of_the_velocity(path):
+  x1, x0, output = jax.random.normal(jax.random.key(6), (3, 5, 4, 4, 2))
+  t = jnp.linspace(0.05, 0.9, 5)
+  config = common.loss_config(
+    path=path, prediction="data", weighting="velocity", cosine=False
+  )
+  ours = losses.squared_error(config, output, x1, x0, t)
+  x = paths.interpolate(path, x1, x0, t)
+  v = paths.to_velocity(path, "data", output, x, t)
+  velocity = common.loss_config(path=path, prediction="velocity")
+  expected = losses.squared_error(velocity, v, x1, x0, t)
+  np.testing.assert_allclose(ours, expected, rtol=1e-3)
 
 
 def test_projection_is_minus_one_for_aligned_tokens():
@@ -184,6 +199,10 @@ def test_gradient_is_finite_for_a_network_that_outputs_zero():
   ("changes", "key"),
   [
     ({"weighting": "likelihood"}, r"config\.loss\.weighting='likelihood'"),
+    (
+      {"prediction": "data", "weighting": "likelihood", "cosine": False},
+      r"weighting='likelihood': must be 'none' or 'velocity'",
+    ),
     ({"prediction": "noise"}, r"config\.loss\.cosine=True"),
     ({"projection_weight": -1.0}, r"config\.loss\.projection_weight=-1\.0"),
     ({"projection_weight": float("nan")}, r"\.loss\.projection_weight=nan"),

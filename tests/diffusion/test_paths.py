@@ -109,7 +109,7 @@ def test_predictions_determine_each_other(path):
   x = paths.interpolate(path, x1, x0, t)
   v = paths.velocity(path, x1, x0, t)
   score = -x0 / paths.expand(paths.coefficients(path, t).sigma, x0)
-  outputs = {"velocity": v, "noise": x0, "score": score}
+  outputs = {"velocity": v, "noise": x0, "score": score, "data": x1}
   for prediction, output in outputs.items():
     np.testing.assert_allclose(
       paths.to_velocity(path, prediction, output, x, t), v, atol=2e-3
@@ -117,6 +117,15 @@ def test_predictions_determine_each_other(path):
     np.testing.assert_allclose(
       paths.to_score(path, prediction, output, x, t), score, atol=2e-3
     )
+
+
+def test_a_data_network_is_singular_at_the_data_alone():
+  assert paths.interval("linear", "data", eps=0.05) == (0.0, 0.95)
+  sde = paths.interval("gvp", "data", eps=0.05, sde=True, last_step_size=0.04)
+  assert sde == (0.0, 0.96)
+  x1, x = jax.random.normal(jax.random.key(1), (2, 1, 4, 4, 3))
+  v = paths.to_velocity("linear", "data", x1, x, jnp.zeros(1))
+  np.testing.assert_allclose(v, x1 - x, rtol=1e-6)
 
 
 @pytest.mark.golden

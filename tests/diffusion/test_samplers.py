@@ -15,7 +15,7 @@ MEAN = np.array([0.5, -1.0], np.float32)
 COVARIANCE = np.array([[0.8, 0.3], [0.3, 0.4]], np.float32)
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score", "data"])
 @pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
 def test_ode_transports_noise_to_gaussian_data(path, prediction):
   config = common.sampler_config(
@@ -45,7 +45,7 @@ def test_sde_moments(method, form, last_step):
   _check_moments(config)
 
 
-@pytest.mark.parametrize("prediction", ["velocity", "noise", "score"])
+@pytest.mark.parametrize("prediction", ["velocity", "noise", "score", "data"])
 @pytest.mark.parametrize("path", ["linear", "gvp", "vp"])
 def test_sde_moments_of_every_path(path, prediction):
   config = common.sampler_config(

@@ -2,10 +2,10 @@
 
 A convolutional classifier of 4.7 million parameters whose published weights
 come with a Python package. Its pooled feature says what an image shows; an
-earlier map says where. It reads images at the size that they have: pooling
-comes last.
+earlier map says where. It reads images at the size that they have, as pooling
+comes last; only small ones are enlarged.
 
-Letters: `b` batch, `h w` height and width, `c` channels, `g` side of a grid.
+Letters: `b` batch, `h w` height and width, `c` channels.
 
 Source: Tan and Le, arXiv 1905.11946 (the network); EfficientNet-Lite, the form
 of it without squeeze-and-excitation and with ReLU6, in TensorFlow's
@@ -19,8 +19,9 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
+
+from gmem_jax.models.encoders import resize
 
 STEM_WIDTH, HEAD_WIDTH, CLASSES = 32, 1280, 1000
 # Expansion, output channels, blocks, side of the kernel, stride of the first.
@@ -37,6 +38,10 @@ STAGES = (
 # where things are.
 MAP_STAGE = 4
 MAP_WIDTH = STAGES[MAP_STAGE][1]
+# Pixels of the shorter side of the smallest image that the encoder reads as it
+# is; smaller ones are enlarged. At 64 the nearest emoji is of the same kind in
+# 35 % of cases, enlarged from 64 in 42 %, drawn at 128 in 43 %.
+SMALLEST = 128
 # Sums of hundreds of products: TF32 and bfloat16 would show in the features.
 _PRECISION = jax.lax.Precision.HIGHEST
 
@@ -61,24 +66,6 @@ class EfficientNetActivations(NamedTuple):
 def preprocess(images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
   """Images in [-1, 1] as the network takes them: (x - 127) / 128 of bytes."""
   return (127.5 * (images.astype(jnp.float32) + 1) - 127) / 128
-
-
-def pool_grid(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b g g c"]:
-  """Means over the cells of a grid of so many rows and columns.
-
-  A cell takes every pixel that it touches, so that neighbouring cells share
-  pixels where the grid does not divide the map; a map may be smaller than the
-  grid.
-  """
-  rows, columns = (_cells(n, side) for n in x.shape[1:3])
-  return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x, precision=_PRECISION)
-
-
-def _cells(n: int, side: int) -> Float[Array, "g n"]:
-  """Weights of n pixels in the mean of each cell along one axis."""
-  cell, pixel = np.arange(side)[:, None], np.arange(n)
-  inside = (pixel < -(-(cell + 1) * n // side)) & (pixel >= cell * n // side)
-  return jnp.asarray(inside / inside.sum(axis=1, keepdims=True), jnp.float32)
 
 
 class EfficientNetLayer(nn.Module):
@@ -223,9 +210,18 @@ class EfficientNetEncoder:
     self, images: Float[Array, "b h w 3"]
   ) -> tuple[Float[Array, "b d"], Float[Array, "b n 112"]]:
     """Pooled features [b, 1280] of images in [-1, 1], and the map's pixels."""
-    activations = apply(self.params, images)
+    activations = apply(self.params, enlarge(images))
     tokens = activations.map.reshape(len(images), -1, MAP_WIDTH)
     return activations.features, tokens
+
+
+def enlarge(images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 3"]:
+  """Small images with a shorter side of `SMALLEST` pixels, others unchanged."""
+  shorter = min(images.shape[1:3])
+  if shorter >= SMALLEST:
+    return images
+  height, width = (round(n * SMALLEST / shorter) for n in images.shape[1:3])
+  return resize.bilinear(images, (height, width))
 
 
 @jax.jit

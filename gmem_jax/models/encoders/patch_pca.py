@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# Of the largest variance: directions of less are rounding errors.
-_NEGLIGIBLE = 1e-9
+from gmem_jax.models.encoders import pca
 
 
 class FittedPatches(NamedTuple):
@@ -94,27 +93,22 @@ def fit(
   Raises:
     ValueError: If the patches vary in fewer directions.
   """
-  count, total, square = 0, np.zeros(()), np.zeros(())
+  moments = None
   for images in batches:
-    # In float64: the covariance is a difference of large sums.
-    patches = _cut(np.asarray(images, np.float64), patch)
+    patches = _cut(np.asarray(images), patch)
     patches = patches.reshape(-1, patches.shape[-1])
-    count += len(patches)
-    total = total + patches.sum(axis=0)
-    square = square + patches.T @ patches
-  mean = total / count
-  variances, directions = np.linalg.eigh(square / count - np.outer(mean, mean))
-  variances, directions = variances[::-1], directions[:, ::-1]
-  varying = int((variances > _NEGLIGIBLE * max(variances[0], 1e-12)).sum())
+    moments = moments or pca.Moments(patches.shape[-1])
+    moments.add(patches)
+  found = (moments or pca.Moments(1)).principal(channels)
+  varying = found.basis.shape[1]
   if channels > varying:
     raise ValueError(
       f"config.encoder.tokenizer_channels={channels}: patches of"
       f" config.encoder.tokenizer_patch={patch} pixels vary in {varying}"
       " directions only in these images"
     )
-  basis = directions[:, :channels]
-  # A direction and its opposite fit as well: the largest entry decides.
-  largest = np.abs(basis).argmax(axis=0)
-  basis = basis * np.sign(basis[largest, np.arange(channels)])
-  kept = float(variances[:channels].sum() / variances.sum())
-  return FittedPatches(mean.astype(np.float32), basis.astype(np.float32), kept)
+  return FittedPatches(
+    found.mean.astype(np.float32),
+    found.basis.astype(np.float32),
+    float(found.variances.sum() / found.total),
+  )

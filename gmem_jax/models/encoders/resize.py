@@ -67,6 +67,18 @@ def bilinear_corner(images: Images, size: Size) -> Resized:
   )
 
 
+def pool_grid(images: Images, side: int) -> Float[Array, "b g g c"]:
+  """Means over the cells of a grid of so many rows and columns.
+
+  A cell takes every pixel that it touches, so that neighbouring cells share
+  pixels where the grid does not divide the image, which may also be smaller
+  than the grid.
+
+  Source: PyTorch's `adaptive_avg_pool2d`.
+  """
+  return _resample(images, (side, side), _cells)
+
+
 def _cubic(u: np.ndarray, a: float) -> np.ndarray:
   """Keys' kernel of slope `a` at distance u; zero from distance 2 on."""
   u = np.abs(u)
@@ -106,6 +118,13 @@ def _filter(n: int, m: int, kernel: Kernel) -> np.ndarray:
   matrix = kernel((position[:, None] - np.arange(n)) / stretch)
   # What is cut off is lost, not added to the edge: so the rest is normalised.
   return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def _cells(n: int, m: int) -> np.ndarray:
+  """Matrix [m, n]: row i is the mean over the pixels that cell i touches."""
+  cell, pixel = np.arange(m)[:, None], np.arange(n)
+  inside = (pixel < -(-(cell + 1) * n // m)) & (pixel >= cell * n // m)
+  return inside / inside.sum(axis=1, keepdims=True)
 
 
 def _resample(

@@ -13,7 +13,7 @@ from gmem_jax.convert import read, rules
 from gmem_jax.convert.names import efficientnet as names
 from gmem_jax.data import decode_image, load_encoders
 from gmem_jax.files import weights
-from gmem_jax.models.encoders import efficientnet, protocols
+from gmem_jax.models.encoders import efficientnet, protocols, resize
 from tests import recipe, tiny
 from tests.convert import helpers
 
@@ -115,7 +115,7 @@ def test_pool_grid_is_adaptive_pooling(size):
   theirs = torch.nn.functional.adaptive_avg_pool2d(
     torch.from_numpy(x).permute(0, 3, 1, 2), 4
   ).permute(0, 2, 3, 1)
-  ours = efficientnet.pool_grid(jnp.asarray(x), 4)
+  ours = resize.pool_grid(jnp.asarray(x), 4)
   np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
@@ -181,11 +181,18 @@ def test_the_package_converts_loads_and_goes_back(
   digest = weights.read_metadata(directory)["source"]["sha256"][:12]
   assert encoder.name == f"efficientnet_lite0(sha256={digest})"
   assert load_encoders.features_name(config) == encoder.name
-  images = jnp.zeros((2, 48, 32, 3))
+  images = jnp.zeros((2, 144, 128, 3))
   features, tokens = encoder(images)
   expected = efficientnet.apply(params, images)
   np.testing.assert_array_equal(features, expected.features)
   assert features.shape == (2, encoder.width)
-  np.testing.assert_array_equal(tokens, expected.map.reshape(2, 3 * 2, -1))
+  np.testing.assert_array_equal(tokens, expected.map.reshape(2, 9 * 8, -1))
   with pytest.raises(ValueError, match=r"encoder\.features='eff.* 1 channel"):
     load_encoders.load_features(config, channels=1)
+
+
+def test_small_images_are_enlarged():
+  images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 96, 3)))
+  enlarged = efficientnet.enlarge(images)
+  assert enlarged.shape == (1, 128, 192, 3)
+  assert efficientnet.enlarge(enlarged) is enlarged

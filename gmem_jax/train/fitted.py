@@ -1,0 +1,76 @@
+"""What was fitted to a run's images is kept in the run's directory.
+
+The tokenizer decodes what the network makes, and the projections make the
+snippets that it knows: a checkpoint is worth nothing without them, and they
+take a few megabytes. So a run samples after its data have gone.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+
+from gmem_jax.config import networks, sections
+from gmem_jax.files import atomic, weights
+from gmem_jax.parallel import processes
+
+FOLDER = "encoders"
+
+
+def _paths(encoder: networks.EncoderConfig) -> dict[str, str]:
+  """Key of the config -> path, of what the config has fitted."""
+  paths = {}
+  if encoder.tokenizer == "patch_pca":
+    paths["tokenizer_weights"] = encoder.tokenizer_weights
+  if encoder.snippet_weights:
+    paths["snippet_weights"] = encoder.snippet_weights
+  return paths
+
+
+def _kept(workdir: pathlib.Path, key: str) -> pathlib.Path:
+  return workdir / FOLDER / key.removesuffix("_weights")
+
+
+def keep(config: sections.Config, workdir: pathlib.Path) -> None:
+  """Copies what was fitted into a run; all processes call it.
+
+  Raises:
+    ValueError: If the run keeps another one: its data has changed.
+  """
+  if processes.is_main():
+    for key, path in _paths(config.encoder).items():
+      _copy(key, pathlib.Path(path), _kept(workdir, key))
+  processes.wait_for_all("fitted")
+
+
+def _copy(key: str, path: pathlib.Path, copy: pathlib.Path) -> None:
+  if not copy.exists():
+    with atomic.replacing(copy) as temporary:
+      shutil.copytree(path, temporary)
+    return
+  here, there = (
+    weights.read_metadata(each)["source"]["sha256"] for each in (path, copy)
+  )
+  if here != there:
+    raise ValueError(
+      f"config.encoder.{key}={str(path)!r} was fitted to other images than"
+      f" {copy}, which this run was trained with. Take another --workdir."
+    )
+
+
+def own(config: sections.Config, workdir: pathlib.Path) -> sections.Config:
+  """The config with what the run itself keeps in place of what was fitted.
+
+  Raises:
+    ValueError: If the run was trained without what the config names.
+  """
+  keys = "tokenizer_weights", "snippet_weights"
+  kept = {key: str(_kept(workdir, key)) for key in keys}
+  kept = {key: path for key, path in kept.items() if os.path.exists(path)}
+  encoder = dataclasses.replace(config.encoder, **kept)
+  if encoder.snippet_weights and "snippet_weights" not in kept:
+    raise ValueError(
+      f"config.encoder.snippet_weights={encoder.snippet_weights!r}: the run in"
+      f" {workdir} was trained without"
+    )
+  return dataclasses.replace(config, encoder=encoder)

