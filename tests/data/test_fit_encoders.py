@@ -1,16 +1,20 @@
 """`--mode=prepare` fits tokenizer and snippet, which training then reads."""
 
+import pathlib
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmem_jax.commands import prepare
+from gmem_jax.commands import prepare, train
 from gmem_jax.config import resolve
-from gmem_jax.convert import __main__ as convert
+from gmem_jax.convert import __main__ as convert, packaged
 from gmem_jax.data import emoji, encode_files, load_encoders, schema, sources
 from gmem_jax.files import weights
 from gmem_jax.models.encoders import protocols
-from gmem_jax.train import dataset
+from gmem_jax.sample.generator import from_config
+from gmem_jax.train import dataset, fitted
 from tests import tiny
 
 HELD_OUT = 360
@@ -190,3 +194,78 @@ def test_other_projections_are_refused(drawn, tmp_path):
 def test_features_without_meaning_have_no_projection():
   with pytest.raises(ValueError, match="snippet_weights='x': must be ''"):
     tiny.make_config(encoder__snippet_weights="x")
+
+
+# --- what a run keeps --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(drawn, tmp_path_factory):
+  """(directory of a run, its config with data that have gone)."""
+  root = tmp_path_factory.mktemp("runs")
+  changes = (
+    "train.steps=8",
+    "train.batch_size=8",
+    "eval.every=0",
+    "eval.scores=()",
+    "loss.prediction=data",
+    "loss.weighting=velocity",
+    "sampler.prediction=data",
+    "sample.count=2",
+    "sample.per_row=1",
+  )
+  config = resolve.change(drawn, *changes)
+  with jax.numpy_dtype_promotion("standard"):
+    train.train_mode(config, root / "run")
+  gone = [
+    f"{key}={root / 'gone'}"
+    for key in ("encoder.tokenizer_weights", "encoder.snippet_weights")
+  ]
+  return root / "run", resolve.change(config, *gone)
+
+
+def test_a_run_samples_after_what_was_fitted_has_gone(drawn, trained):
+  workdir, config = trained
+  generator = from_config(config, workdir)
+  image = sorted(pathlib.Path(drawn.data.path).glob("*/*.png"))[0]
+  made = generator.sample(images=[image]).pixels
+  assert made.shape == (1, 64, 64, 3)
+  # The snippet is that of the bank: of the file that is row 0.
+  assert generator.nearest(image).scores[0] == pytest.approx(1, abs=1e-4)
+  fitted_there = f"encoder.snippet_weights={drawn.encoder.snippet_weights}"
+  again = from_config(resolve.change(config, fitted_there), workdir)
+  np.testing.assert_array_equal(again.sample(images=[image]).pixels, made)
+
+
+def test_a_run_refuses_what_was_fitted_to_other_images(trained, drawn):
+  workdir, _ = trained
+  other = pathlib.Path(drawn.encoder.snippet_weights).with_name("tokenizer")
+  mixed = resolve.change(drawn, f"encoder.snippet_weights={other}")
+  with pytest.raises(ValueError, match=r"snippet_weights=.* other images"):
+    fitted.keep(mixed, workdir)
+
+
+def test_a_run_without_projections_takes_none(drawn, tmp_path):
+  with pytest.raises(ValueError, match=r"snippet_weights=.*trained without"):
+    fitted.own(drawn, tmp_path)
+
+
+def test_weights_of_a_package_are_converted_where_they_are_missing(
+  features, drawn, tmp_path
+):
+  path = tmp_path / "new" / "lite0"
+  change = f"encoder.features_weights={path}"
+  packaged.write_missing(resolve.change(drawn, change))
+  assert weights.read_metadata(path) == weights.read_metadata(features)
+  before = path.stat().st_mtime_ns
+  packaged.write_missing(resolve.change(drawn, change))
+  assert path.stat().st_mtime_ns == before
+
+
+def test_a_missing_package_names_the_extra(drawn, tmp_path, monkeypatch):
+  monkeypatch.setitem(
+    packaged._PACKAGES, "efficientnet_lite0", ("no_such_package", "models")
+  )
+  change = f"encoder.features_weights={tmp_path / 'lite0'}"
+  with pytest.raises(ModuleNotFoundError, match=r"features_weights=.*\[demo\]"):
+    packaged.write_missing(resolve.change(drawn, change))

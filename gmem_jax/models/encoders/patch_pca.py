@@ -4,6 +4,11 @@ It is fitted to a run's own images in seconds and needs no download. A latent
 pixel is a patch in the directions in which patches vary most; decoding is exact
 but for the directions left out.
 
+The channels are mixtures of these directions, and so all vary about as much. A
+channel for each direction would be brought to the same scale by the statistics
+of the latents, and the loss would count faint detail as much as shapes and
+colours.
+
 Letters: `b` batch, `H W ch` image, `p` side of a patch, `h w` patches, `d`
 numbers of a patch (p p ch), `c` latent channels.
 """
@@ -16,6 +21,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jaxtyping import Array, Float
 
 from gmem_jax.models.encoders import pca
@@ -26,7 +32,7 @@ class FittedPatches(NamedTuple):
 
   Attributes:
     mean: float32 [d], of all patches.
-    basis: float32 [d c], orthonormal; most variance first.
+    basis: float32 [d c], orthonormal.
     kept: Share of the patches' variance in these directions.
   """
 
@@ -80,6 +86,11 @@ def _cut(images: Any, patch: int) -> Any:
   )
 
 
+def mixture(channels: int) -> Float[np.ndarray, "c c"]:
+  """Orthonormal; every column has about as much of every row."""
+  return scipy.fft.dct(np.eye(channels), norm="ortho", axis=0)
+
+
 def fit(
   batches: Iterable[Float[np.ndarray, "_ H W ch"]], patch: int, channels: int
 ) -> FittedPatches:
@@ -109,6 +120,6 @@ def fit(
     )
   return FittedPatches(
     found.mean.astype(np.float32),
-    found.basis.astype(np.float32),
+    (found.basis @ mixture(channels)).astype(np.float32),
     float(found.variances.sum() / found.total),
   )

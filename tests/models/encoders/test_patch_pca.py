@@ -39,10 +39,14 @@ def test_latents_are_principal_components(digits):
   latents = tokenizer.encode(jnp.asarray(digits))
   assert latents.shape == (len(digits), 2, 2, 6)
   theirs = pca.transform(_patches(digits))
-  ours = np.asarray(latents).reshape(-1, 6)
+  mixed = np.asarray(latents).reshape(-1, 6)
+  ours = mixed @ patch_pca.mixture(6).T
   signs = np.sign((ours * theirs).sum(axis=0))
   np.testing.assert_allclose(ours, theirs * signs, atol=1e-4)
   assert kept == pytest.approx(pca.explained_variance_ratio_.sum(), abs=1e-5)
+  # No channel is fainter than the others, as those of single directions are.
+  assert mixed.std(axis=0).min() > 0.5 * mixed.std(axis=0).max()
+  assert ours.std(axis=0).min() < 0.5 * ours.std(axis=0).max()
   back = np.asarray(tokenizer.decode(latents))
   assert back.shape == digits.shape
   expected = pca.inverse_transform(theirs)
