@@ -13,11 +13,15 @@ from memories that the network has never seen.
 Options: `configs/emoji.py:folder --config.data.path=FOLDER` takes your own
 images instead, `configs/emoji.py:cross` attends to the neighbours of the
 snippet in the bank, `configs/emoji.py:adaln+cross` does both.
+`configs/emoji.py:pretrained` samples from the weights that come with gmem_jax.
 """
+
+import os
+import pathlib
 
 import ml_collections
 
-OPTIONS = ("", "folder", "cross", "adaln+cross")
+OPTIONS = ("", "folder", "cross", "adaln+cross", "pretrained")
 
 
 def get_config(option: str = "") -> ml_collections.ConfigDict:
@@ -28,7 +32,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   """
   if option not in OPTIONS:
     raise ValueError(f"option {option!r}: allowed are {OPTIONS[1:]}")
-  own = option == "folder"
+  own, pretrained = option == "folder", option == "pretrained"
   place = "data/folder" if own else "data/emoji"
   c = ml_collections.ConfigDict()
   c.seed = 0
@@ -72,7 +76,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     depth=6,
     heads=4,
     patch=1,  # latent pixels
-    conditioning="adaln" if option in ("", "folder") else option,
+    conditioning=option if "cross" in option else "adaln",
     cross_every=1,  # every n-th block attends to the neighbours
     snippet_dropout=0.0,
     projector_depth=4,
@@ -189,4 +193,24 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.report = dict(
     unconditional=False,  # also train without memory, and compare
   )
+  if pretrained:
+    _use_pretrained(c)
   return c
+
+
+def _use_pretrained(c: ml_collections.ConfigDict) -> None:
+  """Samples from the weights in the package; there is nothing to train."""
+  import gmem_jax
+
+  folder = pathlib.Path(gmem_jax.__file__).parent / "pretrained" / "emoji"
+  cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  c.data.update(source="none", prepared="", holdout=0, holdout_groups=())
+  c.encoder.update(
+    tokenizer_weights=str(folder / "tokenizer.safetensors"),
+    latent_stats=str(folder / "latent_stats.safetensors"),
+    snippet_weights=str(folder / "snippet.safetensors"),
+    features_weights=str(pathlib.Path(cache, "gmem_jax/efficientnet_lite0")),
+  )
+  c.sample.update(
+    network=str(folder / "network.safetensors"), bank=str(folder / "bank")
+  )

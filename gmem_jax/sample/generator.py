@@ -28,6 +28,9 @@ from gmem_jax.sample import (
 )
 from gmem_jax.train import directory as directory_lib, fitted
 
+# Recipes whose weights come with gmem_jax, as their option "pretrained".
+PRETRAINED = ("emoji",)
+
 Memory = snippets_lib.Memory
 
 # Keys that change how a loaded network is used; all others, which network.
@@ -313,7 +316,8 @@ def load(
   """Loads a run, or converted weights of a network.
 
   Args:
-    path: The directory, or `hf://OWNER/NAME[@REVISION][/FILE]`.
+    path: The directory, or `hf://OWNER/NAME[@REVISION][/FILE]`; or "emoji", the
+      weights that come with gmem_jax.
     *changes: Keys of the config, each KEY=VALUE: "sampler.steps=50".
     config: A recipe, by name or file: "xl_in1k:guided". Of a run, by default
       its own config; converted weights have none.
@@ -321,6 +325,10 @@ def load(
   Raises:
     ValueError: If the directory is neither, or a key does not fit it.
   """
+  if path in PRETRAINED and not os.path.exists(path):
+    recipe_name = config or f"{path}:pretrained"
+    own = resolve.get_config(recipe_name, *changes)
+    return from_config(own, pathlib.Path(path))
   path = hub.local(os.path.expanduser(path))
   converted = weights_lib.is_converted(path)
   if not converted and not (path / directory_lib.RECORD).exists():
