@@ -86,9 +86,7 @@ def load(
   )
   source = dataclasses.replace(
     source,
-    encoder=functools.cache(
-      lambda: snippets.load_encoder(config, channels)
-    ),
+    encoder=functools.cache(lambda: snippets.load_encoder(config, channels)),
   )
   if config.sample.bank:
     return with_bank(config, source, mesh)

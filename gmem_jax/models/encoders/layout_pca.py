@@ -118,11 +118,11 @@ def fit(
     # The last batch is filled up: another shape would be compiled anew.
     filled = jnp.asarray(np.resize(images, (size, *images.shape[1:])))
     feature, cells = (np.asarray(x) for x in _parts(encoder, filled))
-    features = features or pca.Moments(feature.shape[1])
-    layouts = layouts or pca.Moments(cells.shape[1])
+    features = features or pca.Sums(feature.shape[1])
+    layouts = layouts or pca.Sums(cells.shape[1])
     features.add(feature[: len(images)])
     layouts.add(cells[: len(images)])
-  none = pca.Moments(1)
+  none = pca.Sums(1)
   return Projections(
     *_padded((features or none).principal(width // 3), width // 3),
     *_padded((layouts or none).principal(width), width - width // 3),

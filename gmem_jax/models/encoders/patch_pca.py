@@ -104,13 +104,13 @@ def fit(
   Raises:
     ValueError: If the patches vary in fewer directions.
   """
-  moments = None
+  sums = None
   for images in batches:
     patches = _cut(np.asarray(images), patch)
     patches = patches.reshape(-1, patches.shape[-1])
-    moments = moments or pca.Moments(patches.shape[-1])
-    moments.add(patches)
-  found = (moments or pca.Moments(1)).principal(channels)
+    sums = sums or pca.Sums(patches.shape[-1])
+    sums.add(patches)
+  found = (sums or pca.Sums(1)).principal(channels)
   varying = found.basis.shape[1]
   if channels > varying:
     raise ValueError(

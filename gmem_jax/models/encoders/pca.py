@@ -28,7 +28,7 @@ class Principal(NamedTuple):
   total: float
 
 
-class Moments:
+class Sums:
   """Sums over vectors that are seen once, batch by batch."""
 
   def __init__(self, width: int):
