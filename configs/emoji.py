@@ -78,7 +78,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     patch=1,  # latent pixels
     conditioning=option if "cross" in option else "adaln",
     cross_every=1,  # every n-th block attends to the neighbours
-    snippet_dropout=0.0,
+    snippet_dropout=0.1,
     projector_depth=4,
     projector_width=256,
     swiglu=True,
@@ -120,30 +120,30 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     clip_norm=1.0,
   )
   c.train = dict(
-    steps=6000,
+    steps=12000,
     batch_size=32,  # over all devices
     accumulation=1,  # parts of the batch, one after the other
     steps_per_dispatch=10,
-    ema_decay=0.99,
+    ema_decay=0.995,
     log_every=50,
     init_from="",  # converted weights, or the directory of a run
     allow_changes=False,  # True: go on with another rate or batch size
   )
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
   c.checkpoint = dict(
-    every=500,  # steps
+    every=1000,  # steps
     keep_latest=2,
     keep_every=0,  # steps; 0: keep none permanently
   )
   c.sampler = dict(
     path="linear",
     prediction="data",
-    method="ode_heun2",
-    steps=33,  # points of the time grid: 32 steps, 64 network calls
+    method="sde_heun",
+    steps=33,  # points of the time grid
     diffusion_form="linear",  # this and the next three: SDE only
     diffusion_norm=1.0,
-    last_step="mean",
-    last_step_size=0.04,
+    last_step="tweedie",  # the data that the network predicts there
+    last_step_size=0.05,
     timestep_shift=0.0,
     sample_eps=None,
     step_control="image",  # this and the next two: ode_dopri5 only
@@ -173,7 +173,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     decode_dtype="float32",  # or "bfloat16": faster, other last bits
   )
   c.eval = dict(
-    every=500,  # steps; 0: only at the end
+    every=2000,  # steps; 0: only at the end
     count=64,  # images
     grid=64,  # images in the sample picture
     scores=(),

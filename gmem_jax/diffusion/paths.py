@@ -283,6 +283,9 @@ def default_train_eps(path: Path, prediction: Prediction) -> float:
 
 def default_sample_eps(path: Path, prediction: Prediction) -> float:
   """Epsilon of the sampling interval where the configuration gives none."""
+  # Nearer to the data such a network was never trained, see above.
+  if prediction == "data":
+    return 0.05
   regular = path != "vp" and prediction == "velocity"
   return 0.0 if regular else 1e-3
 
