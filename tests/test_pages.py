@@ -22,11 +22,7 @@ SMALLER = {
 # Pages that the quick test types, and what it leaves out of them: commands of a
 # minute, which other quick tests give in one process.
 QUICK = ("README.md", "docs/banks.md")
-LEFT_OUT = (
-  "--mode=evaluate",
-  "--config=configs/photos.py --mode=prepare",
-  "--config=configs/photos.py --workdir=runs/photos",
-)
+LEFT_OUT = ("--mode=evaluate", "--config=emoji:pretrained --workdir")
 
 _SHRINK = """
 
@@ -136,4 +132,4 @@ def test_all_pages_work_as_typed(tmp_path):
   for run in ("digits", "cross"):
     assert (tree / "runs" / run / "report.txt").exists()
   assert list((tree / "runs/digits/evaluations").glob("*.json"))
-  assert len(list((tree / "runs/photos/images").glob("*/*[0-9].png"))) == 4
+  assert len(list((tree / "runs/pretrained/images").glob("*/*[0-9].png"))) == 8

@@ -1,4 +1,4 @@
-"""README's way from a folder of photographs to samples, end to end."""
+"""The way of ImageNet from a folder of photographs to samples, end to end."""
 
 import json
 
@@ -14,9 +14,9 @@ from gmem_jax.commands import (
   train as train_command,
 )
 from gmem_jax.config import sections
-from gmem_jax.data import photos, schema as schema_lib, store
+from gmem_jax.data import schema as schema_lib, store
 from gmem_jax.train import dataset as dataset_lib, metrics
-from tests import published
+from tests import small_networks
 
 pytest.importorskip("sklearn", reason="the photographs are scikit-learn's")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -26,12 +26,8 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def base(tmp_path_factory):
   """Two photographs and the frozen networks."""
   base = tmp_path_factory.mktemp("walkthrough")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      photos, "PHOTOS", {"sklearn.datasets.images": ("china.jpg", "flower.jpg")}
-    )
-    assert photos.write_photos(base / "photos") == 8
-  photos.write_networks(base / "weights", 0)
+  assert small_networks.write_photos(base / "photos") == 8
+  small_networks.write_networks(base / "weights", 0)
   return base
 
 
@@ -55,8 +51,8 @@ def make_config(base, **changes) -> sections.Config:
     "sample.grid": 4,
     "eval.grid": 4,
   }
-  return published.make_config(
-    "photos", values | {k.replace("__", "."): v for k, v in changes.items()}
+  return small_networks.make_config(
+    values | {k.replace("__", "."): v for k, v in changes.items()}
   )
 
 
@@ -153,7 +149,7 @@ def test_data_of_other_settings_are_refused(base, prepared):
 
 def test_data_of_another_tokenizer_are_refused(base, prepared):
   del prepared
-  photos.write_networks(base / "others", 1)
+  small_networks.write_networks(base / "others", 1)
   weights = str(base / "others" / "vae")
   with pytest.raises(ValueError, match=r"prepared otherwise:\n.*random-1"):
     dataset_lib.load(make_config(base, encoder__tokenizer_weights=weights))

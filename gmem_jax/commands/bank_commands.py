@@ -27,6 +27,7 @@ from gmem_jax.bank import (
   lookup,
   storage,
 )
+from gmem_jax.convert import packaged
 from gmem_jax.data import (
   decode_image,
   encode_files,
@@ -71,6 +72,7 @@ def build(args: argparse.Namespace) -> None:
   out = atomic.new_path(args.out, directory=True)
   config = encode_files.load_config(args.config, args.weights)
   root, files = encode_files.list_images([args.folder])
+  packaged.write_missing(config)
   encoder = encode_files.FileEncoder(config)
   # Beside the bank, so that the same command given again continues.
   partial = out.with_name(f".{out.name}.partial")
@@ -252,6 +254,7 @@ def _encode(
     raise ValueError("--image needs --config: it names the feature encoder")
   config = encode_files.load_config(args.config, args.weights)
   root, files = encode_files.list_images(args.image)
+  packaged.write_missing(config)
   encoder = encode_files.FileEncoder(config, upright=True)
   key = f"--config={args.config}: config.encoder.features"
   # Features of two encoders may have one width, and cosines without meaning.

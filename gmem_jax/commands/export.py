@@ -71,10 +71,11 @@ def export_run(
   with atomic.replacing(out) as temporary:
     temporary.mkdir()
     _write_network(temporary, config, memory, step, params, dtype)
-    for part in ("tokenizer", "snippet"):
+    # The tokenizer is small, and its errors are seen in every pixel.
+    for part, kind in (("tokenizer", "float32"), ("snippet", dtype)):
       if (kept := run / fitted.FOLDER / part).exists():
         params, metadata = weights.load_converted(kept)
-        _save(temporary / f"{part}.safetensors", params, metadata, dtype)
+        _save(temporary / f"{part}.safetensors", params, metadata, kind)
     stored = bank_files.of_run(run / "memory", memory.bank, memory.info)
     _write_bank(temporary / "bank", config, stored, storage)
     heldout = pathlib.Path(config.data.prepared) / prepare.HELDOUT
@@ -126,6 +127,7 @@ def _write_network(
   params = jax.tree.map(np.asarray, params)
   metadata = {
     "kind": config.model.family,
+    "exported": True,
     "title": f"network of a run, width {model['width']}, depth"
     f" {model['depth']}",
     "model": model,

@@ -62,6 +62,10 @@ def published_value(
     raise ValueError("FID statistics are an npz, there is no PyTorch file")
   if kind == "patch_pca":
     raise ValueError("no published network reads a fitted tokenizer")
+  if kind == "sit" and metadata.get("exported"):
+    raise ValueError(
+      "time 0 of a run's SiT is noise, of published code it is data"
+    )
   if kind == "int8_bank":
     raise ValueError(
       "no PyTorch file holds int8 banks; make it one of full rows first:"

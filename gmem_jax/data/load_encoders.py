@@ -40,7 +40,7 @@ def load_tokenizer(config: sections.Config) -> protocols.Tokenizer:
     _check_patches(config, tokenizer)
     return tokenizer
   # These tell the variants apart. Sizes may differ: a small network of the same
-  # layout can stand in for the published one (`photos`).
+  # layout can stand in for the published one.
   for field in ("ch_mult", "encoder_attention", "decoder_attention"):
     stored = getattr(tokenizer.network, field)
     expected = getattr(vae.VARIANTS[name], field)

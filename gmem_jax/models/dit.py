@@ -169,6 +169,14 @@ def differing_keys(
   )
 
 
+def is_release(metadata: Mapping[str, Any]) -> bool:
+  """Whether converted weights are of the first release: its time 0 is data.
+
+  A SiT that we trained and exported has our time.
+  """
+  return metadata["kind"] == "sit" and not metadata.get("exported", False)
+
+
 def turn_params(params: Mapping[str, Any]) -> dict[str, Any]:
   """Turns the weights of the release, so that the network needs no turning.
 

@@ -267,7 +267,7 @@ def _from_converted(
       ),
       latent_shape=(side, side, channels),
       mesh=mesh,
-      first_release=metadata["kind"] == "sit",
+      first_release=dit.is_release(metadata),
       **sampler_settings(config),
     ),
     weights=sampler_lib.SampleWeights(params, tokenizer, stats),

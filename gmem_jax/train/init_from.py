@@ -75,7 +75,7 @@ def _converted(config: sections.Config, where: str) -> dict[str, Any]:
     )
   # The first release's time runs from data to noise, a run's the other way. The
   # parameters are turned exactly, not approximately.
-  return dit.turn_params(given) if metadata["kind"] == "sit" else given
+  return dit.turn_params(given) if dit.is_release(metadata) else given
 
 
 def _of_run(

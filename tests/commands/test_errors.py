@@ -94,7 +94,7 @@ print(json.dumps(found))
 
 DIGITS = "main --config=configs/digits.py"
 RUN = f"{DIGITS} --workdir=TMP/run"
-PHOTOS = "main --config=configs/photos.py --mode=prepare"
+EMOJI = "main --config=configs/emoji.py --mode=prepare"
 
 # A command line, and a part of what it says. TMP/file is a file.
 REFUSED = {
@@ -137,7 +137,7 @@ REFUSED = {
   f"{RUN} --mode=evaluate": "no run was trained there",
   f"{RUN} --mode=evaluate --config.eval.images=gone": "gone does not exist",
   f"{DIGITS} --mode=prepare": "there is nothing to prepare",
-  f"{PHOTOS} --config.data.path=TMP/gone": "TMP/gone: No such file",
+  f"{EMOJI} --config.data.path=TMP/gone": "TMP/gone: No such file",
   f"{DIGITS} --mode=compile": "--topology is needed",
   f"{DIGITS} --mode=compile --topology=": "--topology='': must be v4:XxYxZ",
   f"{DIGITS} --mode=compile --topology=v9:2x2": "--topology='v9:2x2': must be",
@@ -170,9 +170,6 @@ REFUSED = {
   "bench train --config=gone.py": "gone.py: there is no such file",
   "bench sample --change=x": "--change='x': KEY=VALUE is expected",
   "bench lookup --rows=x": "--rows: invalid int value: 'x'",
-  "data.photos": "required: photos, weights; see python -m gmem_jax.data.pho",
-  "data.photos TMP/file TMP/w": "TMP/file/china: Not a directory",
-  "data.photos TMP/p TMP/w --seed=-1": "--seed: '-1' is no integer in",
   "data.emoji": "required: pictures; see python -m gmem_jax.data.emoji --help",
   "data.emoji TMP/p --side=3": "--side=3: must be at least 8",
 }  # fmt: skip

@@ -23,10 +23,10 @@ from gmem_jax.convert import (
   torch_export,
   torch_import,
 )
-from gmem_jax.data import photos
 from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models import dit
+from tests import small_networks
 from tests.convert import helpers
 
 
@@ -172,7 +172,7 @@ def test_provenance_is_kept(golden_dir, tmp_path):
 
 def test_random_networks_go_to_pytorch_and_back(tmp_path):
   """They come from no file, so none tells their names and shapes."""
-  photos.write_networks(tmp_path, seed=0)
+  small_networks.write_networks(tmp_path, seed=0)
   for name, setting in (("vae", "num_groups=16"), ("dinov2", "num_heads=2")):
     source, back = tmp_path / name, tmp_path / f"{name}.pth"
     code, _, err = helpers.run(source, back, "--to-torch")
