@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -60,7 +61,7 @@ def existing_folder(path: pathlib.Path, name: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a path to write to, which takes the file's place in the end.
+  """Gives a path to write a file or a new directory to; renames it in the end.
 
   A reader sees the old file or the whole new one, also if several write at
   once. After an error, or a kill, the old one stays; a kill leaves what was
@@ -78,6 +79,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
       yield temporary
       temporary.replace(path)
   finally:
+    if temporary.is_dir():
+      shutil.rmtree(temporary, ignore_errors=True)
     temporary.unlink(missing_ok=True)
 
 

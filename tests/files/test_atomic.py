@@ -47,6 +47,21 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path):
   assert path.read_text() == "old"
 
 
+def test_a_directory_that_fails_leaves_nothing(tmp_path):
+  def write(fails):
+    with atomic.replacing(tmp_path / "out") as new:
+      new.mkdir()
+      (new / "part").write_text("half")
+      if fails:
+        raise OSError("full")
+
+  with pytest.raises(OSError, match="full"):
+    write(fails=True)
+  assert list(tmp_path.iterdir()) == []
+  write(fails=False)
+  assert (tmp_path / "out" / "part").read_text() == "half"
+
+
 def test_what_a_kill_leaves_is_known_and_is_no_image(tmp_path):
   path = tmp_path / "000000.png"
   path.write_text("old")
