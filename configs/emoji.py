@@ -6,10 +6,10 @@ r"""Emoji, or your own folder of images: no download, on a laptop.
   python -m gmem_jax.main --config=configs/emoji.py --workdir=runs/emoji \
     --mode=sample --bank=data/emoji_prepared/heldout
 
-The pictures and the feature encoder come with Python packages. Training takes 45
-minutes on two CPU cores; a sixth of it (`--config.train.steps=2000`) shows shapes
-and colours. 150 pictures, and the kinds of `data.holdout_groups` as a whole, are
-held out: the last command samples from memories that the network never saw.
+The pictures and the feature encoder come with Python packages. Training takes
+45 minutes on two CPU cores; after 2,000 of its steps, shapes and colours are
+right. 150 pictures, and the kinds of `data.holdout_groups` as a whole, are held
+out: the last command samples from memories that the network never saw.
 
 Options: `configs/emoji.py:folder --config.data.path=FOLDER` takes your own
 images instead, `configs/emoji.py:cross` attends to the neighbours of the
