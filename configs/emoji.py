@@ -7,7 +7,7 @@ r"""Emoji, or your own folder of images: no download, on a laptop.
     --mode=sample --bank=data/emoji_prepared/heldout
 
 The pictures and the feature encoder come with Python packages. Training takes
-45 minutes on two CPU cores; after 2,000 of its steps, shapes and colours are
+50 minutes on two CPU cores; after 2,000 of its steps, shapes and colours are
 right. 150 pictures, and the kinds of `data.holdout_groups` as a whole, are held
 out: the last command samples from memories that the network never saw.
 
