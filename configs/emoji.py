@@ -203,7 +203,9 @@ def _use_pretrained(c: ml_collections.ConfigDict) -> None:
   """Samples from the weights in the package; there is nothing to train."""
   import gmem_jax
 
-  folder = pathlib.Path(gmem_jax.__file__).parent / "pretrained" / "emoji"
+  folder = (
+    pathlib.Path(gmem_jax.__file__).parent / "sample" / "pretrained" / "emoji"
+  )
   cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
   c.data.update(source="none", prepared="", holdout=0, holdout_groups=())
   c.encoder.update(

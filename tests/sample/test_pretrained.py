@@ -12,7 +12,9 @@ from gmem_jax.sample import generator as generator_lib
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-FOLDER = pathlib.Path(gmem_jax.__file__).parent / "pretrained" / "emoji"
+FOLDER = (
+  pathlib.Path(gmem_jax.__file__).parent / "sample" / "pretrained" / "emoji"
+)
 STORED = pathlib.Path(__file__).with_name("emoji.png")
 ROWS = [3, 150, 300, 450, 600, 750, 900, 1050]
 
