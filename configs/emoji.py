@@ -207,13 +207,19 @@ def _use_pretrained(c: ml_collections.ConfigDict) -> None:
     pathlib.Path(gmem_jax.__file__).parent / "sample" / "pretrained" / "emoji"
   )
   cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  c.data.update(source="none", prepared="", holdout=0, holdout_groups=())
-  c.encoder.update(
-    tokenizer_weights=str(folder / "tokenizer.safetensors"),
-    latent_stats=str(folder / "latent_stats.safetensors"),
-    snippet_weights=str(folder / "snippet.safetensors"),
-    features_weights=str(pathlib.Path(cache, "gmem_jax/efficientnet_lite0")),
-  )
-  c.sample.update(
-    network=str(folder / "network.safetensors"), bank=str(folder / "bank")
+  c.update_from_flattened_dict(
+    {
+      "data.source": "none",
+      "data.prepared": "",
+      "data.holdout": 0,
+      "data.holdout_groups": (),
+      "encoder.tokenizer_weights": str(folder / "tokenizer.safetensors"),
+      "encoder.latent_stats": str(folder / "latent_stats.safetensors"),
+      "encoder.snippet_weights": str(folder / "snippet.safetensors"),
+      "encoder.features_weights": str(
+        pathlib.Path(cache, "gmem_jax", "efficientnet_lite0")
+      ),
+      "sample.network": str(folder / "network.safetensors"),
+      "sample.bank": str(folder / "bank"),
+    }
   )

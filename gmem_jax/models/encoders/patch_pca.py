@@ -88,7 +88,7 @@ def _cut(images: Any, patch: int) -> Any:
 
 def mixture(channels: int) -> Float[np.ndarray, "c c"]:
   """Orthonormal; every column has about as much of every row."""
-  return scipy.fft.dct(np.eye(channels), norm="ortho", axis=0)
+  return np.asarray(scipy.fft.dct(np.eye(channels), norm="ortho", axis=0))
 
 
 def fit(
