@@ -315,7 +315,8 @@ def _parse_main(arguments: Sequence[str]) -> None:
 def _check_config(config: str, changes: dict[str, str]) -> None:
   """Resolves a config with changes, given as text."""
   path, _, option = config.partition(":")
-  tree = recipe.load(f"{layout.ROOT / path}:{option}")
+  file = path if path in recipe.names() else layout.ROOT / path
+  tree = recipe.load(f"{file}:{option}")
   for key, text in changes.items():
     assert key in resolve.flatten(tree.to_dict()), f"{config} has no key {key}"
     try:
