@@ -54,8 +54,9 @@ def build(studio: context.Studio) -> gr.Blocks:
       with gr.Tab("Watch", id="watch") as watch_tab:
         watch.build(studio)
     all_tabs = [make_tab, bank, between_tab, compare_tab, watch_tab]
-    link.connect(demo, tabs, all_tabs, {**named, **bank_named}, copy)
-    demo.load(**page)
+    read = link.connect(demo, tabs, all_tabs, {**named, **bank_named}, copy)
+    # Of the page that the address names.
+    read.then(**page)
 
     def to_make(row):
       if row is None:

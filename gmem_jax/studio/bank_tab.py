@@ -135,8 +135,10 @@ def build(
     show_progress="hidden", **context.DEVICE, **context.PRIVATE,
   )  # fmt: skip
   _connect_map(studio, visit, drawing, canvas, cells, row)
+  # Not "page" alone, which Gradio reads itself.
   named = {
-    "class": group, "name": text, "page": number, "row": row,
+    "bank_class": group, "bank_name": text, "bank_page": number,
+    "bank_row": row,
   }  # fmt: skip
   return named, page, row, take
 

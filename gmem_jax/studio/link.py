@@ -43,8 +43,8 @@ def connect(
   each_tab: list[gr.Tab],
   named: Mapping[str, Any],
   button: gr.Button,
-) -> None:
-  """Keeps address and controls the same.
+) -> Any:
+  """Keeps address and controls the same; returns the event that has read it.
 
   Args:
     demo: Reads the address when the page is loaded.
@@ -84,7 +84,7 @@ def connect(
       ),
     ]
 
-  demo.load(
+  return demo.load(
     read,
     None,
     [tabs, *all_controls],

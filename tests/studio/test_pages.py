@@ -173,6 +173,7 @@ def test_the_bank_is_browsed(server, visit):
   page.get_by_text("1,437 of 1,437 rows, page 1 of 24").wait_for()
   page.get_by_role("button", name="Next").click()
   page.get_by_text("page 2 of 24").wait_for()
+  page.wait_for_url(re.compile("bank_page=2"))
   page.get_by_label("Class").click()
   page.get_by_role("option", name="3").click()
   page.get_by_text(re.compile(r"\d+ of 1,437 rows, page 1 of 3")).wait_for()
@@ -243,7 +244,7 @@ def test_the_address_holds_the_settings(server, visit):
 def test_an_address_that_makes_no_sense_is_ignored(server, visit):
   page = visit(
     server.url
-    + "?tab=x&make_count=900&make_seed=-1&method=rm&class=<b>&steps=a"
+    + "?tab=x&make_count=900&make_seed=-1&method=rm&bank_class=<b>&steps=a"
   )
   make(page)
   assert images(page).count() == 8
