@@ -269,6 +269,8 @@ def _parse_program(module: str, arguments: Sequence[str]) -> None:
   words = list(arguments)
   if module == "gmem_jax.bench" and words:
     module = f"{module}.{words.pop(0)}"
+  if module == "gmem_jax.convert" and words[:1] in (["fetch"], ["push"]):
+    module = f"gmem_jax.commands.{words.pop(0)}"
 
   def fail(self, message):
     raise AssertionError(f"{module} {' '.join(words)}: {message}")

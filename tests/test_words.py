@@ -32,8 +32,9 @@ NO_KEYS = {"json", "md", "npz", "pkl", "pt", "pth", "py", "txt"}
 # What stands for a program in the pages' tables.
 SHORT = {"main": "gmem_jax.main", "…": "gmem_jax.main", "bank": "gmem_jax.bank"}
 PROGRAMS = (
-  "gmem_jax.bank", "gmem_jax.commands.export", "gmem_jax.convert",
-  "gmem_jax.data.emoji", "gmem_jax.evaluate", "gmem_jax.studio",
+  "gmem_jax.bank", "gmem_jax.commands.export", "gmem_jax.commands.fetch",
+  "gmem_jax.commands.push", "gmem_jax.convert", "gmem_jax.data.emoji",
+  "gmem_jax.evaluate", "gmem_jax.studio",
   *(
     f"gmem_jax.bench.{module.name}"
     for module in pkgutil.iter_modules(bench.__path__)

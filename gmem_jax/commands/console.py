@@ -41,6 +41,12 @@ COMMANDS = {
   "studio": Command("gmem_jax.studio", (), "a page to play with a bank"),
   "bank": Command("gmem_jax.bank", (), "build, search and edit banks"),
   "convert": Command("gmem_jax.convert", (), "convert published weights"),
+  "fetch": Command(
+    "gmem_jax.convert", ("fetch",), "bring all that the published samples need"
+  ),
+  "push": Command(
+    "gmem_jax.convert", ("push",), "take weights, a bank or a run to the hub"
+  ),
   "bench": Command("gmem_jax.bench", (), "measure speed"),
 }
 

@@ -2,14 +2,18 @@
 
 hf://OWNER/NAME[@REVISION][/FILE] names a repository, or a file or folder in it.
 The extra `hub` brings them into its cache: files that are there are not fetched
-again, one that was cut off goes on, and HF_HUB_OFFLINE=1 asks nobody.
+again, one that was cut off goes on, and HF_HUB_OFFLINE=1 asks nobody. It also
+takes files there.
 """
 
+import contextlib
+import fnmatch
 import hashlib
 import os
 import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 SCHEME = "hf://"
 _FORM = re.compile(
@@ -61,36 +65,141 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path).absolute()
   text = os.fspath(path)
   address = parse(text)
+  patterns = [address.file, f"{address.file}/*"] if address.file else None
+  with _asking(text) as asked:
+    from huggingface_hub import constants, file_download
+
+    folder = file_download.repo_folder_name(
+      repo_id=address.repo, repo_type="model"
+    )
+    blobs = pathlib.Path(constants.HF_HUB_CACHE, folder, "blobs")
+    before = {blob.name for blob in blobs.glob("*")}
+    snapshot = asked.snapshot_download(
+      address.repo, revision=address.revision, allow_patterns=patterns
+    )
+  for blob in blobs.glob("*"):
+    if blob.name not in before:
+      _check(blob, text)
+  found = pathlib.Path(snapshot, address.file)
+  if not found.exists():
+    raise ValueError(f"{text}: {address.repo} has no {address.file!r}")
+  return found
+
+
+def library(text: str) -> Any:
+  """huggingface_hub, for an address.
+
+  Raises:
+    ModuleNotFoundError: If it is not installed; names the extra.
+  """
   try:
     import huggingface_hub
-    from huggingface_hub import constants, file_download
   except ModuleNotFoundError:
     raise ModuleNotFoundError(
       f"{text} needs huggingface_hub: pip install 'gmem_jax[hub]'"
     ) from None
-  cache = pathlib.Path(
-    constants.HF_HUB_CACHE,
-    file_download.repo_folder_name(repo_id=address.repo, repo_type="model"),
-  )
-  before = {blob.name for blob in (cache / "blobs").glob("*")}
-  patterns = [address.file, f"{address.file}/*"] if address.file else None
-  try:
-    folder = huggingface_hub.snapshot_download(
-      address.repo, revision=address.revision, allow_patterns=patterns
+  return huggingface_hub
+
+
+class Published(NamedTuple):
+  """A file on the hub, before it is fetched.
+
+  Attributes:
+    address: Its own, without patterns.
+    size: In bytes.
+    licence: That of its repository; "" if it names none.
+    page: Of the repository, for people.
+  """
+
+  address: str
+  size: int
+  licence: str
+  page: str
+
+
+def find(text: str) -> Published:
+  """Looks for the file that an address names; * stands for any letters.
+
+  Raises:
+    ModuleNotFoundError, ValueError: As `local`; or several files fit.
+  """
+  repo, revision, pattern = parse(text)
+  with _asking(text) as asked:
+    about = asked.HfApi().model_info(
+      repo, revision=revision, files_metadata=True
     )
+    page = f"{asked.constants.ENDPOINT}/{repo}"
+  files = {file.rfilename: file.size for file in about.siblings or ()}
+  fitting = fnmatch.filter(files, pattern)
+  if len(fitting) != 1:
+    found = ", ".join(sorted(fitting or files))
+    raise ValueError(f"{text}: one file is expected, {repo} has {found}")
+  branch = f"@{revision}" if revision else ""
+  licence = about.card_data.license if about.card_data else ""
+  (name,) = fitting
+  return Published(
+    f"{SCHEME}{repo}{branch}/{name}", files[name] or 0, str(licence or ""), page
+  )
+
+
+def upload(
+  text: str,
+  files: Mapping[str, pathlib.Path | bytes],
+  message: str,
+  *,
+  private: bool,
+) -> str:
+  """Takes files to the hub in one commit; makes the repository if need be.
+
+  Args:
+    text: Address of the repository, or of a folder in it.
+    files: Path below the address -> file, or content.
+    message: Of the commit.
+    private: Whether a new repository is for its owner only.
+
+  Returns:
+    The page of the commit.
+
+  Raises:
+    ModuleNotFoundError: If the extra `hub` is not installed.
+    ValueError: If nobody is logged in, may not write there, or the hub is out
+      of reach.
+  """
+  repo, revision, folder = parse(text)
+  if revision:
+    raise ValueError(
+      f"{text}: files go to the main branch, without @{revision}"
+    )
+  with _asking(text) as asked:
+    if not asked.get_token():
+      raise ValueError(f"nobody is logged in{_LOG_IN}")
+    interface = asked.HfApi()
+    interface.create_repo(repo, private=private, exist_ok=True)
+    operations = [
+      asked.CommitOperationAdd(f"{folder}/{name}".lstrip("/"), content)
+      for name, content in files.items()
+    ]
+    done = interface.create_commit(repo, operations, commit_message=message)
+  return str(done.commit_url)
+
+
+_LOG_IN = "; `hf auth login`, or the variable HF_TOKEN, says who you are"
+
+
+@contextlib.contextmanager
+def _asking(text: str) -> Iterator[Any]:
+  """Gives the library; its errors become a line about an address."""
+  found = library(text)
+  try:
+    yield found
   # The library's errors, and those of whatever it asks the network with, have
   # no class in common; each is about this address.
   except Exception as error:
     lines = [line for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines[:2]) or type(error).__name__
-    raise ValueError(f"{text}: {reason}") from None
-  for blob in (cache / "blobs").glob("*"):
-    if blob.name not in before:
-      _check(blob, text)
-  found = pathlib.Path(folder, address.file)
-  if not found.exists():
-    raise ValueError(f"{text}: {address.repo} has no {address.file!r}")
-  return found
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    hint = _LOG_IN if status in (401, 403) else ""
+    raise ValueError(f"{text}: {reason}{hint}") from None
 
 
 def _check(blob: pathlib.Path, text: str) -> None:

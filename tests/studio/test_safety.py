@@ -61,13 +61,17 @@ def test_no_file_of_the_server_is_read(server, path):
 def test_nor_is_one_taken_for_an_upload(server):
   with urllib.request.urlopen(server.url + "config") as answer:
     config = json.load(answer)
-  types = {part["id"]: part for part in config["components"]}
-  # Of the tab "Make", which alone asks where memories come from and for files.
+  chosen = next(
+    part["id"]
+    for part in config["components"]
+    if part["props"].get("elem_id") == "make-start"
+  )
   event = next(
     each
     for each in config["dependencies"]
-    if {"radio", "file"} <= {types[n]["type"] for n in each["inputs"]}
+    if [chosen, "click"] in each["targets"]
   )
+  types = {part["id"]: part for part in config["components"]}
   data = []
   for number in event["inputs"]:
     part = types[number]

@@ -1,0 +1,270 @@
+"""The converter: published files to weights that gmem_jax loads, and back."""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gmem_jax.convert import (
+  detect,
+  identify,
+  read,
+  torch_export,
+  torch_import,
+  uses,
+)
+from gmem_jax.files import atomic, errors, hub, weights
+from gmem_jax.progress import Progress
+
+_SRC = (
+  "the file to convert; of weights in shards their index (.index.json), or the"
+  " directory that holds it"
+)
+_EXAMPLES = """\
+examples:
+  What is in a file, and whether it is complete (nothing is written):
+    python -m gmem_jax.convert checkpoint.pt --dry-run
+  A trainer's checkpoint, its averaged weights (the default where there are any)
+  or those of the last step:
+    python -m gmem_jax.convert 0200000.pt weights/xl --weights=ema
+    python -m gmem_jax.convert 0200000.pt weights/xl_last --weights=model
+  The autoencoder and the memory bank:
+    python -m gmem_jax.convert vavae-imagenet256-f16d32-dinov2.pt weights/va_vae
+    python -m gmem_jax.convert bank.pth weights/bank
+  A network of unpublished width without rotary embedding, whose number of heads
+  is in no file:
+    python -m gmem_jax.convert small.pt weights/small --model num_heads=2
+  Back to PyTorch, bit for bit:
+    python -m gmem_jax.convert weights/xl xl.pth --to-torch
+Two more commands, each with its own --help:
+  All that the published samples need:
+    python -m gmem_jax.convert fetch
+  Converted weights, a bank or a run to the Hugging Face Hub:
+    python -m gmem_jax.convert push weights/xl hf://me/gmem-xl --license=mit
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = errors.Parser(
+    prog="python -m gmem_jax.convert",
+    description=(
+      "Converts published PyTorch files to weights that gmem_jax loads,"
+      " without PyTorch and without running anything in them. A file is"
+      " recognised by its contents, and every name and shape is checked."
+    ),
+    epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  # No shell expands a ~ that a script has quoted.
+  path: Any = {"type": os.path.expanduser}
+  parser.add_argument("src", metavar="SRC", help=_SRC, **path)
+  parser.add_argument(
+    "out",
+    metavar="OUT",
+    nargs="?",
+    help="what to write; must not exist",
+    **path,
+  )
+  parser.add_argument(
+    "--weights",
+    choices=("ema", "model"),
+    help="which weights of a trainer's file (default: ema, if it has them)",
+  )
+  parser.add_argument(
+    "--format",
+    choices=weights.FORMATS,
+    default="orbax",
+    help="orbax: a directory (default); safetensors: one file",
+  )
+  parser.add_argument(
+    "--dry-run", action="store_true", help="check and report, write nothing"
+  )
+  parser.add_argument(
+    "--allow-nonfinite",
+    action="store_true",
+    help="convert weights that hold NaN or infinity, which are refused else",
+  )
+  parser.add_argument(
+    "--to-torch",
+    action="store_true",
+    help="SRC is what this program wrote; write a PyTorch file",
+  )
+  parser.add_argument(
+    "--model",
+    metavar="NAME=N",
+    nargs="+",
+    action="extend",
+    default=[],
+    help=(
+      "what the tensors do not tell: num_heads, encoder_depth, num_groups"
+      " (default: as published for that width)"
+    ),
+  )
+  return parser
+
+
+def _settings(
+  parser: argparse.ArgumentParser, pairs: Sequence[str]
+) -> dict[str, int]:
+  """Parses --model num_heads=2 .. ."""
+  settings = {}
+  for pair in pairs:
+    name, _, number = pair.partition("=")
+    if (
+      name not in identify.SETTINGS or not number.isdecimal() or not int(number)
+    ):
+      parser.error(
+        f"--model {pair}: expected NAME=N, N positive, NAME one of"
+        f" {', '.join(identify.SETTINGS)}"
+      )
+    settings[identify.SETTINGS[name]] = int(number)
+  return settings
+
+
+def convert(source: str, out: str, kinds: Sequence[str]) -> None:
+  """Converts a file as the command does.
+
+  Args:
+    source: A path, or an address of the hub.
+    out: A new directory.
+    kinds: What the file may be.
+
+  Raises:
+    ValueError: If it is of another kind, damaged, or cannot be had.
+  """
+  _import(_parser().parse_args([source, out]), {}, kinds)
+
+
+def _import(
+  args: argparse.Namespace,
+  settings: dict[str, int],
+  kinds: Sequence[str] = (),
+) -> None:
+  # Else it would be refused as a directory, or as names of no network.
+  if weights.is_converted(args.src):
+    raise ValueError(f"{args.src} is converted already (--to-torch goes back)")
+  if not args.dry_run:
+    atomic.new_path(args.out, directory=args.format == "orbax")
+  source = read.open_source(str(hub.local(args.src)))
+  try:
+    result = _convert(args, source, settings, kinds)
+  except read.WrongFile as e:
+    raise ValueError(f"{args.src} {e}") from e
+  except ValueError as e:
+    raise ValueError(f"{args.src}: {e}") from e
+  if result is None:
+    errors.say("complete; nothing written (--dry-run)")
+    return
+  weights.save_converted(args.out, *result, args.format)
+  next_ = uses.USES[result[1]["kind"]].format(args.out)
+  errors.say(f"Wrote {args.out} ({args.format})\nNext: {next_}")
+
+
+def _convert(
+  args: argparse.Namespace,
+  source: read.OpenFile,
+  settings: dict[str, int],
+  kinds: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+  """Recognises, reports, and unless it is a dry run checks and converts."""
+  contents = detect.detect(source, args.weights)
+  if kinds and contents.kind not in kinds:
+    raise ValueError(f"it is a {contents.kind}, not a {' or '.join(kinds)}")
+  identity = identify.identify(contents, settings)
+  # Before the long part, so that a wrong file can be stopped.
+  errors.say(_report(source, contents, identity))
+  if args.dry_run:
+    return None
+  with contextlib.closing(
+    Progress("checksums", 0, source.nbytes, "B")
+  ) as progress:
+    source.verify(progress.advance)
+  size = sum(tensor.nbytes for tensor in contents.tensors.values())
+  with contextlib.closing(Progress("convert", 0, size, "B")) as progress:
+    result = torch_import.convert(
+      source,
+      contents,
+      identity,
+      progress.advance,
+      allow_nonfinite=args.allow_nonfinite,
+    )
+  nonfinite = result[1]["nonfinite"]
+  if nonfinite:
+    named = torch_import.describe_nonfinite(nonfinite)
+    errors.say(f"  note        NaN or infinity in {named}")
+  return result
+
+
+def _report(
+  source: read.OpenFile, contents: detect.Contents, identity: identify.Identity
+) -> str:
+  """What the file is, one fact a line."""
+  tensors = contents.tensors.values()
+  dtypes = sorted({str(tensor.dtype) for tensor in tensors})
+  split = f" in {len(source.shards)} shards" if source.shards else ""
+  facts = {
+    "kind": f"{identity.title} [{contents.kind}]",
+    "file": f"{source.format}, {source.nbytes:,} bytes{split}",
+    "tensors": f"{len(contents.tensors)} of {', '.join(dtypes)}",
+    "parameters": f"{identity.parameters(contents.tensors):,}",
+  }
+  if contents.weights:
+    facts["weights"] = contents.weights
+  if contents.step is not None:
+    facts["step"] = f"{contents.step:,}"
+  rows = contents.bank.get("memorybank")
+  if isinstance(rows, np.ndarray):
+    facts["bank"] = f"{len(np.atleast_1d(rows))} rows"
+  if contents.ignored:
+    facts["left out"] = ", ".join(contents.ignored)
+  lines = [str(source.path)]
+  lines += [f"  {key:<11} {value}" for key, value in facts.items()]
+  lines += [f"  note        {note}" for note in identity.notes]
+  return "\n".join(lines)
+
+
+def _export(args: argparse.Namespace) -> None:
+  metadata = weights.read_metadata(args.src)
+  title, kind = metadata["title"], metadata["kind"]
+  errors.say(f"{args.src}\n  kind        {title} [{kind}]")
+  if not args.dry_run:
+    atomic.new_path(args.out)
+  trees = {
+    name: weights.load_converted(args.src, name)[0]
+    for name in metadata["trees"]
+  }
+  try:
+    value = torch_export.published_value(trees, metadata)
+  except ValueError as e:
+    raise ValueError(f"{args.src}: {e}") from e
+  if args.dry_run:
+    errors.say("complete; nothing written (--dry-run)")
+    return
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+  with contextlib.closing(Progress("write", 0, size, "B")) as progress:
+    torch_export.save(value, args.out, progress.advance)
+  errors.say(
+    f"Wrote {args.out} (PyTorch)\nNext, in PyTorch: torch.load({args.out!r})"
+  )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the program; returns its exit status, 2 for bad input."""
+  parser = _parser()
+  args = parser.parse_args(argv)
+  settings = _settings(parser, args.model)
+  if args.out is None and not args.dry_run:
+    parser.error("OUT is missing (or give --dry-run)")
+  if args.to_torch and (
+    args.weights or args.model or args.allow_nonfinite or args.format != "orbax"
+  ):
+    parser.error(
+      "--to-torch takes no --weights, --model, --format or --allow-nonfinite"
+    )
+  if args.to_torch:
+    return errors.run(lambda: _export(args))
+  return errors.run(lambda: _import(args, settings))
