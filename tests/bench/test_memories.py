@@ -72,4 +72,5 @@ def test_the_command_prints_the_table_and_writes_the_picture(run, capsys):
   assert set(stored["new kinds"]) == set(memories.COLUMNS)
   # Real digits are mostly nearest to one of their class, noise is not theirs.
   assert stored["trained on"]["real"] >= 0.6
-  assert Image.open(run / "out.png").size == (5 * 10 + 2, 6 * 10 + 2)
+  with Image.open(run / "out.png") as picture:
+    assert picture.size == (5 * 10 + 2, 6 * 10 + 2)

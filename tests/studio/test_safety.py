@@ -61,17 +61,13 @@ def test_no_file_of_the_server_is_read(server, path):
 def test_nor_is_one_taken_for_an_upload(server):
   with urllib.request.urlopen(server.url + "config") as answer:
     config = json.load(answer)
-  chosen = next(
-    part["id"]
-    for part in config["components"]
-    if part["props"].get("elem_id") == "make-start"
-  )
+  types = {part["id"]: part for part in config["components"]}
+  # Of the tab "Make", which alone asks where memories come from and for files.
   event = next(
     each
     for each in config["dependencies"]
-    if [chosen, "click"] in each["targets"]
+    if {"radio", "file"} <= {types[n]["type"] for n in each["inputs"]}
   )
-  types = {part["id"]: part for part in config["components"]}
   data = []
   for number in event["inputs"]:
     part = types[number]
