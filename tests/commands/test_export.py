@@ -35,6 +35,8 @@ def test_images_are_those_of_the_run(run, tmp_path):
   expected = gmem_jax.load(run).sample(rows=[3, 7], per_row=2)
   made = _load(tmp_path / "out").sample(rows=[3, 7], per_row=2)
   np.testing.assert_array_equal(made.pixels, expected.pixels)
+  for path in (tmp_path / "out").rglob("*"):
+    assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
   metadata = weights.read_metadata(tmp_path / "out" / "network.safetensors")
   assert metadata["kind"] == "sit"
   assert metadata["model"]["grid"] == 4
