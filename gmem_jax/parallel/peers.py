@@ -72,6 +72,7 @@ class Peers:
     self._verdict: str | None = None  # Why the roll call failed.
     self._complete = threading.Event()  # The roll call is over.
     self.ended = threading.Event()  # The reason for the end is known.
+    self._report = threading.Lock()  # Taken by the one who reports it.
     self._leaving = False
     self._vote = stop_vote.StopVote(index, count)
     self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,10 +103,17 @@ class Peers:
       self.leave()
       raise JoinError(self._verdict)
 
-  def tell(self, message: str, status: int) -> None:
-    """Tells all processes why the job ends, and with which exit status."""
-    self.ended.set()
+  def tell(self, message: str, status: int) -> bool:
+    """Tells all processes why the job ends, and with which exit status.
+
+    Returns:
+      False, without a word to anybody, if the watching thread has begun to
+      report another reason.
+    """
+    if not self._claim():
+      return False
     self._run(self._send_all, {"end": message, "status": status})
+    return True
 
   def request_stop(self) -> None:
     """Asks all processes to stop soon; safe in a signal handler."""
@@ -159,12 +167,17 @@ class Peers:
 
   def _end(self, message: str, status: int) -> None:
     """Reports, once, that the job cannot go on."""
-    if self._leaving or self.ended.is_set():
+    if self._leaving or not self._claim():
       return
-    self.ended.set()
     threading.Thread(
       target=self._on_end, args=(message, status), daemon=True
     ).start()
+
+  def _claim(self) -> bool:
+    """Whether the caller is the one to report the end: the first who asks."""
+    first = self._report.acquire(blocking=False)
+    self.ended.set()
+    return first
 
   # Process 0.
 

@@ -118,9 +118,9 @@ def fail(message: str, status: int) -> int:
     The status, for a process alone; one of several ends here.
   """
   if _line is not None:
-    if _line.ended.wait(GRACE):
+    known = _line.ended.wait(GRACE)
+    if known or not _line.tell(f"process {_line.index}: {message}", status):
       time.sleep(GRACE)  # The watching thread reports it and ends us.
-    _line.tell(f"process {_line.index}: {message}", status)
     end_process(message, status)
   print(f"gmem_jax: {message}", file=sys.stderr, flush=True)
   return status

@@ -31,7 +31,9 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
         label="Way",
         info="concat and mask do not divide it: they put features together.",
       )  # fmt: skip
-      points = gr.Slider(2, POINTS, value=6, step=1, label="Points")
+      points = gr.Slider(
+        2, POINTS, value=6, step=1, label="Points", elem_id="between-points"
+      )
       seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=90)
       with gr.Row():
         start = gr.Button("Go", variant="primary", elem_id="between-start")

@@ -137,6 +137,17 @@ def test_a_failure_is_told_to_all_others(failing):
       assert cast.end_of(i) == ("no such file", 2)
 
 
+def test_only_the_first_reason_is_reported():
+  """A process that fails while it hears of a failure keeps silent."""
+  with joined(2) as cast:
+    assert cast.all[1].tell("no such file", 2)
+    assert cast.all[0].ended.wait(20)
+    assert not cast.all[0].tell("no such file either", 2)
+    assert cast.end_of(0) == ("no such file", 2)
+    time.sleep(0.2)
+    assert cast.ends[1].empty()
+
+
 @pytest.mark.parametrize("asking", [0, 1])
 def test_all_stop_at_the_same_count(asking):
   with joined(3) as cast:
