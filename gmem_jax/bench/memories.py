@@ -4,8 +4,9 @@
     --new='animal-bird,animal-marine' --out=memories
 
 Three sets of memories: rows of the run's bank, pictures that were held out, and
-kinds of pictures of which nothing was trained on. One sample is made of each,
-and looked up among all pictures, in the features that the bank is made of:
+kinds of pictures of which nothing was trained on; and with --swap, those of
+another bank. One sample is made of each, and looked up among all pictures, in
+the features that the bank is made of:
 
   kind     the nearest picture is of the kind (folder) of the sample's memory
   own      the nearest picture is the memory itself
@@ -28,11 +29,7 @@ import numpy as np
 
 from gmem_jax.data import write_images
 from gmem_jax.files import atomic, errors
-from gmem_jax.sample import (
-  generator as generator_lib,
-  host_bank,
-  load as load_lib,
-)
+from gmem_jax.sample import generator as generator_lib, host_bank
 
 COLUMNS = ("kind", "own", "trained", "cosine", "real")
 # Memories of each set in the picture.
@@ -126,12 +123,16 @@ def _sets(
   new: Sequence[str],
   count: int,
   seed: int,
+  swapped: generator_lib.Generator | None = None,
 ) -> tuple[Pictures, list[Set]]:
   """All pictures, and at most so many memories of each set."""
-  banks = run.source.require_bank(), heldout.source.require_bank()
-  kinds = [_kinds(banks[0], "RUN"), _kinds(banks[1], "HELDOUT")]
+  generators = {"RUN": run, "HELDOUT": heldout}
+  if swapped is not None:
+    generators["--swap"] = swapped
+  banks = [each.source.require_bank() for each in generators.values()]
+  kinds = [_kinds(*each) for each in zip(banks, generators, strict=True)]
   units = _unit(np.concatenate([bank.rows for bank in banks]))
-  trained = len(banks[0].rows)
+  trained, known = len(banks[0].rows), len(banks[0].rows) + len(banks[1].rows)
   is_new = np.array(
     [any(fnmatch.fnmatchcase(kind, p) for p in new) for kind in kinds[1]], bool
   )
@@ -145,7 +146,10 @@ def _sets(
     Set("held out", heldout, some(np.flatnonzero(~is_new)), trained),
     Set("new kinds", heldout, some(np.flatnonzero(is_new)), trained),
   ]
-  pictures = Pictures(units, np.array(kinds[0] + kinds[1]), trained)
+  if swapped is not None:
+    rows = some(np.arange(len(banks[2].rows)))
+    sets.append(Set("another bank", swapped, rows, known))
+  pictures = Pictures(units, np.concatenate(kinds), trained)
   return pictures, [each for each in sets if len(each.rows)]
 
 
@@ -174,6 +178,9 @@ def main(argv: Sequence[str]) -> int:
     "--new", default="", help="patterns of kinds never trained on, by commas"
   )
   parser.add_argument(
+    "--swap", metavar="BANK", help="a bank of other pictures of the same kinds"
+  )
+  parser.add_argument(
     "--count", type=int, default=128, help="memories of each set (default: 128)"
   )
   parser.add_argument("--seed", type=errors.seed, default=0)
@@ -181,10 +188,13 @@ def main(argv: Sequence[str]) -> int:
     "--out", help="also write OUT.png and OUT.json", type=pathlib.Path
   )
   given = parser.parse_args(argv)
-  run = load_lib.load(given.run)
+  run = generator_lib.load(given.run)
   heldout = run.with_bank(given.heldout)
   patterns = [p for p in given.new.split(",") if p]
-  pictures, sets = _sets(run, heldout, patterns, given.count, given.seed)
+  swapped = run.with_bank(given.swap) if given.swap else None
+  pictures, sets = _sets(
+    run, heldout, patterns, given.count, given.seed, swapped
+  )
   results, counts, images = {}, {}, []
   shown = min(SHOWN, *(len(each.rows) for each in sets))
   for each in sets:

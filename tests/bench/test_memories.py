@@ -63,14 +63,16 @@ def run(tmp_path_factory):
 
 def test_the_command_prints_the_table_and_writes_the_picture(run, capsys):
   arguments = [str(run / "run"), str(run / "bank"), "--new=7,8", "--count=5"]
+  arguments.append(f"--swap={run / 'bank'}")
   assert memories.main([*arguments, f"--out={run / 'out'}"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert [line.split(" | ")[0] for line in lines[2:]] == [
     "| trained on", "| held out", "| new kinds",
+    "| another bank",
   ]  # fmt: skip
   stored = json.loads((run / "out.json").read_text())
   assert set(stored["new kinds"]) == set(memories.COLUMNS)
   # Real digits are mostly nearest to one of their class, noise is not theirs.
   assert stored["trained on"]["real"] >= 0.6
   with Image.open(run / "out.png") as picture:
-    assert picture.size == (5 * 10 + 2, 6 * 10 + 2)
+    assert picture.size == (5 * 10 + 2, 8 * 10 + 2)

