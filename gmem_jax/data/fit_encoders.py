@@ -12,7 +12,7 @@ import numpy as np
 from gmem_jax import progress as progress_lib
 from gmem_jax.config import sections
 from gmem_jax.data import batching, decode_image, load_encoders, sources
-from gmem_jax.files import hub, weights
+from gmem_jax.files import weights
 from gmem_jax.models.encoders import layout_pca, patch_pca
 from gmem_jax.parallel import processes
 
@@ -47,7 +47,7 @@ def _fit_once(
   config: sections.Config,
   source: sources.Source,
 ) -> None:
-  if jax.process_index() == 0 and not hub.exists(path):
+  if jax.process_index() == 0 and not pathlib.Path(path).exists():
     fit(config, source, pathlib.Path(path))
   processes.wait_for_all(f"prepare/{fit.__name__}")
 
@@ -125,12 +125,15 @@ def _images(
   count = min(len(source), MOST_IMAGES)
   numbers = np.linspace(0, len(source) - 1, count).astype(int)
   line = progress_lib.Progress(name, 0, count, unit="image")
+  broken: list[sources.Picture] = []
 
   def readable() -> Iterator[np.ndarray]:
     for number in numbers:
-      pixels = source.read(int(number)).pixels
+      picture = source.read(int(number))
+      pixels = picture.pixels
       line.advance(1)
       if pixels is None:
+        broken.append(picture)
         continue
       if pixels.shape[:2] != (size, size):
         pixels = decode_image.center_crop(pixels, size)
@@ -145,4 +148,8 @@ def _images(
       yield images[:, :, ::-1]
   line.close()
   if empty:
-    raise ValueError(f"no image of {source.name} can be read")
+    first = broken[0]
+    raise ValueError(
+      f"no image of {source.name} can be read; the first is {first.name}:"
+      f" {first.note}"
+    )

@@ -1,6 +1,7 @@
 """From a config to the evaluator that scores its images."""
 
 import dataclasses
+import pathlib
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,7 +16,6 @@ from gmem_jax.evaluate import (
   scores,
   sources,
 )
-from gmem_jax.files import hub
 
 _REFERENCE_HELP = (
   ": the run's training images are not in memory, so it must be ADM's .npz,"
@@ -85,7 +85,7 @@ def with_reference(
   section = config.eval
   try:
     if section.reference:
-      path = hub.local(section.reference)
+      path = pathlib.Path(section.reference).absolute()
       published = section.preprocessing == "published"
       return reference.against(
         evaluator, path, shape, store, published=published

@@ -1,11 +1,14 @@
 """`--mode=prepare` fits tokenizer and snippet, which training then reads."""
 
+import os
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from gmem_jax.commands import prepare, train
 from gmem_jax.config import resolve
@@ -13,12 +16,12 @@ from gmem_jax.convert import __main__ as convert, packaged
 from gmem_jax.data import (
   emoji,
   encode_files,
-  fit_encoders,
   load_encoders,
   schema,
   sources,
+  write_images,
 )
-from gmem_jax.files import hub, weights
+from gmem_jax.files import weights
 from gmem_jax.models.encoders import protocols
 from gmem_jax.sample.generator import from_config
 from gmem_jax.train import dataset, fitted
@@ -80,34 +83,6 @@ def test_a_second_call_keeps_the_tokenizer(prepared, changes, tmp_path):
   }
   prepare.prepare_mode(tiny.make_config(**fresh))
   assert weights.read_metadata(tmp_path / "fresh")["source"]["sha256"] != before
-
-
-def test_a_fitted_tokenizer_may_be_on_the_hub(
-  prepared, changes, tmp_path, monkeypatch
-):
-  monkeypatch.chdir(tmp_path)
-  fetch, path = hub.local, changes["encoder__tokenizer_weights"]
-  there = {"hf://owner/tokenizer": path}
-  monkeypatch.setattr(hub, "local", lambda path: fetch(there.get(path, path)))
-  (address,) = there
-  config = tiny.make_config(**changes | {"encoder__tokenizer_weights": address})
-  fit_encoders.fit_missing(config, sources.digits())
-  assert not (tmp_path / "hf:").exists(), "it was fitted, and put there"
-  assert load_encoders.load_tokenizer(config).patch == 4
-  fitted.keep(config, tmp_path / "run")
-  fitted.keep(config, tmp_path / "run")
-  kept = fitted.own(config, tmp_path / "run").encoder.tokenizer_weights
-  assert weights.read_metadata(kept) == weights.read_metadata(path)
-  weights.save_converted(
-    "one.safetensors", {"params": weights.load_converted(path)[0]},
-    weights.read_metadata(path), "safetensors",
-  )  # fmt: skip
-  there[address] = "one.safetensors"
-  fitted.keep(config, tmp_path / "other")
-  kept = fitted.own(config, tmp_path / "other").encoder.tokenizer_weights
-  assert load_encoders.load_tokenizer(
-    tiny.make_config(**changes | {"encoder__tokenizer_weights": kept})
-  ).patch == 4  # fmt: skip
 
 
 def test_another_tokenizer_is_refused(prepared, changes):
@@ -226,6 +201,55 @@ def test_other_projections_are_refused(drawn, tmp_path):
     dataset.load(other)
 
 
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("dots", r"no image of .* can be read; the first is 0\.png: 1 x 1 pixels"),
+    ("alike", r"tokenizer_channels=\d+: .* vary in 0 directions only"),
+    ("plain", r"tokenizer_channels=\d+: .* vary in 3 directions only"),
+    ("none", r"no image"),
+  ],
+)
+def test_pictures_that_nothing_can_be_fitted_to(drawn, tmp_path, name, message):
+  root = tmp_path / name
+  root.mkdir()
+  random = np.random.default_rng(0)
+  for i in range(20 if name != "none" else 0):
+    colour = random.integers(0, 256, 3) if name != "alike" else (200, 30, 30)
+    side = 1 if name == "dots" else 40
+    pixels = np.full((side, side, 3), colour, np.uint8)
+    write_images.save_png(root / f"{i}.png", pixels)
+  tree = resolve.to_json(drawn)
+  places = {
+    "tokenizer_weights": str(tmp_path / "tokenizer"),
+    "snippet_weights": str(tmp_path / "snippet"),
+  }
+  data = {"path": str(root), "prepared": str(tmp_path / "out"), "holdout": 0}
+  tree["encoder"] |= places
+  tree["data"] |= data
+  with pytest.raises(ValueError, match=message):
+    prepare.prepare_mode(resolve.resolve(tree))
+  assert not any(map(os.path.exists, (*places.values(), data["prepared"])))
+
+
+def test_broken_and_huge_pictures_are_left_out(drawn, tmp_path, capsys):
+  root = tmp_path / "images"
+  shutil.copytree(drawn.data.path, root)
+  (root / "broken.png").write_bytes(b"\x89PNG broken")
+  Image.new("1", (20000, 20000)).save(root / "huge.png")
+  tree = resolve.to_json(drawn)
+  tree["encoder"] |= {
+    "tokenizer_weights": str(tmp_path / "tokenizer"),
+    "snippet_weights": str(tmp_path / "snippet"),
+  }
+  tree["data"] |= {"path": str(root), "prepared": str(tmp_path / "out")}
+  prepare.prepare_mode(resolve.resolve(tree))
+  printed = capsys.readouterr().out
+  assert "skipped  2" in printed
+  assert "broken.png: no image" in printed
+  assert "huge.png: damaged: Image size (400000000 pixels)" in printed
+
+
 def test_features_without_meaning_have_no_projection():
   with pytest.raises(ValueError, match="snippet_weights='x': must be ''"):
     tiny.make_config(encoder__snippet_weights="x")
@@ -286,7 +310,7 @@ def test_a_run_without_projections_takes_none(drawn, tmp_path):
 
 
 def test_weights_of_a_package_are_converted_where_they_are_missing(
-  features, drawn, tmp_path, monkeypatch
+  features, drawn, tmp_path
 ):
   path = tmp_path / "new" / "lite0"
   change = f"encoder.features_weights={path}"
@@ -295,10 +319,6 @@ def test_weights_of_a_package_are_converted_where_they_are_missing(
   before = path.stat().st_mtime_ns
   packaged.write_missing(resolve.change(drawn, change))
   assert path.stat().st_mtime_ns == before
-  monkeypatch.chdir(tmp_path)
-  change = "encoder.features_weights=hf://owner/lite0"
-  packaged.write_missing(resolve.change(drawn, change))
-  assert not (tmp_path / "hf:").exists()
 
 
 def test_a_missing_package_names_the_extra(drawn, tmp_path, monkeypatch):
