@@ -12,7 +12,8 @@ from typing import Any, TYPE_CHECKING
 if TYPE_CHECKING:
   from gmem_jax.commands.fit import fit
   from gmem_jax.config.resolve import get_config
-  from gmem_jax.sample.generator import Generator, load
+  from gmem_jax.sample.generator import Generator
+  from gmem_jax.sample.load import load
 
 __version__ = "0.1.0"
 __all__ = ["Generator", "fit", "get_config", "load"]
@@ -22,7 +23,7 @@ _HOMES = {
   "Generator": "gmem_jax.sample.generator",
   "fit": "gmem_jax.commands.fit",
   "get_config": "gmem_jax.config.resolve",
-  "load": "gmem_jax.sample.generator",
+  "load": "gmem_jax.sample.load",
 }
 
 

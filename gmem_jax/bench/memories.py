@@ -29,7 +29,11 @@ import numpy as np
 
 from gmem_jax.data import write_images
 from gmem_jax.files import atomic, errors
-from gmem_jax.sample import generator as generator_lib, host_bank
+from gmem_jax.sample import (
+  generator as generator_lib,
+  host_bank,
+  load as load_lib,
+)
 
 COLUMNS = ("kind", "own", "trained", "cosine", "real")
 # Memories of each set in the picture.
@@ -188,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
     "--out", help="also write OUT.png and OUT.json", type=pathlib.Path
   )
   given = parser.parse_args(argv)
-  run = generator_lib.load(given.run)
+  run = load_lib.load(given.run)
   heldout = run.with_bank(given.heldout)
   patterns = [p for p in given.new.split(",") if p]
   swapped = run.with_bank(given.swap) if given.swap else None

@@ -20,6 +20,7 @@ from gmem_jax.evaluate import (
   results,
   sources,
 )
+from gmem_jax.files import hub
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.sample import generator as generator_lib
@@ -105,8 +106,8 @@ def _score(
 
 def _given(config: sections.Config, channels: int) -> Subject:
   """The images that `eval.images` names."""
-  path = pathlib.Path(config.eval.images).absolute()
   try:
+    path = hub.local(config.eval.images)
     source = open_lib.open_images(path, channels=channels)
   except ValueError as error:
     raise ValueError(f"config.eval.images: {error}") from None

@@ -8,7 +8,7 @@ import jax
 
 from gmem_jax.config import sections
 from gmem_jax.convert import detect, identify, read, torch_import
-from gmem_jax.files import weights
+from gmem_jax.files import hub, weights
 from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def write_missing(config: sections.Config) -> None:
   name, path = config.encoder.features, config.encoder.features_weights
   if name not in _PACKAGES or not path:
     return
-  if jax.process_index() == 0 and not pathlib.Path(path).exists():
+  if jax.process_index() == 0 and not hub.exists(path):
     package, folder = _PACKAGES[name]
     _convert(_find(package, folder, path), path)
   processes.wait_for_all("convert/packaged")

@@ -12,7 +12,7 @@ import numpy as np
 from gmem_jax import progress as progress_lib
 from gmem_jax.config import sections
 from gmem_jax.data import batching, decode_image, load_encoders, sources
-from gmem_jax.files import weights
+from gmem_jax.files import hub, weights
 from gmem_jax.models.encoders import layout_pca, patch_pca
 from gmem_jax.parallel import processes
 
@@ -47,7 +47,7 @@ def _fit_once(
   config: sections.Config,
   source: sources.Source,
 ) -> None:
-  if jax.process_index() == 0 and not pathlib.Path(path).exists():
+  if jax.process_index() == 0 and not hub.exists(path):
     fit(config, source, pathlib.Path(path))
   processes.wait_for_all(f"prepare/{fit.__name__}")
 

@@ -1,7 +1,6 @@
 """The one loader of encoders: from converted weights to networks that run."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -240,16 +239,12 @@ def features_name(config: sections.Config) -> str | None:
     config.encoder.features_weights,
     config.encoder.snippet_weights,
   )
-  if not _is_here(path) or (fitted and not _is_here(fitted)):
+  if not hub.exists(path) or (fitted and not hub.exists(fitted)):
     return None
   name = _network_name(kind, weights.read_metadata(path))
   if not fitted:
     return name
   return _snippet_name(name, weights.read_metadata(fitted))
-
-
-def _is_here(path: str) -> bool:
-  return bool(path) and (hub.is_remote(path) or pathlib.Path(path).exists())
 
 
 def _network_name(kind: str, metadata: dict[str, Any]) -> str:
@@ -267,7 +262,7 @@ def _load_fitted(
   """Loads what `--mode=prepare` fits: the "tokenizer", or the "snippet"."""
   key = f"encoder.{part}_weights"
   path = getattr(config.encoder, f"{part}_weights")
-  if not pathlib.Path(path).exists():
+  if not hub.exists(path):
     raise ValueError(
       f"config.{key}={path!r} does not exist: --mode=prepare with the same"
       f" config fits the {part} and writes it there"

@@ -17,7 +17,7 @@ from gmem_jax.data import (
   sources,
   store,
 )
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ def find(
   """
   if stored.images is not None:
     return _files(stored.images, folder)
-  directory = pathlib.Path(path).absolute()
+  directory = hub.local(path)
   if directory.name in ("memory", bank_files.PREPARED):
     directory = directory.parent
   prepared: pathlib.Path | None = directory

@@ -20,7 +20,7 @@ from gmem_jax.evaluate import (
   scores as scores_lib,
   statistics,
 )
-from gmem_jax.files import atomic, errors
+from gmem_jax.files import atomic, errors, hub
 from gmem_jax.models.encoders import inception
 from gmem_jax.parallel import sharding
 
@@ -170,7 +170,7 @@ def _extractor(
 def _score(args: argparse.Namespace) -> None:
   names = tuple(args.scores.split(","))
   extractor = _extractor(args, names)
-  given = pathlib.Path(args.images).absolute()
+  given = hub.local(args.images)
   images = open_lib.open_images(given)
   count = images.count if args.count is None else args.count
   workdir = pathlib.Path(args.workdir).absolute()
@@ -183,7 +183,7 @@ def _score(args: argparse.Namespace) -> None:
     if args.reference:
       evaluator = reference.against(
         evaluator,
-        pathlib.Path(args.reference).absolute(),
+        hub.local(args.reference),
         images.shape,
         store,
         published=args.preprocessing == "published",
@@ -203,7 +203,7 @@ def _stats(args: argparse.Namespace) -> None:
   if out.suffix != ".npz":
     raise ValueError(f"OUT={args.out!r} must end in .npz")
   extractor = _extractor(args, names)
-  path = pathlib.Path(args.images).absolute()
+  path = hub.local(args.images)
   images = open_lib.open_images(path, crop=args.crop, decode=args.decode)
   gaussians, rows = scores_lib.compared(names)
   if not gaussians and not rows:

@@ -1,7 +1,6 @@
 """From a config to the evaluator that scores its images."""
 
 import dataclasses
-import pathlib
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,6 +15,7 @@ from gmem_jax.evaluate import (
   scores,
   sources,
 )
+from gmem_jax.files import hub
 
 _REFERENCE_HELP = (
   ": the run's training images are not in memory, so it must be ADM's .npz,"
@@ -85,7 +85,7 @@ def with_reference(
   section = config.eval
   try:
     if section.reference:
-      path = pathlib.Path(section.reference).absolute()
+      path = hub.local(section.reference)
       published = section.preprocessing == "published"
       return reference.against(
         evaluator, path, shape, store, published=published

@@ -1,4 +1,4 @@
-"""Files on the Hugging Face Hub, wherever a path to weights or a bank is taken.
+"""Files on the Hugging Face Hub, for paths of weights, banks and statistics.
 
 hf://OWNER/NAME[@REVISION][/FILE] names a repository, or a file or folder in it.
 The extra `hub` brings them into its cache: files that are there are not fetched
@@ -8,12 +8,15 @@ takes files there.
 
 import contextlib
 import fnmatch
+import glob
 import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+from gmem_jax.files import shown
 
 SCHEME = "hf://"
 _FORM = re.compile(
@@ -38,6 +41,14 @@ class Address(NamedTuple):
 def is_remote(path: str | os.PathLike) -> bool:
   """Whether a path is an address of the hub."""
   return os.fspath(path).startswith(SCHEME)
+
+
+def exists(path: str | os.PathLike) -> bool:
+  """Whether a path is there; an address of the hub is taken to be.
+
+  What is missing on this machine may be made here, and nothing on the hub.
+  """
+  return bool(path) and (is_remote(path) or pathlib.Path(path).exists())
 
 
 def parse(text: str) -> Address:
@@ -65,7 +76,6 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     return pathlib.Path(path).absolute()
   text = os.fspath(path)
   address = parse(text)
-  patterns = [address.file, f"{address.file}/*"] if address.file else None
   with _asking(text) as asked:
     from huggingface_hub import constants, file_download
 
@@ -75,15 +85,29 @@ def local(path: str | os.PathLike) -> pathlib.Path:
     blobs = pathlib.Path(constants.HF_HUB_CACHE, folder, "blobs")
     before = {blob.name for blob in blobs.glob("*")}
     snapshot = asked.snapshot_download(
-      address.repo, revision=address.revision, allow_patterns=patterns
+      address.repo,
+      revision=address.revision,
+      allow_patterns=_patterns(address.file),
     )
-  for blob in blobs.glob("*"):
-    if blob.name not in before:
-      _check(blob, text)
+  _check((b for b in blobs.glob("*") if b.name not in before), text)
   found = pathlib.Path(snapshot, address.file)
   if not found.exists():
-    raise ValueError(f"{text}: {address.repo} has no {address.file!r}")
+    # Also where the hub is out of reach, and the cache has other files of it.
+    held = shown.some(sorted(_ask_about(text)[0])) or "no file"
+    raise ValueError(
+      f"{text}: {address.repo} has no {address.file!r}, but {held}"
+    )
   return found
+
+
+def _patterns(file: str) -> list[str] | None:
+  """What to fetch for a file, a folder, or an index of weights in shards."""
+  if not file:
+    return None
+  name = glob.escape(file)
+  stem, suffix = os.path.splitext(name.removesuffix(".index.json"))
+  shards = [f"{stem}-*{suffix}"] if name.endswith(".index.json") else []
+  return [name, f"{name}/*", *shards]
 
 
 def library(text: str) -> Any:
@@ -124,22 +148,27 @@ def find(text: str) -> Published:
     ModuleNotFoundError, ValueError: As `local`; or several files fit.
   """
   repo, revision, pattern = parse(text)
+  files, licence, page = _ask_about(text)
+  fitting = fnmatch.filter(files, pattern)
+  if len(fitting) != 1:
+    found = shown.some(sorted(fitting or files)) or "none"
+    raise ValueError(f"{text}: one file is expected, {repo} has {found}")
+  branch = f"@{revision}" if revision else ""
+  (name,) = fitting
+  return Published(f"{SCHEME}{repo}{branch}/{name}", files[name], licence, page)
+
+
+def _ask_about(text: str) -> tuple[dict[str, int], str, str]:
+  """Of an address's repository: (sizes of its files by name, licence, page)."""
+  repo, revision, _ = parse(text)
   with _asking(text) as asked:
     about = asked.HfApi().model_info(
       repo, revision=revision, files_metadata=True
     )
     page = f"{asked.constants.ENDPOINT}/{repo}"
-  files = {file.rfilename: file.size for file in about.siblings or ()}
-  fitting = fnmatch.filter(files, pattern)
-  if len(fitting) != 1:
-    found = ", ".join(sorted(fitting or files))
-    raise ValueError(f"{text}: one file is expected, {repo} has {found}")
-  branch = f"@{revision}" if revision else ""
-  licence = about.card_data.license if about.card_data else ""
-  (name,) = fitting
-  return Published(
-    f"{SCHEME}{repo}{branch}/{name}", files[name] or 0, str(licence or ""), page
-  )
+  files = {file.rfilename: file.size or 0 for file in about.siblings or ()}
+  licence = about.card_data.license if about.card_data else None
+  return files, str(licence or ""), page
 
 
 def upload(
@@ -202,18 +231,23 @@ def _asking(text: str) -> Iterator[Any]:
     raise ValueError(f"{text}: {reason}{hint}") from None
 
 
-def _check(blob: pathlib.Path, text: str) -> None:
-  """Checks a new file of the cache, which is named after its digest.
+def _check(blobs: Iterable[pathlib.Path], text: str) -> None:
+  """Checks new files of the cache, which are named after their digests.
 
-  Large files are, by SHA-256; small ones are named after git's.
+  Large files are, by SHA-256; small ones are named after git's. All are checked
+  before one is refused: next time, those that stayed are not new.
   """
-  if len(blob.name) != 64:
-    return
-  with blob.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-  if digest != blob.name:
-    blob.unlink()
+  wrong = []
+  for blob in blobs:
+    if len(blob.name) != 64:
+      continue
+    with blob.open("rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != blob.name:
+      blob.unlink()
+      wrong.append((digest, blob.name))
+  for digest, promised in wrong:
     raise ValueError(
       f"{text}: a file came with SHA-256 {digest[:12]}…, the hub promised"
-      f" {blob.name[:12]}…; it was removed from the cache"
+      f" {promised[:12]}…; {len(wrong)} removed from the cache"
     )

@@ -218,11 +218,21 @@ def load_kind(
   Raises:
     ValueError: As there, and if the kind is none of `kinds`.
   """
-  kind = read_metadata(path)["kind"]
-  if kind not in kinds:
-    raise ValueError(f"it is a {shown.cut(kind)}, not a {' or '.join(kinds)}")
+  # Once: the hub may be changed between two answers.
+  path = str(hub.local(path))
+  check_kind(read_metadata(path)["kind"], kinds)
   arrays, metadata = load_converted(path, tree)
   return jax.tree.map(_widened, arrays), metadata
+
+
+def check_kind(kind: str, kinds: Sequence[str]) -> None:
+  """Refuses weights of another kind.
+
+  Raises:
+    ValueError: Saying what they are.
+  """
+  if kind not in kinds:
+    raise ValueError(f"it is a {shown.cut(kind)}, not a {' or '.join(kinds)}")
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The one way from a run or converted weights to images.
+"""The one way from a network and a memory bank to images.
 
-`load` is for Python, `from_config` for the command line: both give a
-`Generator`, and the same settings give the same images bit for bit.
+`from_config` gives a `Generator` to the command line, `load.load` to Python;
+the same settings give the same images bit for bit.
 """
 
 import dataclasses
@@ -14,8 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
-from gmem_jax.config import recipe, resolve, sections
-from gmem_jax.files import hub, weights as weights_lib
+from gmem_jax.config import resolve, sections
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import (
   draw_rows,
@@ -26,10 +25,7 @@ from gmem_jax.sample import (
   snippets as snippets_lib,
   source as source_lib,
 )
-from gmem_jax.train import directory as directory_lib, fitted
-
-# Recipes whose weights come with gmem_jax, as their option "pretrained".
-PRETRAINED = ("emoji",)
+from gmem_jax.train import fitted
 
 Memory = snippets_lib.Memory
 
@@ -308,42 +304,3 @@ def from_config(config: sections.Config, workdir: pathlib.Path) -> Generator:
   weights = source.sampler.place(source.weights)
   source = dataclasses.replace(source, weights=weights)
   return Generator(config, workdir, mesh, source)
-
-
-def load(
-  path: str | os.PathLike, *changes: str, config: str | None = None
-) -> Generator:
-  """Loads a run, or converted weights of a network.
-
-  Args:
-    path: The directory, or `hf://OWNER/NAME[@REVISION][/FILE]`; or "emoji", the
-      weights that come with gmem_jax.
-    *changes: Keys of the config, each KEY=VALUE: "sampler.steps=50".
-    config: A recipe, by name or file: "xl_in1k:guided". Of a run, by default
-      its own config; converted weights have none.
-
-  Raises:
-    ValueError: If the directory is neither, or a key does not fit it.
-  """
-  if path in PRETRAINED and not os.path.exists(path):
-    recipe_name = config or f"{path}:pretrained"
-    own = resolve.get_config(recipe_name, *changes)
-    return from_config(own, pathlib.Path(path))
-  path = hub.local(os.path.expanduser(path))
-  converted = weights_lib.is_converted(path)
-  if not converted and not (path / directory_lib.RECORD).exists():
-    raise ValueError(
-      f"path={path}: expected is the directory of a run, or output of"
-      " `python -m gmem_jax.convert`"
-    )
-  if config is not None:
-    network = [f"sample.network={path}"] if converted else []
-    own = resolve.get_config(config, *network, *changes)
-    return from_config(own, path)
-  if converted:
-    raise ValueError(
-      f"path={path}: converted weights need a recipe: config=NAME, one of"
-      f" {', '.join(recipe.names())}"
-    )
-  own = resolve.change(directory_lib.config_of(path), *changes)
-  return from_config(own, path)

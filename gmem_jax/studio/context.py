@@ -12,7 +12,12 @@ import numpy as np
 
 from gmem_jax.config import sections
 from gmem_jax.files import errors
-from gmem_jax.sample import generator as generator_lib, host_bank, search
+from gmem_jax.sample import (
+  generator as generator_lib,
+  host_bank,
+  load as load_lib,
+  search,
+)
 from gmem_jax.sample.generator import Generator
 from gmem_jax.studio import catalogue as catalogue_lib, pictures, streaming
 
@@ -78,7 +83,7 @@ def catalogue(generator: Generator) -> catalogue_lib.Catalogue:
 
 @functools.lru_cache(maxsize=2)
 def _load(path: str, change: str) -> Generator:
-  return generator_lib.load(path, "sample.grid=0", change)
+  return load_lib.load(path, "sample.grid=0", change)
 
 
 def with_weights(generator: Generator, weights: str) -> Generator:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from gmem_jax.commands import startup
-from gmem_jax.sample import generator as generator_lib
+from gmem_jax.sample import load as load_lib
 from gmem_jax.studio import context
 
 
@@ -22,7 +22,7 @@ def open_studio(
   """Loads the network and its bank.
 
   Args:
-    path: See `generator.load`; so are `changes` and `config`.
+    path: See `load.load`; so are `changes` and `config`.
     changes: Keys of the config.
     config: A recipe.
     folder: See `context.Studio`.
@@ -36,7 +36,7 @@ def open_studio(
   """
   # All images have a line, not only those of a contact sheet.
   changes = ["sample.grid=0", *changes]
-  generator = generator_lib.load(path, *changes, config=config)
+  generator = load_lib.load(path, *changes, config=config)
   own = generator.config.sample.device_batch
   if not any(change.startswith("sample.device_batch=") for change in changes):
     generator = generator.with_config(

@@ -11,7 +11,7 @@ import pathlib
 import shutil
 
 from gmem_jax.config import networks, sections
-from gmem_jax.files import atomic, weights
+from gmem_jax.files import atomic, hub, weights
 from gmem_jax.parallel import processes
 
 FOLDER = "encoders"
@@ -39,21 +39,23 @@ def keep(config: sections.Config, workdir: pathlib.Path) -> None:
   """
   if processes.is_main():
     for key, path in _paths(config.encoder).items():
-      _copy(key, pathlib.Path(path), _kept(workdir, key))
+      _copy(key, path, _kept(workdir, key))
   processes.wait_for_all("fitted")
 
 
-def _copy(key: str, path: pathlib.Path, copy: pathlib.Path) -> None:
+def _copy(key: str, path: str, copy: pathlib.Path) -> None:
   if not copy.exists():
+    source = hub.local(path)
     with atomic.replacing(copy) as temporary:
-      shutil.copytree(path, temporary)
+      copied = shutil.copytree if source.is_dir() else shutil.copyfile
+      copied(source, temporary)
     return
   here, there = (
     weights.read_metadata(each)["source"]["sha256"] for each in (path, copy)
   )
   if here != there:
     raise ValueError(
-      f"config.encoder.{key}={str(path)!r} was fitted to other images than"
+      f"config.encoder.{key}={path!r} was fitted to other images than"
       f" {copy}, which this run was trained with. Take another --workdir."
     )
 

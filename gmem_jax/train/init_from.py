@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import shown, weights
+from gmem_jax.files import hub, shown, weights
 from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
 from gmem_jax.train import checkpoint, state as train_state
@@ -44,10 +44,13 @@ def start(
   Raises:
     ValueError: If they do not fit; names what differs.
   """
-  path = pathlib.Path(config.train.init_from).absolute()
   where = f"config.train.init_from={config.train.init_from!r}"
+  try:
+    path = hub.local(config.train.init_from)
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
   if weights.is_converted(path):
-    given = _converted(config, where)
+    given = _converted(config, path, where)
   elif (path / "checkpoints").is_dir():
     given = _of_run(path, mesh, where)
   else:
@@ -60,12 +63,14 @@ def start(
   return dataclasses.replace(state, params=params, ema=average)
 
 
-def _converted(config: sections.Config, where: str) -> dict[str, Any]:
+def _converted(
+  config: sections.Config, path: pathlib.Path, where: str
+) -> dict[str, Any]:
   """Parameters of converted weights, by the model that they name."""
-  kinds = ("lightning_dit", "sit")
-  given, metadata = weights.load_configured(
-    "train.init_from", config.train.init_from, kinds
-  )
+  try:
+    given, metadata = weights.load_kind(str(path), ("lightning_dit", "sit"))
+  except (ValueError, OSError) as error:
+    raise ValueError(f"{where}: {error}") from None
   differing = dit.differing_keys(
     config.model, metadata["model"], ignored=("conditioning",)
   )

@@ -16,12 +16,13 @@ from gmem_jax.convert import __main__ as convert, packaged
 from gmem_jax.data import (
   emoji,
   encode_files,
+  fit_encoders,
   load_encoders,
   schema,
   sources,
   write_images,
 )
-from gmem_jax.files import weights
+from gmem_jax.files import hub, weights
 from gmem_jax.models.encoders import protocols
 from gmem_jax.sample.generator import from_config
 from gmem_jax.train import dataset, fitted
@@ -83,6 +84,34 @@ def test_a_second_call_keeps_the_tokenizer(prepared, changes, tmp_path):
   }
   prepare.prepare_mode(tiny.make_config(**fresh))
   assert weights.read_metadata(tmp_path / "fresh")["source"]["sha256"] != before
+
+
+def test_a_fitted_tokenizer_may_be_on_the_hub(
+  prepared, changes, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  fetch, path = hub.local, changes["encoder__tokenizer_weights"]
+  there = {"hf://owner/tokenizer": path}
+  monkeypatch.setattr(hub, "local", lambda path: fetch(there.get(path, path)))
+  (address,) = there
+  config = tiny.make_config(**changes | {"encoder__tokenizer_weights": address})
+  fit_encoders.fit_missing(config, sources.digits())
+  assert not (tmp_path / "hf:").exists(), "it was fitted, and put there"
+  assert load_encoders.load_tokenizer(config).patch == 4
+  fitted.keep(config, tmp_path / "run")
+  fitted.keep(config, tmp_path / "run")
+  kept = fitted.own(config, tmp_path / "run").encoder.tokenizer_weights
+  assert weights.read_metadata(kept) == weights.read_metadata(path)
+  weights.save_converted(
+    "one.safetensors", {"params": weights.load_converted(path)[0]},
+    weights.read_metadata(path), "safetensors",
+  )  # fmt: skip
+  there[address] = "one.safetensors"
+  fitted.keep(config, tmp_path / "other")
+  kept = fitted.own(config, tmp_path / "other").encoder.tokenizer_weights
+  assert load_encoders.load_tokenizer(
+    tiny.make_config(**changes | {"encoder__tokenizer_weights": kept})
+  ).patch == 4  # fmt: skip
 
 
 def test_another_tokenizer_is_refused(prepared, changes):
@@ -310,7 +339,7 @@ def test_a_run_without_projections_takes_none(drawn, tmp_path):
 
 
 def test_weights_of_a_package_are_converted_where_they_are_missing(
-  features, drawn, tmp_path
+  features, drawn, tmp_path, monkeypatch
 ):
   path = tmp_path / "new" / "lite0"
   change = f"encoder.features_weights={path}"
@@ -319,6 +348,10 @@ def test_weights_of_a_package_are_converted_where_they_are_missing(
   before = path.stat().st_mtime_ns
   packaged.write_missing(resolve.change(drawn, change))
   assert path.stat().st_mtime_ns == before
+  monkeypatch.chdir(tmp_path)
+  change = "encoder.features_weights=hf://owner/lite0"
+  packaged.write_missing(resolve.change(drawn, change))
+  assert not (tmp_path / "hf:").exists()
 
 
 def test_a_missing_package_names_the_extra(drawn, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from tests import tiny
 from tests.convert import helpers
 from tests.data import prepared
 from tests.evaluate import fakes
+from tests.files import hub_server
 
 IMAGES = 96
 
@@ -82,6 +83,34 @@ def test_statistics_then_scores(dinov2, files, tmp_path, capsys):
   assert {p.name for p in workdir.iterdir()} == {path.name, "tensorboard"}
   board = workdir / "tensorboard" / path.stem
   assert tags(board) == {f"eval/frechet_dinov2_{IMAGES}"}
+
+
+def test_images_reference_and_network_come_from_the_hub(
+  dinov2, files, tmp_path
+):
+  pytest.importorskip("huggingface_hub", reason="needs the extra 'hub'")
+  samples, real = files
+  assert cli.main(arguments("score", dinov2, tmp_path / "here", *files)) == 0
+  there = "hf://owner/eval"
+  with hub_server.serving(tmp_path / "cache") as (handler, environment):
+    handler.repos["owner/eval"] = hub_server.files_of(dinov2, "dinov2/") | {
+      "samples.npz": samples.read_bytes(),
+      "real.npz": real.read_bytes(),
+    }
+    done = subprocess.run(
+      [
+        sys.executable, "-m", "gmem_jax.evaluate",
+        *arguments(
+          "score", f"{there}/dinov2", tmp_path / "there",
+          f"{there}/samples.npz", f"{there}/real.npz",
+        ),
+      ],
+      env=os.environ | environment,
+      capture_output=True, text=True, check=False,
+    )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found, expected = (scores(tmp_path / name) for name in ("there", "here"))
+  assert found["scores"] == pytest.approx(expected["scores"], rel=1e-4)
 
 
 def test_other_images_never_take_the_place_of_a_result(dinov2, files, tmp_path):

@@ -26,6 +26,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
   # Bytes after which a transfer is cut off once; the digest that is promised.
   cut: list[int]
   digest: str
+  # Whether other bytes are sent than were promised.
+  damaged: bool
   log: list[tuple[str, str]]
   # Large files by digest, before they are committed.
   large: dict[str, bytes]
@@ -150,6 +152,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
       "ETag": f'"{self.digest or digest(data)}"',
       "Accept-Ranges": "bytes",
     }
+    if self.damaged:
+      data = bytes(len(data))
     if given := self.headers.get("Range", "").removeprefix("bytes="):
       first, _, last = given.partition("-")
       end = int(last) + 1 if last else len(data)
@@ -211,7 +215,7 @@ def serving(cache: pathlib.Path) -> Iterator[tuple[type[Hub], dict[str, str]]]:
   """Serves; gives its state, and the environment of a process that asks it."""
   state = {
     "repos": {}, "private": set(), "licences": {}, "token": "hf_token",
-    "cut": [], "digest": "", "log": [], "large": {},
+    "cut": [], "digest": "", "damaged": False, "log": [], "large": {},
   }  # fmt: skip
   handler = type("Served", (Hub,), state)
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -24,6 +24,28 @@ def bank(tmp_path_factory):
   return path
 
 
+CAUGHT = """
+import sys
+from gmem_jax.files import hub
+sys.excepthook = lambda kind, error, trace: print(error, file=sys.stderr)
+"""
+# Of a bank's rows.
+DIGEST = """
+import hashlib
+import numpy as np
+from gmem_jax.bank import files
+rows = np.asarray(files.read(sys.argv[1]).bank.rows)
+print(hashlib.sha256(rows.tobytes()).hexdigest())
+"""
+BEGINS = """
+print(hub.local(sys.argv[1]).read_text()[:3])
+"""
+# What an address brought, beside each other.
+LISTED = """
+print(*sorted(p.name for p in hub.local(sys.argv[1]).parent.iterdir()))
+"""
+
+
 @pytest.fixture
 def served(bank, tmp_path):
   """Serves the bank; gives its handler, and what reads an address of it."""
@@ -32,16 +54,10 @@ def served(bank, tmp_path):
     handler.repos["owner/name"] = hub_server.files_of(bank, "banks/")
     handler.private.add("owner/secret")
 
-    def read(text: str, **changes: str) -> tuple[str, str]:
-      """The digest of a bank's rows, or ""; and the error."""
-      code = (
-        "import sys, hashlib, numpy as np; from gmem_jax.bank import files\n"
-        "try: rows = files.read(sys.argv[1]).bank.rows\n"
-        "except (ValueError, ModuleNotFoundError) as e: sys.exit(str(e))\n"
-        "print(hashlib.sha256(np.asarray(rows).tobytes()).hexdigest())"
-      )
+    def read(text: str, code: str = DIGEST, **changes: str) -> tuple[str, str]:
+      """What the code prints of an address, or ""; and the error."""
       done = subprocess.run(
-        [sys.executable, "-c", code, text],
+        [sys.executable, "-c", f"{CAUGHT}{code}", text],
         env=os.environ | environment | changes,
         capture_output=True, text=True, check=False,
       )  # fmt: skip
@@ -84,7 +100,10 @@ def test_what_cannot_be_had_is_one_line(served, bank):
     ("hf://owner/name/banks", "", {"HF_ENDPOINT": "http://127.0.0.1:9"}),
     ("hf://owner/secret/banks", "Repository Not Found", {}),
     ("hf://owner/secret/banks", "hf auth login", {}),
-    ("hf://owner/name/nothing", "owner/name has no 'nothing'", {}),
+    ("hf://owner/name/nothing", "owner/name has no 'nothing', but bank", {}),
+    ("hf://owner/name/nothing", "HF_HUB_OFFLINE", {"HF_HUB_OFFLINE": "1"}),
+    # A star is a letter of a name: nothing is fetched and then refused.
+    ("hf://owner/name/bank*", "owner/name has no 'bank*'", {}),
     ("hf://owner/name", "is not a bank", {}),
   ):
     found, (error,) = read(address, **environment)
@@ -102,6 +121,31 @@ def test_a_file_of_another_digest_is_refused_and_removed(served, bank):
   assert "the hub promised 000000000000" in error
   handler.digest = ""
   assert read("hf://owner/name/banks")[0] == digest_of(bank)
+
+
+def test_no_wrong_file_stays_behind_another_one(served, tmp_path):
+  handler, read = served
+  handler.repos["owner/two"] = {
+    name: name.encode() * hub_server.LARGE for name in ("a", "b")
+  }
+  # Whole files, of other bytes than their digests say.
+  handler.damaged = True
+  assert "2 removed from the cache" in read("hf://owner/two", LISTED)[1][0]
+  assert not list(tmp_path.rglob("blobs/*"))
+  handler.damaged = False
+  assert read("hf://owner/two/b", BEGINS)[0] == "bbb"
+
+
+def test_an_index_brings_its_shards(served):
+  handler, read = served
+  index = "model.safetensors.index.json"
+  shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+  handler.repos["owner/shards"] = {
+    f"vae/{name}": name.encode()
+    for name in (index, *shards, "model-00001-of-00001.bin", "else.json")
+  }
+  found, _ = read(f"hf://owner/shards/vae/{index}", LISTED)
+  assert found.split() == [*shards, index]
 
 
 @pytest.mark.parametrize(

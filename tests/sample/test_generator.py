@@ -18,7 +18,7 @@ from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.commands import sample as sample_command
 from gmem_jax.config import resolve
 from gmem_jax.data import holdout, sources, write_images
-from gmem_jax.sample import generator as generator_lib
+from gmem_jax.sample import load as load_lib
 from tests import layout, tiny
 
 
@@ -239,6 +239,6 @@ def test_import_needs_no_jax():
     " assert 'load' in dir(gmem_jax); gmem_jax.__version__"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
-  assert gmem_jax.load is generator_lib.load
+  assert gmem_jax.load is load_lib.load
   with pytest.raises(AttributeError, match="no attribute 'oops'"):
     gmem_jax.oops  # noqa: B018

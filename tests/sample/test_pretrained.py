@@ -8,7 +8,7 @@ from PIL import Image
 
 import gmem_jax
 from gmem_jax.data import emoji, write_images
-from gmem_jax.sample import generator as generator_lib
+from gmem_jax.sample import load as load_lib
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -71,4 +71,4 @@ def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
   (tmp_path / "emoji").mkdir()
   with pytest.raises(ValueError, match="directory of a run"):
     gmem_jax.load("emoji")
-  assert "emoji" in generator_lib.PRETRAINED
+  assert "emoji" in load_lib.PRETRAINED

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.diffusion import samplers
-from gmem_jax.files import weights
+from gmem_jax.files import hub, weights
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import source as source_lib
 from gmem_jax.train import (
@@ -120,6 +120,22 @@ def test_converted_weights_gain_cross_attention(parts, fresh, tmp_path):
   with pytest.raises(ValueError, match=r"conditioning: 'adaln' there.*\n.*"
                      rf"--config\.train\.init_from={path}"):  # fmt: skip
     source_lib.load(wrong, tmp_path, mesh)
+
+
+def test_an_address_of_the_hub_is_fetched(parts, fresh, tmp_path, monkeypatch):
+  mesh, _, memory = parts
+  config = tiny.make_config(model__family="lightning_dit")
+  params = fresh(config).params
+  path = make_converted(tmp_path / "net", config, memory, params)
+  fetch, there = hub.local, {"hf://owner/net": path}
+  monkeypatch.setattr(hub, "local", lambda path: fetch(there.get(path, path)))
+  change = {"model__family": "lightning_dit"}
+  config = tiny.make_config(**change, train__init_from="hf://owner/net")
+  started = init_from.start(config, fresh(config), mesh)
+  equal(started.params, jax.device_get(params))
+  config = tiny.make_config(**change, train__init_from="hf://owner")
+  with pytest.raises(ValueError, match=r"init_from='hf://owner': .*OWNER/NAME"):
+    init_from.start(config, fresh(config), mesh)
 
 
 def test_the_first_release_is_turned(parts, fresh, tmp_path):
