@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import dataclasses
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,7 +50,7 @@ Two more commands, each with its own --help:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> errors.Parser:
   parser = errors.Parser(
     prog="python -m gmem_jax.convert",
     description=(
@@ -107,77 +109,92 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _settings(
-  parser: argparse.ArgumentParser, pairs: Sequence[str]
-) -> dict[str, int]:
+def _settings(parser: errors.Parser, given: Sequence[str]) -> dict[str, int]:
   """Parses --model num_heads=2 .. ."""
   settings = {}
-  for pair in pairs:
-    name, _, number = pair.partition("=")
-    if (
-      name not in identify.SETTINGS or not number.isdecimal() or not int(number)
-    ):
-      parser.error(
-        f"--model {pair}: expected NAME=N, N positive, NAME one of"
-        f" {', '.join(identify.SETTINGS)}"
-      )
+  pairs = parser.pairs("--model", given, identify.SETTINGS, "N")
+  for name, number in pairs.items():
+    if not number.isdecimal() or not int(number):
+      parser.error(f"--model {name}={number}: must be a positive integer")
     settings[identify.SETTINGS[name]] = int(number)
   return settings
 
 
-def convert(source: str, out: str, kinds: Sequence[str]) -> None:
-  """Converts a file as the command does.
+@dataclasses.dataclass(frozen=True)
+class Choices:
+  """What the flags of the command say; the defaults are the command's.
+
+  Attributes:
+    weights: "ema" or "model" of a trainer's file; None for the first it has.
+    format: One of `weights.FORMATS`.
+    settings: What the tensors do not tell, see `identify.identify`.
+    allow_nonfinite: Whether NaN and infinity are converted.
+    kinds: What the file may be; () for anything.
+  """
+
+  weights: str | None = None
+  format: str = "orbax"
+  settings: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  allow_nonfinite: bool = False
+  kinds: Sequence[str] = ()
+
+
+def convert(src: str, out: str | None, choices: Choices = Choices()) -> None:
+  """Converts a published file, and says what it is.
 
   Args:
-    source: A path, or an address of the hub.
-    out: A new directory.
-    kinds: What the file may be.
+    src: A path, or an address of the hub.
+    out: What to write; None: nothing, and only say what it is.
+    choices: What the flags say.
 
   Raises:
+    OSError: If `out` is there already, or `src` is not.
     ValueError: If it is of another kind, damaged, or cannot be had.
   """
-  _import(_parser().parse_args([source, out]), {}, kinds)
-
-
-def _import(
-  args: argparse.Namespace,
-  settings: dict[str, int],
-  kinds: Sequence[str] = (),
-) -> None:
+  # First: what is on the hub may take an hour to come.
+  if out is not None:
+    atomic.new_path(out, directory=choices.format == "orbax")
+  path = hub.local(src)
   # Else it would be refused as a directory, or as names of no network.
-  if weights.is_converted(args.src):
-    raise ValueError(f"{args.src} is converted already (--to-torch goes back)")
-  if not args.dry_run:
-    atomic.new_path(args.out, directory=args.format == "orbax")
-  source = read.open_source(str(hub.local(args.src)))
+  if weights.is_converted(path):
+    raise ValueError(f"{src} is converted already (--to-torch goes back)")
+  source = _open(src, path)
   try:
-    result = _convert(args, source, settings, kinds)
+    result = _convert(source, choices, out is None)
   except read.WrongFile as e:
-    raise ValueError(f"{args.src} {e}") from e
+    raise ValueError(f"{src} {e}") from e
   except ValueError as e:
-    raise ValueError(f"{args.src}: {e}") from e
-  if result is None:
+    raise ValueError(f"{src}: {e}") from e
+  if out is None or result is None:
     errors.say("complete; nothing written (--dry-run)")
     return
-  weights.save_converted(args.out, *result, args.format)
-  next_ = uses.USES[result[1]["kind"]].format(args.out)
-  errors.say(f"Wrote {args.out} ({args.format})\nNext: {next_}")
+  weights.save_converted(out, *result, choices.format)
+  next_ = uses.USES[result[1]["kind"]].format(out)
+  errors.say(f"Wrote {out} ({choices.format})\nNext: {next_}")
+
+
+def _open(src: str, path: pathlib.Path) -> read.OpenFile:
+  """Opens a file, or what an address of the hub has brought."""
+  try:
+    return read.open_source(path)
+  except ValueError as e:
+    if not hub.is_remote(src):
+      raise
+    # The error names a file of the cache.
+    raise ValueError(f"{src}: {e}") from e
 
 
 def _convert(
-  args: argparse.Namespace,
-  source: read.OpenFile,
-  settings: dict[str, int],
-  kinds: Sequence[str],
+  source: read.OpenFile, choices: Choices, dry_run: bool
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
   """Recognises, reports, and unless it is a dry run checks and converts."""
-  contents = detect.detect(source, args.weights)
-  if kinds and contents.kind not in kinds:
-    raise ValueError(f"it is a {contents.kind}, not a {' or '.join(kinds)}")
-  identity = identify.identify(contents, settings)
+  contents = detect.detect(source, choices.weights)
+  if choices.kinds:
+    weights.check_kind(contents.kind, choices.kinds)
+  identity = identify.identify(contents, choices.settings)
   # Before the long part, so that a wrong file can be stopped.
   errors.say(_report(source, contents, identity))
-  if args.dry_run:
+  if dry_run:
     return None
   with contextlib.closing(
     Progress("checksums", 0, source.nbytes, "B")
@@ -190,7 +207,7 @@ def _convert(
       contents,
       identity,
       progress.advance,
-      allow_nonfinite=args.allow_nonfinite,
+      allow_nonfinite=choices.allow_nonfinite,
     )
   nonfinite = result[1]["nonfinite"]
   if nonfinite:
@@ -267,4 +284,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
   if args.to_torch:
     return errors.run(lambda: _export(args))
-  return errors.run(lambda: _import(args, settings))
+  choices = Choices(args.weights, args.format, settings, args.allow_nonfinite)
+  out = None if args.dry_run else args.out
+  return errors.run(lambda: convert(args.src, out, choices))

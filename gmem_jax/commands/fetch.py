@@ -4,7 +4,7 @@ import argparse
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gmem_jax.commands import convert
@@ -12,6 +12,11 @@ from gmem_jax.files import errors, hub, weights
 
 _GMEM = "hf://Tangentone/GMem"
 _VAVAE = "hf://hustvl/vavae-imagenet256-f16d32-dinov2"
+# Where configs/xl_in1k.py has them.
+_USUAL = "weights"
+_NEXT = (
+  "python -m gmem_jax.main --config=xl_in1k --workdir=runs/xl --mode=sample"
+)
 
 
 class _Part(NamedTuple):
@@ -20,11 +25,13 @@ class _Part(NamedTuple):
   Attributes:
     about: What it is.
     kinds: What its weights are, once converted.
+    key: Of the config, that names them.
     source: Where it is on the hub; "" where its authors have it elsewhere.
   """
 
   about: str
   kinds: Sequence[str]
+  key: str
   source: str = ""
 
 
@@ -33,34 +40,47 @@ PARTS = {
   "gmem_xl": _Part(
     "network, GMem-XL",
     ("lightning_dit",),
+    "sample.network",
     f"{_GMEM}/GMem_XL_160Epoch_in1k256_network.pth",
   ),
   "bank_in1k": _Part(
     "memory bank of ImageNet",
     ("bank", "low_rank_bank"),
+    "sample.bank",
     f"{_GMEM}/Memory_bank_in1*",
   ),
   "va_vae": _Part(
     "tokenizer, VA-VAE",
     ("vae",),
+    "encoder.tokenizer_weights",
     f"{_VAVAE}/vavae-imagenet256-f16d32-dinov2.pt",
   ),
   "latent_stats": _Part(
-    "latent statistics", ("latent_stats",), f"{_VAVAE}/latents_stats.pt"
+    "latent statistics",
+    ("latent_stats",),
+    "encoder.latent_stats",
+    f"{_VAVAE}/latents_stats.pt",
   ),
-  "dinov2": _Part("feature encoder, for images of your own", ("dinov2",)),
-  "inception": _Part("network of FID, for scores", ("inception",)),
+  "dinov2": _Part(
+    "feature encoder, for images of your own",
+    ("dinov2",),
+    "encoder.features_weights",
+  ),
+  "inception": _Part(
+    "network of FID, for scores", ("inception",), "eval.inception_weights"
+  ),
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> errors.Parser:
   parser = errors.Parser(
     prog="python -m gmem_jax.convert fetch",
     description=(
       "Brings the published network, bank, tokenizer and latent statistics from"
       " the Hugging Face Hub, converted to what configs/xl_in1k.py names. It"
       " lists sizes and licences first, and asks. What is there already is"
-      " not fetched again; what was cut off goes on."
+      " not fetched again; what was cut off goes on. What was fetched stays in"
+      " the hub's cache beside what was made of it; `hf cache` shows it."
     ),
     epilog=(
       "examples:\n"
@@ -72,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "out", metavar="OUT", nargs="?", default="weights",
+    "out", metavar="OUT", nargs="?", default=_USUAL,
     type=os.path.expanduser, help="directory of all parts (default: weights)",
   )  # fmt: skip
   parser.add_argument(
@@ -98,13 +118,11 @@ def main(argv: Sequence[str]) -> int:
   parser = _parser()
   args = parser.parse_args(argv)
   sources = {name: part.source for name, part in PARTS.items()}
-  for pair in args.source:
-    name, _, source = pair.partition("=")
-    if name not in PARTS or not source:
-      parser.error(
-        f"--source {pair}: expected NAME=SRC, NAME one of {', '.join(PARTS)}"
-      )
+  given = parser.pairs("--source", args.source, PARTS, "SRC")
+  for name, source in given.items():
     sources[name] = os.path.expanduser(source)
+    if not hub.exists(sources[name]):
+      parser.error(f"--source {name}={source}: there is no such file")
   return errors.run(lambda: _fetch(pathlib.Path(args.out), sources, args.yes))
 
 
@@ -117,21 +135,27 @@ def _fetch(out: pathlib.Path, sources: Mapping[str, str], yes: bool) -> None:
   found, total = {}, 0
   for name, source in missing.items():
     found[name], size, licence = _look_up(source)
-    total += size
+    total += size * hub.is_remote(source)
     errors.say(
       f"{name:13} {PARTS[name].about}\n{'':13} {found[name]},"
       f" {_megabytes(size)}, licence: {licence}"
     )
   if not found:
     errors.say(f"{out} has all of {', '.join(filter(sources.get, sources))}")
-  elif not yes and not _agreed(f"Fetch {_megabytes(total)} in all?"):
+  elif total and not yes and not _agreed(f"Fetch {_megabytes(total)} in all?"):
     raise ValueError("nothing was fetched; --yes does not ask")
   for name, source in found.items():
-    convert.convert(source, str(out / name), PARTS[name].kinds)
-  errors.say(
-    "Next: python -m gmem_jax.main --config=xl_in1k --workdir=runs/xl"
-    " --mode=sample"
-  )
+    choices = convert.Choices(kinds=PARTS[name].kinds)
+    convert.convert(source, str(out / name), choices)
+  errors.say(f"Next: {_NEXT}{_elsewhere(out, filter(sources.get, sources))}")
+
+
+def _elsewhere(out: pathlib.Path, names: Iterable[str]) -> str:
+  """The flags that name parts which are not where the recipe has them."""
+  if out == pathlib.Path(_USUAL):
+    return ""
+  flags = (f" --config.{PARTS[name].key}={out / name}" for name in names)
+  return "".join(flags)
 
 
 def _is_there(path: pathlib.Path, kinds: Sequence[str]) -> bool:
@@ -142,11 +166,10 @@ def _is_there(path: pathlib.Path, kinds: Sequence[str]) -> bool:
   """
   if not path.exists() or (path.is_dir() and not any(path.iterdir())):
     return False
-  kind = weights.read_metadata(path)["kind"]
-  if kind not in kinds:
-    raise ValueError(
-      f"{path} is a {kind}, not a {' or '.join(kinds)}: move it away"
-    )
+  try:
+    weights.check_kind(weights.read_metadata(path)["kind"], kinds)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}; move it away") from None
   errors.say(f"{path} is there")
   return True
 
@@ -154,7 +177,9 @@ def _is_there(path: pathlib.Path, kinds: Sequence[str]) -> bool:
 def _look_up(source: str) -> tuple[str, int, str]:
   """Address, size in bytes and licence of a file."""
   if not hub.is_remote(source):
-    size = pathlib.Path(source).stat().st_size
+    path = pathlib.Path(source)
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     return source, size, "see where you have it from"
   about = hub.find(source)
   return about.address, about.size, about.licence or f"see {about.page}"

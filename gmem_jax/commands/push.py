@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 from gmem_jax.bank import files as bank_files
 from gmem_jax.convert import uses
 from gmem_jax.files import atomic, errors, hub, weights
+from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
-from gmem_jax.train import checkpoint, directory as directory_lib
+from gmem_jax.train import checkpoint, directory as directory_lib, fitted
 
 _CARD = "README.md"
-# What a bank keeps of its images are names on this machine.
-_PRIVATE = {"images.json", _CARD}
+# Where a bank's images are, and where Orbax wrote, is of this machine alone;
+# nothing that is loaded from a directory needs them.
+_PRIVATE = {"images.json", "commit_success.txt", _CARD}
+# What pictures are made with; a bank, a tokenizer or an encoder makes none.
+_MAKING = {"pipeline_tag": "unconditional-image-generation"}
 _LOAD = """\
 ```python
 import gmem_jax
@@ -33,12 +37,14 @@ class _Cargo(NamedTuple):
     facts: Name -> value, for its card.
     files: Path there -> file here.
     use: How to use it; {0} is its address.
+    tags: Of the card's head, besides the usual ones.
   """
 
   title: str
   facts: Mapping[str, Any]
   files: Mapping[str, pathlib.Path]
   use: str
+  tags: Mapping[str, str]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _push(args: argparse.Namespace) -> None:
-  hub.parse(args.address)
+  # Before gigabytes are read.
+  hub.check_destination(args.address, log_in=not args.dry_run)
   path = pathlib.Path(args.path)
   cargo = _cargo(path)
   address = args.address.rstrip("/") + (f"/{path.name}" * path.is_file())
@@ -142,11 +149,12 @@ def _converted(path: pathlib.Path) -> _Cargo:
   }
   use = uses.USES.get(metadata["kind"], "")
   files = _files(path, path if path.is_dir() else path.parent)
-  return _Cargo(metadata["title"], facts, files, use)
+  tags = _MAKING if metadata["kind"] in dit.FAMILIES else {}
+  return _Cargo(metadata["title"], facts, files, use, tags)
 
 
 def _run(path: pathlib.Path) -> _Cargo:
-  """A run's record, its newest readable checkpoint, and its bank."""
+  """A run's record, newest readable checkpoint, bank and fitted encoders."""
   config = directory_lib.config_of(path)
   mesh = sharding.make_mesh(config.mesh)
   step, params = checkpoint.load_part(
@@ -166,9 +174,10 @@ def _run(path: pathlib.Path) -> _Cargo:
     "made from": bank.source,
   }
   files = {directory_lib.RECORD: path / directory_lib.RECORD}
-  for part in (path / "checkpoints" / str(step), path / "memory"):
-    files |= _files(part, path)
-  return _Cargo("GMem, a trained run", facts, files, 'gmem_jax.load("{0}")')
+  for part in (f"checkpoints/{step}", "memory", fitted.FOLDER):
+    files |= _files(path / part, path)
+  use = 'gmem_jax.load("{0}")'
+  return _Cargo("GMem, a trained run", facts, files, use, _MAKING)
 
 
 def _count(tree: Any) -> int:
@@ -195,7 +204,7 @@ def make_card(
     license=licence,
     library_name="gmem_jax",
     tags=["gmem", "jax", "memory-bank"],
-    pipeline_tag="unconditional-image-generation",
+    **cargo.tags,
   )
   facts = {k: v for k, v in cargo.facts.items() if v not in (None, "", 0)}
   parts = [
@@ -206,18 +215,25 @@ def make_card(
     _advice(cargo, address),
     _table(("", ""), ((k, _shown(v)) for k, v in facts.items())),
   ]
-  for path in scores:
-    result = atomic.read_json(pathlib.Path(path))
-    if not isinstance(result, dict) or not isinstance(
-      result.get("scores"), dict
-    ):
-      raise ValueError(f"--scores={path} is no result of an evaluation")
-    about = f"{result['count']:,} images" if "count" in result else "value"
-    parts.append(_table(("score", about), result["scores"].items()))
+  parts += map(_scores, scores)
   digests = ((f"`{n}`", _shown(p.stat().st_size), f"`{_digest(p)}`")
              for n, p in cargo.files.items())  # fmt: skip
   parts.append(_table(("file", "bytes", "SHA-256"), digests))
   return "\n\n".join(parts) + "\n"
+
+
+def _scores(path: str) -> str:
+  """The table of what an evaluation has written."""
+  try:
+    result = atomic.read_json(
+      pathlib.Path(path), {"scores": dict, "images": dict}
+    )
+    images = atomic.check_keys(result["images"], {"count": int}, path)
+  except (ValueError, OSError) as error:
+    raise ValueError(f"--scores: {errors.describe(error)}") from None
+  scores = result["scores"].items()
+  rows = [(k, f"{v:.4f}" if isinstance(v, float) else v) for k, v in scores]
+  return _table(("score", f"{images['count']:,} images"), rows)
 
 
 def _advice(cargo: _Cargo, address: str) -> str:

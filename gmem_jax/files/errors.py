@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
 # Of every command. Launch scripts start a command again on every status but 0
@@ -22,6 +22,27 @@ class Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
     """Ends the process."""
     sys.exit(fail(f"{message}; see {self.prog} --help"))
+
+  def pairs(
+    self, flag: str, given: Sequence[str], names: Collection[str], what: str
+  ) -> dict[str, str]:
+    """Reads NAME=VALUE of a flag; ends the process on others.
+
+    Args:
+      flag: Begins the message.
+      given: The flag's values.
+      names: What NAME may be.
+      what: What VALUE is called.
+    """
+    found = {}
+    for pair in given:
+      name, _, value = pair.partition("=")
+      if name not in names or not value:
+        self.error(
+          f"{flag} {pair}: expected NAME={what}, NAME one of {', '.join(names)}"
+        )
+      found[name] = value
+    return found
 
 
 def seed(text: str) -> int:

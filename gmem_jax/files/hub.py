@@ -13,7 +13,7 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from gmem_jax.files import shown
@@ -180,6 +180,9 @@ def upload(
 ) -> str:
   """Takes files to the hub in one commit; makes the repository if need be.
 
+  Below the folders that they bring, what an earlier commit left there goes: an
+  old checkpoint beside the new one might be newer by its number.
+
   Args:
     text: Address of the repository, or of a folder in it.
     files: Path below the address -> file, or content.
@@ -194,22 +197,50 @@ def upload(
     ValueError: If nobody is logged in, may not write there, or the hub is out
       of reach.
   """
-  repo, revision, folder = parse(text)
+  check_destination(text)
+  repo, _, folder = parse(text)
+  new = {f"{folder}/{name}".lstrip("/"): x for name, x in files.items()}
+  with _asking(text) as asked:
+    interface = asked.HfApi()
+    interface.create_repo(repo, private=private, exist_ok=True)
+    held = interface.list_repo_files(repo)
+    operations = [asked.CommitOperationAdd(*each) for each in new.items()]
+    operations += map(asked.CommitOperationDelete, _stale(held, new, folder))
+    done = interface.create_commit(repo, operations, commit_message=message)
+  return str(done.commit_url)
+
+
+def check_destination(text: str, *, log_in: bool = True) -> None:
+  """Checks whether files may be taken to an address, as far as can be told.
+
+  Raises:
+    ModuleNotFoundError: If the extra `hub` is not installed.
+    ValueError: If it is of another form, or of a revision; or nobody is logged
+      in, which matters with `log_in`.
+  """
+  revision = parse(text).revision
   if revision:
     raise ValueError(
       f"{text}: files go to the main branch, without @{revision}"
     )
-  with _asking(text) as asked:
-    if not asked.get_token():
-      raise ValueError(f"nobody is logged in{_LOG_IN}")
-    interface = asked.HfApi()
-    interface.create_repo(repo, private=private, exist_ok=True)
-    operations = [
-      asked.CommitOperationAdd(f"{folder}/{name}".lstrip("/"), content)
-      for name, content in files.items()
-    ]
-    done = interface.create_commit(repo, operations, commit_message=message)
-  return str(done.commit_url)
+  if log_in and not library(text).get_token():
+    raise ValueError(f"{text}: nobody is logged in{_LOG_IN}")
+
+
+def _stale(held: Iterable[str], new: Collection[str], folder: str) -> list[str]:
+  """Files in the folders of new ones that are none of them."""
+  depth = len(pathlib.PurePosixPath(folder).parts)
+  heads = {
+    parts[: depth + 1]
+    for parts in (pathlib.PurePosixPath(name).parts for name in new)
+    if len(parts) > depth + 1
+  }
+  return [
+    name
+    for name in held
+    if name not in new
+    and pathlib.PurePosixPath(name).parts[: depth + 1] in heads
+  ]
 
 
 _LOG_IN = "; `hf auth login`, or the variable HF_TOKEN, says who you are"

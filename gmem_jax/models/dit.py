@@ -111,7 +111,7 @@ class LightningDiT(transformer.FlowTransformer):
     return linear(x)
 
 
-FAMILIES = {"sit": SiT, "lightning_dit": LightningDiT}
+FAMILIES = {"lightning_dit": LightningDiT, "sit": SiT}
 # Settings of how a network is run or trained: converted weights fit any.
 UNCHECKED = (
   "snippet_dropout", "dtype", "residual_dtype", "float8", "scan_layers",

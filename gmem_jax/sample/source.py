@@ -242,9 +242,7 @@ def _from_converted(
 ) -> SampleSource:
   """The converted weights that `sample.network` names."""
   key, path = "sample.network", config.sample.network
-  params, metadata = weights_lib.load_configured(
-    key, path, ("lightning_dit", "sit")
-  )
+  params, metadata = weights_lib.load_configured(key, path, tuple(dit.FAMILIES))
   model, info = metadata["model"], weights_lib.origin(metadata)
   _check_model(config, model)
   # Only training uses the projectors.

@@ -68,7 +68,7 @@ def _converted(
 ) -> dict[str, Any]:
   """Parameters of converted weights, by the model that they name."""
   try:
-    given, metadata = weights.load_kind(str(path), ("lightning_dit", "sit"))
+    given, metadata = weights.load_kind(str(path), tuple(dit.FAMILIES))
   except (ValueError, OSError) as error:
     raise ValueError(f"{where}: {error}") from None
   differing = dit.differing_keys(

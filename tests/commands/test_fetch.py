@@ -29,7 +29,7 @@ PUBLISHED = ("gmem_xl", "bank_in1k", "va_vae", "latent_stats")
 def call(*arguments: str, **environment: str) -> tuple[int, str, list[str]]:
   """Status, what it said, and the lines of its errors."""
   done = subprocess.run(
-    [sys.executable, "-m", "gmem_jax.convert", "fetch", *arguments],
+    [sys.executable, "-m", "gmem_jax.convert", *arguments],
     env=os.environ | environment,
     stdin=subprocess.DEVNULL,
     capture_output=True, text=True, check=False,
@@ -50,7 +50,7 @@ def test_all_parts_come_once_and_go_on_where_they_were_cut(
       }
     handler.licences["Tangentone/GMem"] = "mit"
 
-    status, said, (error,) = call(str(out), **environment)
+    status, said, (error,) = call("fetch", str(out), **environment)
     assert status == 2
     assert error == "gmem_jax: nothing was fetched; --yes does not ask"
     assert not out.exists()
@@ -61,7 +61,7 @@ def test_all_parts_come_once_and_go_on_where_they_were_cut(
     assert "licence: see http://127.0.0.1" in said  # That of VA-VAE.
 
     handler.cut.append(size // 2)
-    status, said, errors = call(str(out), "--yes", **environment)
+    status, said, errors = call("fetch", str(out), "--yes", **environment)
     assert (status, errors) == (0, [])
     assert not handler.cut, "no transfer was cut off"
     for name in PUBLISHED:
@@ -69,10 +69,25 @@ def test_all_parts_come_once_and_go_on_where_they_were_cut(
       assert kind in fetch.PARTS[name].kinds, name
 
     handler.log.clear()
-    status, said, errors = call(str(out), "--yes", **environment)
+    status, said, errors = call("fetch", str(out), "--yes", **environment)
     assert (status, errors) == (0, [])
     assert f"{out} has all of {', '.join(PUBLISHED)}" in said
     assert not handler.log, "the hub was asked for what is there"
+    assert f"--config.sample.bank={out / 'bank_in1k'}" in said.splitlines()[-1]
+
+    handler.repos["owner/page"] = {"model.pth": b"<html>"}
+    page = "hf://owner/page/model.pth"
+    status, said, (error,) = call(page, str(out), **environment)
+    assert (status, error) == (
+      2,
+      f"gmem_jax: {out} already exists; it is left as it is",
+    )
+    assert not handler.log, "it was fetched for nothing"
+    status, said, (error,) = call(page, str(tmp_path / "page"), **environment)
+    assert status == 2
+    assert error.startswith(f"gmem_jax: {page}: ")
+    assert "is a web page" in error
+    assert not (tmp_path / "page").exists()
 
 
 def test_a_part_of_another_kind_is_named(golden_dir, tmp_path, capsys):
@@ -83,6 +98,14 @@ def test_a_part_of_another_kind_is_named(golden_dir, tmp_path, capsys):
   message = "it is a bank, not a lightning_dit"
   assert f"{bank}: {message}" in capsys.readouterr().err
   assert not (tmp_path / "gmem_xl").exists()
-  with pytest.raises(SystemExit) as caught:
-    fetch.main([str(tmp_path), "--source", "dino=x"])
-  assert caught.value.code == 2
+  # Nothing is on the hub: there is nothing to agree to.
+  assert fetch.main([str(tmp_path), "--source", *local]) == 2
+  assert message in capsys.readouterr().err
+  for source, message in (
+    ("dinov2=gone.pth", "--source dinov2=gone.pth: there is no such file"),
+    ("dino=x", "--source dino=x: expected NAME=SRC, NAME one of gmem_xl, "),
+  ):
+    with pytest.raises(SystemExit) as caught:
+      fetch.main([str(tmp_path), "--source", source])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err

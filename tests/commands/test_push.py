@@ -2,7 +2,7 @@
 
 import json
 import os
-import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +13,7 @@ import pytest
 import gmem_jax
 from gmem_jax.bank import edit, files as bank_files, images
 from gmem_jax.commands import convert, push
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, hub
 from tests import tiny
 from tests.files import hub_server
 
@@ -67,17 +67,23 @@ def call(code: str, argument: str, **environment: str):
 
 def test_what_was_pushed_samples_the_same(run, bank, golden_dir, tmp_path):
   network, scores = tmp_path / "network", tmp_path / "scores.json"
-  convert.convert(
-    str(golden_dir / "lightningdit_a.pth"), str(network), ("lightning_dit",)
+  convert.convert(str(golden_dir / "lightningdit_a.pth"), str(network))
+  atomic.write_json(
+    scores, {"scores": {"fid": 12.51234}, "images": {"count": 5000}}
   )
-  atomic.write_json(scores, {"scores": {"fid": 12.5}, "count": 5000})
   with hub_server.serving(tmp_path / "cache") as (handler, environment):
     token = {"HF_TOKEN": "hf_token"}
+    # Of an earlier push; a name of the user's own.
+    handler.repos["owner/run"] = {
+      name: b"x" for name in ("checkpoints/99/old", "memories.txt", "a/b")
+    }
     licence = "--license=mit"
     commands = [
       ({}, ["push", str(run), "hf://owner/run", licence]),  # Nobody.
       ({"HF_TOKEN": "hf_wrong"}, ["push", str(run), "hf://owner/run", licence]),
       (token, ["push", str(run), "hf://other/run", licence]),
+      (token, ["push", str(run), "hf://owner/run@v1", licence]),
+      ({}, ["push", str(run), "hf://owner/run", licence, "--scores", str(run)]),
       ({}, ["push", str(tmp_path), "hf://owner/run", licence]),
       ({}, ["push", str(run), "hf://owner/run", licence, "--dry-run"]),
       ({}, ["push", str(run), "hf://owner/run", licence]),
@@ -99,23 +105,34 @@ def test_what_was_pushed_samples_the_same(run, bank, golden_dir, tmp_path):
       for line in done.stdout.splitlines()
       if line.startswith("status ")
     ]
-    assert statuses == [2, 2, 2, 2, 0, 0, 0, 0], done.stdout + done.stderr
-    nobody, wrong, other, nothing = done.stderr.splitlines()[:4]
+    assert statuses == [2, 2, 2, 2, 2, 2, 0, 0, 0, 0], done.stdout + done.stderr
+    nobody, wrong, other, old, none, nothing = done.stderr.splitlines()[:6]
     assert nobody.startswith("gmem_jax: hf://owner/run: nobody is logged in; ")
     for line in (wrong, other):
       assert "hf auth login" in line
+    assert "files go to the main branch, without @v1" in old
+    assert none.startswith(f"gmem_jax: --scores: {run}")
     assert nothing.startswith(
       f"gmem_jax: {tmp_path}: expected is the directory"
     )
     assert "nothing was sent (--dry-run)" in done.stdout
 
-    check_card(handler.repos["owner/network"], "| fid | 12.5 |", "a.pth")
+    scored = "| score | 5,000 images |\n| --- | --- |\n| fid | 12.5123 |"
+    network = check_card(handler.repos["owner/network"], scored, "a.pth")
+    assert "pipeline_tag: unconditional-image-generation" in network
+    kept = {"memories.txt", "a/b"}
+    held = set(handler.repos["owner/run"])
+    assert kept < held
+    for name in kept:
+      del handler.repos["owner/run"][name]
+    assert "checkpoints/99/old" not in held
+    assert not [name for name in held if name.endswith("commit_success.txt")]
     card = check_card(handler.repos["owner/run"], '"hf://owner/run")', "step")
     params = gmem_jax.load(run).source.weights.params
     count = sum(x.size for x in jax.tree.leaves(params))
     assert f"| parameters | {count:,} |" in card
     small = handler.repos["owner/banks"]
-    assert "small/README.md" in small
+    assert b"pipeline_tag" not in small["small/README.md"]
     assert not [name for name in small if "images.json" in name]
     assert handler.private == {"owner/banks"}
 
@@ -144,8 +161,25 @@ def check_card(files: dict[str, bytes], *texts: str) -> str:
   return card
 
 
-def test_what_is_pushed_is_the_newest_whole_checkpoint_and_no_log(run):
-  cargo = push._cargo(pathlib.Path(run))
+def test_what_is_pushed_is_all_that_samples_need_and_no_log(run, tmp_path):
+  copy = tmp_path / "run"
+  shutil.copytree(run, copy)
+  (copy / "metrics.jsonl").touch()
+  fitted = copy / "encoders" / "tokenizer" / "metadata"
+  fitted.mkdir(parents=True)
+  (fitted / "manifest").touch()
+  cargo = push._cargo(copy)
   parts = {name.partition("/")[0] for name in cargo.files}
-  assert parts == {"config.json", "checkpoints", "memory"}
+  assert parts == {"config.json", "checkpoints", "memory", "encoders"}
+  assert "encoders/tokenizer/metadata/manifest" in cargo.files
   assert cargo.facts["step"] == 8
+
+
+@pytest.mark.parametrize("folder", ["", "a/b/"])
+def test_only_folders_that_are_written_anew_lose_files(folder):
+  new = [f"{folder}{name}" for name in ("README.md", "params/1", "bank/x/1")]
+  held = [f"{folder}{name}" for name in (
+    "old.md", "params/0", "params/1", "bank/x/0", "params2/0", "other/params/0",
+  )]  # fmt: skip
+  stale = [f"{folder}{name}" for name in ("params/0", "bank/x/0")]
+  assert hub._stale([*held, "params.md", "bank.md"], new, folder) == stale

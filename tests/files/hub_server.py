@@ -70,7 +70,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
       about = json.loads(body)
       repo = f"{about['organization']}/{about['name']}"
       if repo in self.repos:
-        return self._answer_json({"error": "is there"}, 409)
+        there = {"error": "is there", "url": self._url(repo)}
+        return self._answer_json(there, 409)
       if about["organization"] != "owner":
         return self._answer_json({"error": "not yours"}, 403)
       self.repos[repo] = {}
@@ -111,6 +112,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         files[value["path"]] = base64.b64decode(value["content"])
       elif line["key"] == "lfsFile":
         files[value["path"]] = self.large[value["oid"]]
+      elif line["key"] == "deletedFile":
+        del files[value["path"]]
 
   def _about(self, repo):
     return {
