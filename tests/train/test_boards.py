@@ -42,6 +42,9 @@ def test_an_empty_histogram_can_be_written(tmp_path):
   assert value.histo.num == 0
 
 
+# Python 3.12 warns of the types of JAX's reader; where that is an error, C++
+# aborts the process.
+@pytest.mark.filterwarnings("ignore:builtin type event_:DeprecationWarning")
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_run_writes_trace_histograms_and_pictures(dataset, tmp_path):  # noqa: F811
   run = make_run(
