@@ -48,7 +48,11 @@ evaluated by python -m gmem_jax.main --mode=evaluate.
 # Of arguments that are paths: no shell expands the ~ of --workdir=~/scores.
 _PATH: Any = {"type": os.path.expanduser}
 # Without "frechet", whose classifier is trained on a run's own images.
-_OFFERED = [score for score in scores_lib.SCORES if score != "frechet"]
+_OFFERED = [
+  score
+  for score, feature in scores_lib.FEATURES.items()
+  if feature != "classifier"
+]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     "--rows",
     type=int,
     default=scores_lib.REFERENCE_ROWS,
-    help="images whose features are kept for precision and recall (default:"
-    " %(default)s, as in ADM's files)",
+    help="images whose features are kept for precision, recall and kernel"
+    " distances (default: %(default)s, as in ADM's files)",
   )
   for command in (score, stats):
     _add_common(command.add_argument)
@@ -211,7 +215,7 @@ def _stats(args: argparse.Namespace) -> None:
   partial = pathlib.Path(args.workdir).absolute() / "partial"
   with accumulate.PartialStore(partial, args.save_every) as store:
     measured = reference.measure_statistics(
-      images, extractor, gaussians, args.rows if rows else 0, store, args.images
+      images, extractor, gaussians, rows, store, args.images, count=args.rows
     )
     statistics.save(out, measured)
     store.forget()

@@ -98,7 +98,7 @@ def with_reference(
       images_source(own),
       evaluator.extractor,
       gaussians,
-      scores.REFERENCE_ROWS if rows else 0,
+      rows,
       store,
       own.name,
     )

@@ -18,14 +18,22 @@ def measure_statistics(
   source: sources.ImageSource,
   extractor: features_lib.Extractor,
   gaussians: set[str],
-  rows: int,
+  rows: set[str],
   store: accumulate.PartialStore | None,
   what: str,
+  *,
+  count: int = scores_lib.REFERENCE_ROWS,
 ) -> statistics.Statistics:
   """Measures the statistics of all images of a source.
 
-  Those of some features' Gaussians, and a number of rows for precision and
-  recall; `what` names the images.
+  Args:
+    source: The images.
+    extractor: The networks.
+    gaussians: Features whose Gaussians are measured.
+    rows: Features of which rows are kept.
+    store: Where a killed pass continues from, or None.
+    what: Names the images.
+    count: Of how many images rows are kept.
 
   Raises:
     ValueError: If there are too few images, or a network cannot read them.
@@ -34,7 +42,7 @@ def measure_statistics(
     extractor, source.shape, source.count, gaussians, what
   )
   # Spread, as the files of a folder are often sorted by class.
-  keep = {"pool": accumulate.evenly(source.count, rows)} if rows else {}
+  keep = {name: accumulate.evenly(source.count, count) for name in rows}
   sums = accumulate.Accumulator(
     extractor.widths, moments=sorted(gaussians), keep=keep
   )
@@ -86,7 +94,7 @@ def against(
     images,
     extractor,
     gaussians,
-    scores_lib.REFERENCE_ROWS if rows else 0,
+    rows,
     store,
     f"reference {path.name}",
   )

@@ -10,6 +10,7 @@ from gmem_jax.evaluate import (
   accumulate,
   features as features_lib,
   frechet,
+  kernel_distance,
   precision_recall,
   sources,
   statistics,
@@ -22,10 +23,18 @@ DISTANCES = {
   "frechet_dinov2": "dinov2",
   "frechet": "classifier",
 }
+# Score -> the feature whose kernel distance it is.
+KERNELS = {
+  "kid": "pool",
+  "kernel_dinov2": "dinov2",
+  "kernel": "classifier",
+}
+# Score -> the feature of which rows are compared.
+ROWS = KERNELS | {"precision_recall": "pool"}
 # Score -> the feature that it reads.
-FEATURES = DISTANCES | {"inception_score": "logits", "precision_recall": "pool"}
+FEATURES = DISTANCES | ROWS | {"inception_score": "logits"}
 SCORES = tuple(FEATURES)
-# Reference images for precision and recall: as many as in ADM's files.
+# Reference images whose rows are kept: as many as in ADM's files.
 REFERENCE_ROWS = 10_000
 # What the Inception Score, which compares with nothing, is given.
 NO_REFERENCE = statistics.Statistics({}, {}, {}, None, None, {})
@@ -73,7 +82,8 @@ class Evaluator:
     """Scores the first images of a source.
 
     Returns:
-      Name -> score; "precision_recall" gives "precision" and "recall".
+      Name -> score; "precision_recall" gives "precision" and "recall", a
+      kernel distance also "…_error", its standard error.
 
     Raises:
       ValueError: See `check`; or an image cannot be read.
@@ -96,6 +106,13 @@ class Evaluator:
         name = DISTANCES[score]
         values[score] = frechet.frechet_distance(
           sums.moments[name].gaussian(), self.reference.gaussians[name]
+        )
+      elif score in KERNELS:
+        name = KERNELS[score]
+        values[score], values[f"{score}_error"] = (
+          kernel_distance.kernel_distance(
+            sums.rows(name), self.reference.rows[name], self.extractor.mesh
+          )
         )
       elif score == "precision_recall":
         pair = precision_recall.precision_recall(
@@ -124,7 +141,7 @@ def networks_of(scores: Sequence[str]) -> set[str]:
 def compared(scores: Sequence[str]) -> tuple[set[str], set[str]]:
   """What is needed of a reference: (features for Gaussians, for rows)."""
   gaussians = {DISTANCES[s] for s in scores if s in DISTANCES}
-  return gaussians, {"pool"} if "precision_recall" in scores else set()
+  return gaussians, {ROWS[s] for s in scores if s in ROWS}
 
 
 def require_reference(scores: Sequence[str], reference: str | None) -> None:

@@ -19,7 +19,7 @@ from tests.convert import helpers
 from tests.evaluate import fakes
 
 SHAPE = (6, 6, 3)
-ALL = ("fid", "sfid", "precision_recall")
+ALL = ("fid", "sfid", "precision_recall", "kid")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,13 @@ def measured(extractor):
   pixels = fakes.images(1)
   source = sources.Arrays({"of": "test"}, 200, SHAPE, lambda n: pixels[n])
   return reference.measure_statistics(
-    source, extractor, {"pool", "spatial"}, 50, None, "reference"
+    source,
+    extractor,
+    {"pool", "spatial"},
+    {"pool"},
+    None,
+    "reference",
+    count=50,
   )
 
 

@@ -21,7 +21,7 @@ from gmem_jax.evaluate import (
 from gmem_jax.parallel import sharding
 from tests.evaluate import fakes
 
-ALL = ("fid", "sfid", "inception_score", "precision_recall")
+ALL = ("fid", "sfid", "inception_score", "precision_recall", "kid")
 
 
 def arrays_source(pixels, name="images"):
@@ -31,10 +31,11 @@ def arrays_source(pixels, name="images"):
 
 
 def make_evaluator(extractor, pixels, names=ALL, rows=150):
-  gaussians, _ = scores.compared(names)
+  gaussians, features = scores.compared(names)
   found = reference.measure_statistics(
-    arrays_source(pixels), extractor, gaussians, rows, None, "reference"
-  )
+    arrays_source(pixels), extractor, gaussians, features, None, "reference",
+    count=rows,
+  )  # fmt: skip
   return scores.Evaluator(names, extractor, found)
 
 
@@ -155,7 +156,9 @@ def test_scores_do_not_depend_on_batch_or_devices():
     evaluator = make_evaluator(extractor, real)
     found[devices, device_batch] = evaluator(arrays_source(samples), 190)
   one, *others = found.values()
-  assert one.keys() == {"fid", "sfid", "inception_score", "precision", "recall"}
+  assert one.keys() == {
+    "fid", "sfid", "inception_score", "precision", "recall", "kid", "kid_error",
+  }  # fmt: skip
   assert one["fid"] > 0.01
   for other in others:
     assert other == pytest.approx(one, rel=1e-6)

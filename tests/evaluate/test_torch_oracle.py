@@ -12,6 +12,7 @@ from gmem_jax.evaluate import (
   features as extractor_lib,
   frechet,
   inception_score,
+  kernel_distance,
   networks,
   precision_recall,
   reference,
@@ -83,6 +84,21 @@ def test_inception_score_is_that_of_torch_fidelity():
   ours.add(logits)
   key = metric_isc.KEY_METRIC_ISC_MEAN
   assert_close("inception score", ours.score(), theirs[key], 1e-9)
+
+
+def test_kernel_distance_is_that_of_torch_fidelity():
+  from torch_fidelity import metric_kid
+
+  samples, real = features(0, 203, 64, 0.3), features(1, 203, 64)
+  theirs = metric_kid.kid_features_to_metric(
+    torch.from_numpy(samples),
+    torch.from_numpy(real),
+    kid_subsets=1,  # all of them
+    kid_subset_size=203,
+    verbose=False,
+  )
+  ours, _ = kernel_distance.kernel_distance(samples, real, mesh())
+  assert_close("KID", ours, theirs[metric_kid.KEY_METRIC_KID_MEAN], 1e-5)
 
 
 def test_precision_and_recall_are_those_of_torch_fidelity():
@@ -179,7 +195,7 @@ def test_all_scores_of_the_real_network(state_dict, oracle, monkeypatch):
     print(f"{name}: {error:.1e} of the maximum")
     assert error <= 1e-4
   statistics = reference.measure_statistics(
-    source(real), extractor, {"pool", "spatial"}, len(real), None, "real"
+    source(real), extractor, {"pool", "spatial"}, {"pool"}, None, "real"
   )
   wanted = ("fid", "sfid", "inception_score", "precision_recall")
   evaluator = scores.Evaluator(wanted, extractor, statistics)
