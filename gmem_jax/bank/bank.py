@@ -126,6 +126,7 @@ class BankInfo:
     parent: Digest of the bank that this one was edited from, or "".
     crop: How images were cropped for the encoder; "" if unknown.
     edit: What was done to the parent, or "".
+    made_on: Backend and kind of the device that made the rows, or "".
   """
 
   size: int
@@ -134,9 +135,10 @@ class BankInfo:
   source: str
   digest: str
   parent: str
-  # Runs made before these two existed have no such keys.
+  # Runs made before these existed have no such keys.
   crop: str = ""
   edit: str = ""
+  made_on: str = ""
 
 
 def features(bank: Bank, rows: Integer[Table, " b"]) -> Float32[Table, "b d"]:
@@ -288,7 +290,7 @@ def on_host(bank: Bank) -> Any:
 
 
 def make_info(
-  bank: Bank, *, encoder: str, source: str, crop: str = ""
+  bank: Bank, *, encoder: str, source: str, crop: str = "", made_on: str = ""
 ) -> BankInfo:
   """Describes a bank just built; takes the fields of `BankInfo`.
 
@@ -304,4 +306,5 @@ def make_info(
     digest=digest(bank),
     parent="",
     crop=crop,
+    made_on=made_on,
   )

@@ -203,7 +203,7 @@ def info_of(value: Any, where: str) -> bank_lib.BankInfo:
   fields = dataclasses.fields(bank_lib.BankInfo)
   kinds = {field.name: field.type for field in fields}
   given = atomic.check_keys(value, {}, where)
-  needed = kinds.keys() - {"crop", "edit"} | given.keys()
+  needed = kinds.keys() - {"crop", "edit", "made_on"} | given.keys()
   if needed - kinds.keys():
     raise ValueError(f"{where} is damaged: it has keys of no bank")
   atomic.check_keys(given, {name: kinds[name] for name in needed}, where)

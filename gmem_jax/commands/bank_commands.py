@@ -35,6 +35,7 @@ from gmem_jax.data import (
   write_images,
 )
 from gmem_jax.files import atomic, errors
+from gmem_jax.parallel import processes
 
 # Skipped files that are named; the others are counted.
 NAMED = 20
@@ -57,6 +58,7 @@ def info(args: argparse.Namespace) -> None:
     "source": about.source,
     "images": images.where if images else "unknown",
     "sha256": about.digest,
+    "made on": about.made_on or "unknown",
     "parent": about.parent or "none",
     "edit": about.edit or "none",
   }
@@ -84,6 +86,7 @@ def build(args: argparse.Namespace) -> None:
     encoder=encoder.name,
     source=f"folder {pathlib.Path(root).name}",
     crop=encoder.crop,
+    made_on=processes.hardware_line(),
   )
   _write(out, bank_files.Stored(bank, about, _named(root, files, encoded)))
   shutil.rmtree(partial)

@@ -9,7 +9,6 @@ from typing import Any
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.diffusion import schedule
-from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
 from gmem_jax.sample import draw_rows, generator as generator_lib, sheet
 
@@ -56,14 +55,20 @@ def directory_of(
   if config.output:
     return pathlib.Path(config.output).absolute()
   settings, images = generator.record(plan), generator.workdir / "images"
-  # Directories were called so when names told less.
+  name = name_of(generator, plan)
   parts = generator.source.name, f"seed_{config.seed}", plan.name
-  old = images / "_".join(filter(None, parts))
-  if processes.agree(_is_of(old, settings)):
-    return old
+  # Directories were called so when names, and settings, told less.
+  later = write_images.LATER.items()
+  fewer = {k: v for k, v in settings.items() if (k, v) not in later}
+  for old in ("_".join(filter(None, parts)), f"{name}_{_digest(fewer)}"):
+    if processes.agree(_is_of(images / old, settings)):
+      return images / old
+  return images / f"{name}_{_digest(settings)}"
+
+
+def _digest(settings: dict[str, Any]) -> str:
   text = json.dumps(settings, sort_keys=True)
-  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-  return images / f"{name_of(generator, plan)}_{digest}"
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def name_of(generator: generator_lib.Generator, plan: draw_rows.Plan) -> str:
@@ -79,9 +84,7 @@ def name_of(generator: generator_lib.Generator, plan: draw_rows.Plan) -> str:
 def _is_of(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
   """Whether a directory has samples of these settings."""
   path = directory / "sample.json"
-  return path.exists() and not atomic.differences(
-    atomic.read_json(path), settings
-  )
+  return path.exists() and not write_images.differences(path, settings)
 
 
 def _write(

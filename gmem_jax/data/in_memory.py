@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.data import batching, pipeline, sources
 from gmem_jax.models.encoders import protocols
+from gmem_jax.parallel import processes
 
 # Images that the encoders see at a time.
 BATCH = 256
@@ -56,7 +57,12 @@ def prepare(
       }
     ),
     bank=bank,
-    info=bank_lib.make_info(bank, encoder=encoder.name, source=images.name),
+    info=bank_lib.make_info(
+      bank,
+      encoder=encoder.name,
+      source=images.name,
+      made_on=processes.hardware_line(),
+    ),
     stats=protocols.latent_stats(jnp.asarray(latents)),
     latent_shape=latents.shape[1:],
     # Digits are trained without a projection loss, so tokens are not kept.

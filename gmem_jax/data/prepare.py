@@ -85,7 +85,10 @@ def _claim(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
     return
   directory.mkdir(parents=True, exist_ok=True)
   _check_space(directory, schema)
-  atomic.write_json(directory / schema_lib.FILE, schema_lib.to_json(schema))
+  about = {schema_lib.MADE_ON: processes.hardware()}
+  atomic.write_json(
+    directory / schema_lib.FILE, schema_lib.to_json(schema) | about
+  )
 
 
 def _check(directory: pathlib.Path, schema: schema_lib.Schema) -> None:

@@ -16,6 +16,7 @@ from gmem_jax.bank import (
 )
 from gmem_jax.data import schema as schema_lib, shards, store
 from gmem_jax.files import atomic, errors, numpy_files
+from gmem_jax.parallel import processes
 
 # Names that the screen shows; report.json has all of them.
 SHOWN = 20
@@ -150,6 +151,7 @@ def _join_bank(
       encoder=schema.features["name"],
       source=schema.source["name"],
       crop=f"center_crop({schema.image_shape[0]})",
+      made_on=processes.hardware_line(),
     )
 
 

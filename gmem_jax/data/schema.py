@@ -42,6 +42,8 @@ from gmem_jax.files import atomic, shown
 
 VERSION = 1
 FILE = "schema.json"
+# A key of the file that is no part of the schema: which device made the data.
+MADE_ON = "made_on"
 # What the file must hold besides the layout, which follows from it.
 _KEYS: atomic.Keys = {
   "latents": str, "tokens": str, "mirrored": bool, "latent_shape": list,
@@ -302,7 +304,8 @@ def read(directory: pathlib.Path) -> Schema:
   path = directory / FILE
   if not path.exists():
     raise ValueError(f"{path} does not exist: no prepared data there")
-  tree = atomic.read_json(path)
+  tree = atomic.check_keys(atomic.read_json(path), {}, str(path))
+  tree.pop(MADE_ON, None)
   # The version first: the fields of another one are not known.
   if "version" not in tree:
     raise ValueError(f"{path} is damaged: it has no version")

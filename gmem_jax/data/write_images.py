@@ -25,6 +25,10 @@ from gmem_jax.parallel import lock, processes
 # Threads that encode PNG files beside the device; zlib releases the
 # interpreter's lock.
 THREADS = min(8, os.cpu_count() or 1)
+# Settings in sample.json that earlier ones lack, which had these values.
+LATER = {"decode_dtype": "float32", "precision": "high"}
+# The key beside the settings: on which devices images were made.
+MADE_ON = "made_on"
 # Width of a contact sheet's labels, in pixels.
 LABEL_WIDTH = 160
 
@@ -104,6 +108,13 @@ def label_rows(
   return np.concatenate([pixels, grid], axis=1)
 
 
+def differences(path: pathlib.Path, settings: dict[str, Any]) -> list[str]:
+  """In what the settings of a `sample.json` differ, a line each."""
+  stored = atomic.check_keys(atomic.read_json(path), {}, str(path))
+  stored = {k: v for k, v in LATER.items() if k in settings} | stored
+  return atomic.differences(stored, settings, ignored=(MADE_ON,))
+
+
 @contextlib.contextmanager
 def claimed(
   directory: pathlib.Path, settings: dict[str, Any]
@@ -111,7 +122,8 @@ def claimed(
   """Makes a directory these settings', or checks that it already is.
 
   No other job writes there while the block runs, and what killed ones have left
-  is removed. The settings (JSON) are all that the images depend on.
+  is removed. The settings (JSON) are all that the images depend on; on which
+  devices they were made is noted beside them.
 
   Raises:
     ValueError: If another job writes there, or it holds images of other
@@ -119,21 +131,24 @@ def claimed(
     OSError: If it cannot be written.
   """
   path = directory / "sample.json"
+  made_on = [processes.hardware()]
   with lock.held(directory, "config.sample.output"):
     if path.exists():
-      differing = atomic.differences(atomic.read_json(path), settings)
+      differing = differences(path, settings)
       if differing:
         raise ValueError(
           f"{directory} holds images of other settings:\n"
           + "\n".join(differing)
           + "\nMove it away, or set another sample.output."
         )
+      before = atomic.read_json(path).get(MADE_ON, [])
+      made_on = [*before, *(each for each in made_on if each not in before)]
       if processes.is_main():
         for leftover in atomic.leftovers(directory):
           leftover.unlink()
     processes.check_shared(directory, "the images' directory")
     if processes.is_main():
-      atomic.write_json(path, settings)
+      atomic.write_json(path, {**settings, MADE_ON: made_on})
     yield
 
 

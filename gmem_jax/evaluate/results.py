@@ -98,7 +98,7 @@ def _software() -> dict[str, Any]:
       "jax": jax.__version__,
       "flax": importlib.metadata.version("flax"),
     },
-    "device": jax.devices()[0].device_kind,
+    **processes.hardware(),
   }
 
 

@@ -141,6 +141,19 @@ def is_main() -> bool:
   return jax.process_index() == 0
 
 
+def hardware() -> dict[str, str]:
+  """What computes here, for records: {"backend": "gpu", "device": its kind}."""
+  return {
+    "backend": jax.default_backend(),
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def hardware_line() -> str:
+  """The same as text: "gpu, NVIDIA H100"."""
+  return ", ".join(hardware().values())
+
+
 def agree(value: Any) -> Any:
   """Process 0's value, a number or an array of one shape, on all processes."""
   if jax.process_count() == 1:

@@ -84,13 +84,6 @@ def record(
 ) -> dict[str, Any]:
   """sample.json: all that the images depend on."""
   calls = schedule.num_calls(config.sampler)
-  # Left out at their defaults: directories from before the keys were added
-  # have no such entries, and shall still be continued.
-  later = {
-    key: getattr(config.sample, key)
-    for key, default in (("decode_dtype", "float32"), ("precision", "high"))
-    if getattr(config.sample, key) != default
-  }
   return {
     "network": source.info,
     "tokenizer": load_encoders.tokenizer_info(config),
@@ -101,9 +94,10 @@ def record(
     if calls is None
     else {"conditional": calls[0], "unconditional": calls[1]},
     "dtype": config.sample.dtype,
+    "precision": config.sample.precision,
+    "decode_dtype": config.sample.decode_dtype,
     "seed": config.sample.seed,
     # Kernels are chosen by the shape of a call, and differ in the last bit.
     "device_batch": config.sample.device_batch,
-    **later,
     **plan.info,
   }

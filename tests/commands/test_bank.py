@@ -56,7 +56,8 @@ def test_build_names_rows_and_skips_what_is_broken(work, run):
   assert stored.info.crop == "center_crop(8)"
   assert not list(work.glob(".*partial"))
   text = run("info", work / "bank")
-  for part in ("12 of width 768", "12 named", stored.info.digest):
+  assert stored.info.made_on == "cpu, cpu"
+  for part in ("12 of width 768", "12 named", stored.info.digest, "cpu, cpu"):
     assert part in text
 
 

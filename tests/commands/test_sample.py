@@ -1,5 +1,6 @@
 """--mode=sample on a run of the digits."""
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -113,6 +114,23 @@ def test_a_directory_from_before_the_digest_is_continued(sample, workdir):
   assert again == old
   assert out.startswith("0 images made")
   assert sample(sampler__steps=3)[0] not in (path, old)
+
+
+def test_a_directory_from_before_later_settings_is_continued(sample, workdir):
+  path, _ = sample()
+  record = json.loads((path / "sample.json").read_text())
+  assert record["precision"] == "high"
+  assert record.pop("made_on") == [{"backend": "cpu", "device": "cpu"}]
+  for name, value in write_images.LATER.items():
+    assert record.pop(name) == value
+  text = json.dumps(record, sort_keys=True)
+  (path / "sample.json").write_text(text)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+  old = path.rename(path.with_name(f"{path.name.rpartition('_')[0]}_{digest}"))
+  again, out = sample()
+  assert again == old
+  assert out.startswith("0 images made")
+  assert sample(sample__precision="highest")[0] != old
 
 
 def test_folders_of_images_and_several_pairs(sample, files, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import resource
 import shutil
 import struct
@@ -238,6 +239,8 @@ def test_nothing_but_whole_files_is_left(prepared):
     for end in ("json", "array_record")
   }
   assert found == set(names.split()) | shards
+  schema = json.loads((directory / "schema.json").read_text())
+  assert schema["made_on"] == {"backend": "cpu", "device": "cpu"}
 
 
 def test_an_empty_folder_says_so(tmp_path):

@@ -1,5 +1,6 @@
 """PNG files are written beside the device."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import pytest
 
 from gmem_jax.data import write_images
 from gmem_jax.files import atomic
+from gmem_jax.parallel import processes
 
 
 def pictures(numbers):
@@ -90,6 +92,24 @@ def test_one_job_writes_and_what_a_killed_one_left_is_removed(tmp_path):
   write()
   names = sorted(path.name for path in directory.iterdir())
   assert names == ["000000.png", "000001.png", "sample.json"]
+
+
+def test_the_devices_that_made_the_images_are_noted(tmp_path, monkeypatch):
+  settings = {"seed": 0, "precision": "high", "decode_dtype": "float32"}
+  path = tmp_path / "sample.json"
+  # As from before there were these keys.
+  path.write_text('{"seed": 0}')
+  devices = [{"backend": b, "device": b.upper()} for b in ("cpu", "gpu", "cpu")]
+  for device in devices:
+    monkeypatch.setattr(processes, "hardware", lambda device=device: device)
+    with write_images.claimed(tmp_path, settings):
+      pass
+  assert json.loads(path.read_text()) == {**settings, "made_on": devices[:2]}
+  with (
+    pytest.raises(ValueError, match="precision: 'high' there, 'highest' now"),
+    write_images.claimed(tmp_path, settings | {"precision": "highest"}),
+  ):
+    pass
 
 
 def test_a_file_is_no_directory_of_samples(tmp_path):
