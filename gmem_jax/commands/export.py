@@ -102,9 +102,6 @@ def _write_bank(
     new = edit.compress(stored.bank, stored.info, storage)
     stored = bank_files.edited(stored, new)
   bank_files.write(path, stored)
-  # Orbax notes where it wrote, which is of this machine alone.
-  if (marker := path / "commit_success.txt").exists():
-    marker.write_text(f"Checkpoint commit was successful to {path.name}")
 
 
 def _write_network(

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from gmem_jax.bank import files as bank_files, images as images_lib
 from gmem_jax.data import (
@@ -30,13 +30,13 @@ class RowImages:
       Raises BadImageError if it is gone.
     names: Their files by row, relative to where they are, "" for none; () where
       images have no files.
-    find_classes: Makes `classes`.
+    find_classes: Makes `classes`, where they are not folders of the names.
   """
 
   where: str
   read: Callable[[int], np.ndarray | None]
   names: Sequence[str] = ()
-  find_classes: Callable[[], Sequence[str]] = tuple
+  find_classes: Callable[[], Sequence[str]] | None = None
 
   @functools.cached_property
   def classes(self) -> Sequence[str]:
@@ -44,9 +44,9 @@ class RowImages:
 
     () where no classes are known.
     """
-    if self.names:
-      return _folders(self.names)
-    return self.find_classes()
+    if self.find_classes is not None:
+      return self.find_classes()
+    return _folders(self.names)
 
   def load(self, row: int, side: int) -> UInt8[np.ndarray, "s s 3"] | None:
     """The image of a row, cropped to `side` pixels, or None if it has none."""
@@ -82,6 +82,43 @@ def find(
   if (prepared / schema_lib.FILE).exists():
     return _prepared(prepared)
   return None
+
+
+def edited(
+  old: RowImages | None,
+  origin: Int[np.ndarray, " m"],
+  added: images_lib.SourceImages | None,
+) -> RowImages:
+  """The images of an edited bank, also those of its parent that have no files.
+
+  Args:
+    old: Those of its parent.
+    origin: The parent's row that each row was, -1 for a new one.
+    added: Those of the new rows, in order.
+  """
+  number = np.cumsum(origin < 0) - 1
+
+  def pick(values: Sequence[str], new: Callable[[int], str]) -> Sequence[str]:
+    return tuple(
+      new(number[row]) if was < 0 else values[int(was)] if values else ""
+      for row, was in enumerate(origin.tolist())
+    )
+
+  def read(row: int) -> np.ndarray | None:
+    if origin[row] >= 0:
+      return None if old is None else old.read(int(origin[row]))
+    path = added and added.path(int(number[row]))
+    return decode_image.load(path, 3, upright=True) if path else None
+
+  names = old.names if old else ()
+  if names or added:
+    names = pick(names, lambda i: added.names[i] if added else "")
+  return RowImages(
+    old.where if old else "files that were added",
+    read,
+    names,
+    lambda: pick(old.classes, lambda i: "") if old and old.classes else (),
+  )
 
 
 def _files(images: images_lib.SourceImages, folder: str | None) -> RowImages:

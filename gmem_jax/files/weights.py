@@ -108,6 +108,9 @@ def save_converted(
     # Where a disk is full, what cannot be used must not take the room.
     shutil.rmtree(f"{path}.orbax-checkpoint-tmp", ignore_errors=True)
     raise
+  # Orbax notes where it wrote, which is of this machine alone.
+  if (marker := path / "commit_success.txt").exists():
+    marker.write_text(f"Checkpoint commit was successful to {path.name}")
 
 
 def is_converted(path: str | os.PathLike) -> bool:

@@ -18,6 +18,7 @@ from gmem_jax.config import resolve, sections
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import (
   draw_rows,
+  edit_bank,
   images as images_lib,
   making,
   search as search_lib,
@@ -217,6 +218,34 @@ class Generator:
     source = source_lib.with_bank(config, self.source, self.mesh)
     source.require_bank()
     return dataclasses.replace(self, config=config, source=source)
+
+  def edit_bank(
+    self,
+    path: str | os.PathLike,
+    *,
+    append: Sequence[str | os.PathLike] = (),
+    remove: Sequence[int] = (),
+  ) -> "Generator":
+    """Writes a new bank, and gives the same network with it.
+
+    Args:
+      path: A new directory; the bank there names its parent by digest.
+      append: Image files, and folders of them; they become the last rows.
+      remove: Rows, from 0; those after them move up.
+
+    Raises:
+      ValueError: If not exactly one of both is given, or it does not fit.
+      OSError: If the path is taken, or cannot be written.
+    """
+    find_images = edit_bank.write(
+      self.config, self.source, self.workdir, path, append, remove
+    )
+    other = self.with_bank(path)
+    bank = dataclasses.replace(
+      other.source.require_bank(), find_images=find_images
+    )
+    source = dataclasses.replace(other.source, bank=bank)
+    return dataclasses.replace(other, source=source)
 
   def with_config(self, *changes: str) -> "Generator":
     """The same with changed settings; the weights are read again if need be.

@@ -13,8 +13,10 @@ from gmem_jax.studio import (
   between,
   compare,
   context,
+  edit,
   link,
   make,
+  own_banks,
   uploads,
   watch,
 )
@@ -38,7 +40,10 @@ def build(studio: context.Studio) -> gr.Blocks:
   with gr.Blocks(
     title=TITLE, analytics_enabled=False, delete_cache=(SWEEP, OLDEST)
   ) as demo:
-    visit = gr.State(None)
+    # A visitor's own generator; Gradio drops it an hour after the visitor left.
+    visit = gr.State(
+      None, delete_callback=lambda visit: own_banks.discard(studio, visit)
+    )
     with gr.Row(elem_id="gm-head"):
       gr.Markdown(f"# {TITLE}\n{_about(studio)}")
       copy = gr.Button("Copy link", size="sm", scale=0, min_width=110)
@@ -50,10 +55,12 @@ def build(studio: context.Studio) -> gr.Blocks:
       with gr.Tab("Between", id="between") as between_tab:
         named |= between.build(studio, visit)
       with gr.Tab("Compare", id="compare") as compare_tab:
-        named |= compare.build(studio)
+        named |= compare.build(studio, visit)
+      with gr.Tab("Edit", id="edit") as edit_tab:
+        edited, new_rows, take_new = edit.build(studio, visit)
       with gr.Tab("Watch", id="watch") as watch_tab:
         watch.build(studio)
-    all_tabs = [make_tab, bank, between_tab, compare_tab, watch_tab]
+    all_tabs = [make_tab, bank, between_tab, compare_tab, edit_tab, watch_tab]
     read = link.connect(demo, tabs, all_tabs, {**named, **bank_named}, copy)
     # Of the page that the address names.
     read.then(**page)
@@ -61,12 +68,19 @@ def build(studio: context.Studio) -> gr.Blocks:
     def to_make(row):
       if row is None:
         return gr.skip(), gr.skip(), gr.skip()
-      return gr.Tabs(selected="make"), make.ROWS, str(int(row))
+      text = row if isinstance(row, str) else str(int(row))
+      return gr.Tabs(selected="make"), make.ROWS, text
 
-    take.click(
-      to_make, row, [tabs, named["make_source"], named["make_rows"]],
-      show_progress="hidden", **context.PRIVATE,
-    )  # fmt: skip
+    for button, rows in ((take, row), (take_new, new_rows)):
+      button.click(
+        to_make, rows, [tabs, named["make_source"], named["make_rows"]],
+        show_progress="hidden", **context.PRIVATE,
+      )  # fmt: skip
+    for event in edited:
+      # Rows of the tab Bank are others now.
+      event.then(
+        lambda: None, None, row, show_progress="hidden", **context.PRIVATE
+      ).then(**page)
   return demo
 
 

@@ -84,7 +84,7 @@ def build(
       f"{len(found):,} of {len(catalogue):,} rows, page {number} of {pages}"
     )
     rows = rows.tolist()
-    return rows, number, pictures.hint(line), _tiles(catalogue, rows)
+    return rows, number, pictures.hint(line), tiles(catalogue, rows)
 
   def describe(visit, row):
     generator = studio.current(visit)
@@ -105,7 +105,7 @@ def build(
       return gr.skip(), studio.explain(error), gr.skip()
     rows = found.rows.tolist()
     line = f"The {len(rows)} rows that are nearest to {upload.name}, by cosine"
-    return rows, pictures.hint(line), _tiles(catalogue, rows, found.scores)
+    return rows, pictures.hint(line), tiles(catalogue, rows, found.scores)
 
   page = {
     "fn": look,
@@ -182,12 +182,12 @@ def _chosen(rows, event: gr.SelectData):
   return rows[index] if known else gr.skip()
 
 
-def _tiles(
+def tiles(
   catalogue: catalogue_lib.Catalogue,
   rows: list[int],
   scores: np.ndarray | None = None,
 ) -> list[tuple[np.ndarray, str]]:
-  """Thumbnails with captions."""
+  """Thumbnails of rows with captions, for a gallery."""
   captions = [str(row) for row in rows]
   if scores is not None:
     captions = [
@@ -233,4 +233,4 @@ def _describe(generator: Generator, row: Any) -> tuple[str, list[int], Any]:
   html = f'<div class="gm-detail">{picture}{pictures.facts(facts)}</div>'
   near = [other for other, _ in others]
   scores = np.array([score for _, score in others])
-  return html, near, _tiles(catalogue, near, scores)
+  return html, near, tiles(catalogue, near, scores)

@@ -11,12 +11,14 @@ from gmem_jax.sample.generator import Generator
 from gmem_jax.studio import (
   context,
   controls,
+  own_banks,
   pictures,
   results,
   streaming,
 )
 
-OWN = "the studio's own"
+OWN, NETWORKS_OWN = "the studio's own", "the network's own"
+EDITED = "mine, from the tab Edit"
 
 
 class _Side(NamedTuple):
@@ -33,10 +35,13 @@ class _Side(NamedTuple):
   end: Any
 
 
-def build(studio: context.Studio) -> dict[str, Any]:
+def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
   """Builds the tab; returns the controls that a link holds."""
   with gr.Row():
-    rows = gr.Textbox("0, 1, 2", label="Rows of the bank", min_width=140)
+    rows = gr.Textbox(
+      "0, 1, 2", label="Rows of the bank", min_width=140,
+      elem_id="compare-rows",
+    )  # fmt: skip
     per_row = gr.Slider(
       1, 8, value=2, step=1, label="Images of each", min_width=140
     )
@@ -55,15 +60,18 @@ def build(studio: context.Studio) -> dict[str, Any]:
   shown = gr.HTML(elem_id="compare-images")
 
   def compare(
-    stopped, rows, per_row, seed, *values
+    stopped, visit, rows, per_row, seed, *values
   ) -> Iterator[tuple[Any, Any]]:
     size = len(_Side._fields)
     try:
       text, made = "", []
       for name, part in (("A", values[:size]), ("B", values[size:])):
         # One after the other: two networks need not fit the device.
-        generator = _generator(studio, _Side(*part))
-        work, count = _work(generator, rows, per_row, seed)
+        try:
+          generator = _generator(studio, visit, _Side(*part))
+          work, count = _work(generator, rows, per_row, seed)
+        except ValueError as error:
+          raise ValueError(f"{name}: {error}") from None
         for look in streaming.looks(work, count, stopped):
           text = results.status(look, f"{name}: ")
           yield text, gr.skip() if made else results.growing(look)
@@ -78,7 +86,7 @@ def build(studio: context.Studio) -> dict[str, Any]:
     start,
     stop,
     compare,
-    [rows, per_row, seed, *sides[0], *sides[1]],
+    [visit, rows, per_row, seed, *sides[0], *sides[1]],
     [status, shown],
   )
   named = {
@@ -104,8 +112,8 @@ def _side(studio: context.Studio, name: str) -> _Side:
     info="The moving average, or the parameters themselves.",
   )  # fmt: skip
   bank = gr.Dropdown(
-    [OWN, *studio.banks], value=OWN, label=f"{name}: bank",
-    filterable=False, visible=bool(studio.banks),
+    [NETWORKS_OWN, *studio.banks, EDITED], value=NETWORKS_OWN,
+    label=f"{name}: bank", filterable=False,
   )  # fmt: skip
   memory = gr.Checkbox(
     True, label=f"{name}: with memory",
@@ -117,7 +125,9 @@ def _side(studio: context.Studio, name: str) -> _Side:
   return _Side(network, weights, bank, memory, *sampling)
 
 
-def _generator(studio: context.Studio, side: _Side) -> Generator:
+def _generator(
+  studio: context.Studio, visit: Generator | None, side: _Side
+) -> Generator:
   """The generator of a side.
 
   Raises:
@@ -136,10 +146,15 @@ def _generator(studio: context.Studio, side: _Side) -> Generator:
       "sampler.guidance.start=0.0",
       "sampler.guidance.end=1.0",
     ]
-  if side.weights != generator.config.sample.weights and studio.has_run:
+  has_run = not generator.config.sample.network
+  if has_run and side.weights != generator.config.sample.weights:
     generator = context.with_weights(generator, side.weights)
   generator = generator.with_config(*changes)
-  if side.bank != OWN:
+  if side.bank == EDITED:
+    if visit is None:
+      raise ValueError("bank: none is edited yet")
+    return own_banks.use(visit, generator)
+  if side.bank != NETWORKS_OWN:
     return generator.with_bank(studio.banks[side.bank])
   return generator
 
@@ -163,20 +178,48 @@ def _table(
   a: tuple[images_lib.SampledImages, Generator],
   b: tuple[images_lib.SampledImages, Generator],
 ) -> str:
-  """A line for each memory: A's images, then B's."""
+  """A line for each memory: A's images, then B's.
+
+  Rows of two banks are two memories, each beside its images.
+  """
   lines = []
   for one, other in zip(a[0].lines, b[0].lines, strict=True):
-    side = a[1].config.encoder.image_size
-    memory = pictures.figure(
-      results.picture(one.before, side), f"memory: {one.label}", one.label,
-      kind="gm-memory",
-    )  # fmt: skip
-    lines.append(
-      f'<section class="gm-two">{memory}'
-      f"{_half('A', a[0].pixels, one.numbers)}"
-      f"{_half('B', b[0].pixels, other.numbers)}</section>"
-    )
-  return "".join(lines)
+    memories = [
+      results.picture(line.before, made.config.encoder.image_size)
+      for line, (_, made) in ((one, a), (other, b))
+    ]
+    halves = [
+      _half(name, made.pixels, line.numbers)
+      for name, (made, _), line in (("A", a, one), ("B", b, other))
+    ]
+    if _same(*memories):
+      lines.append([_memory("", memories[0], one.label), *halves])
+    else:
+      lines.append(
+        [
+          _memory(name, memory, line.label) + half
+          for name, memory, line, half in zip(
+            "AB", memories, (one, other), halves, strict=True
+          )
+        ]
+      )
+  return "".join(
+    f'<section class="gm-two{" gm-apart" if len(line) == 2 else ""}">'
+    + "".join(f"<div>{part}</div>" for part in line)
+    + "</section>"
+    for line in lines
+  )
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+  if a is None or b is None:
+    return a is b
+  return np.array_equal(a, b)
+
+
+def _memory(name: str, picture: np.ndarray | None, label: str) -> str:
+  whose = f"memory of {name}" if name else "memory"
+  return pictures.figure(picture, f"{whose}: {label}", label, kind="gm-memory")
 
 
 def _half(name: str, pixels: np.ndarray, numbers: Any) -> str:

@@ -68,6 +68,8 @@ class Studio:
     if isinstance(error, streaming.StoppedError):
       return pictures.hint("Stopped.")
     text = errors.describe(error).replace(self.folder, "…")
+    for name, path in {**self.banks, **self.others}.items():
+      text = text.replace(path, name)
     return pictures.error(text)
 
   def catalogue(self, visit: Generator | None) -> catalogue_lib.Catalogue:
@@ -113,6 +115,41 @@ def closeness(bank: host_bank.HostBank) -> np.ndarray:
   return search.closeness(bank)
 
 
+def busy(
+  button: gr.Button,
+  work: Callable[..., Any],
+  inputs: Sequence[Any],
+  outputs: Sequence[Any],
+  begin: tuple[Callable[..., Any], Any] | None = None,
+  **settings: Any,
+) -> Any:
+  """Connects a button with work, during which one sees that it takes no click.
+
+  Args:
+    button: Gets its words back when the work is done or has failed.
+    work: See `gr.Button.click`, as for the rest.
+    inputs: Of the work.
+    outputs: Of the work.
+    begin: Runs at once, also while others wait, and what it gives a value to.
+    **settings: Of the work.
+
+  Returns:
+    The event after the work.
+  """
+  words = button.value
+  quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
+  first, given = begin or (lambda request: None, gr.State(None))
+
+  def start(request: gr.Request) -> tuple[Any, Any]:
+    return first(request), gr.Button("Working…", interactive=False)
+
+  return (
+    button.click(start, None, [given, button], **quiet)
+    .then(work, inputs, outputs, **settings, **PRIVATE)
+    .then(lambda: gr.Button(words, interactive=True), None, button, **quiet)
+  )
+
+
 def runs(
   studio: Studio,
   start: gr.Button,
@@ -140,14 +177,13 @@ def runs(
   def end(request: gr.Request) -> None:
     studio.stops[request.session_hash] += 1
 
-  start.click(
-    begin, None, ticket, queue=False, show_progress="hidden", **PRIVATE
-  ).then(
+  busy(
+    start,
     run,
     [ticket, *inputs],
     [*outputs],
+    begin=(begin, ticket),
     show_progress="minimal",
     **DEVICE,
-    **PRIVATE,
   )
   stop.click(end, None, None, queue=False, show_progress="hidden", **PRIVATE)

@@ -115,6 +115,8 @@ def visit(browser):
       lambda said: faults.append(said.text) if said.type == "error" else None,
     )
     page.goto(url)
+    # Until then the controls do not have the values of the address.
+    page.wait_for_function("window.gmemReady")
     return page
 
   yield open_page

@@ -1,4 +1,4 @@
-"""What visitors do in the tabs Make and Bank, in a real browser."""
+"""What visitors do in the tabs, in a real browser."""
 
 import io
 import json
@@ -143,8 +143,12 @@ def test_stop_frees_the_device(server, visit):
   page = visit(server.url + LONG)
   page.locator("#make-start").click()
   page.locator("#make-images img").first.wait_for()
+  start = page.locator("#make-start")
+  assert start.is_disabled()
+  assert start.inner_text() == "Working…"
   page.locator("#make-stop").click()
   page.get_by_text("Stopped.", exact=True).wait_for()
+  page.locator("#make-start:enabled").get_by_text("Make").wait_for()
   other = visit(server.url)
   make(other)
   assert images(other).count() == 8
@@ -333,35 +337,6 @@ def test_the_way_between_a_row_and_a_picture(server, visit, picture):
   page.get_by_alt_text("point 4, large").wait_for()
   large = page.locator("#between-large img")
   assert large.get_attribute("src") == last
-
-
-def test_two_ways_are_compared(server, visit, generator):
-  page = visit(server.url + "?tab=compare&compare_rows=3,7")
-  start = page.locator("#compare-start")
-  start.click()
-  lines = page.locator("#compare-images .gm-two")
-  lines.first.wait_for()
-  assert lines.count() == 2
-
-  def sources(side):
-    half = page.get_by_alt_text(re.compile(f"^{side}, image"))
-    return [each.get_attribute("src") for each in half.all()]
-
-  assert len(sources("A")) == 4
-  assert sources("A") == sources("B"), "the same settings"
-  before = sources("A")
-  page.get_by_label("B: with memory").uncheck()
-  start.click()
-  page.wait_for_function(
-    "old => document.querySelector('img[alt=\"B, image 0\"]')?.src !== old",
-    arg=before[0],
-  )
-  lines.first.wait_for()
-  assert sources("A") == before
-  assert not set(sources("A")) & set(sources("B"))
-  page.get_by_label("Rows of the bank").last.fill("9999")
-  start.click()
-  page.locator("#compare-status [role=alert]").wait_for()
 
 
 def test_a_run_is_watched(server, visit):
