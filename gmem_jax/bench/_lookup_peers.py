@@ -79,7 +79,11 @@ def _jax(name: str, rows: jax.Array, query: jax.Array, k: int) -> Peer:
   select = jax.lax.approx_max_k if name == "approx_max_k" else jax.lax.top_k
 
   def search(query, rows):
-    return select(query.astype(rows.dtype) @ rows.T, k)
+    # Scores in float32 as ours are: rounded to bfloat16, many would be equal.
+    scores = jnp.matmul(
+      query.astype(rows.dtype), rows.T, preferred_element_type=jnp.float32
+    )
+    return select(scores, k)
 
   if name.endswith("typed"):
     return Peer(lambda x: search(x, rows), "")
@@ -96,13 +100,17 @@ def _import(name: str) -> Any:
 def _torch(rows: jax.Array, k: int, *, select: bool) -> Peer:
   torch = _import("torch")
   bank = torch.from_dlpack(rows)
+  # As above; torch has no such product on a CPU.
+  wide = bank.is_cuda and bank.dtype != torch.float32
+  options = {"out_dtype": torch.float32} if wide else {}
 
   def search(query):
     # dlpack shares the array: a copy to torch would be timed as search.
     query = torch.from_dlpack(query).to(bank.dtype)
     found = []
     for start in range(0, query.shape[0], _CHUNK):
-      scores = query[start : start + _CHUNK] @ bank.T
+      part = query[start : start + _CHUNK]
+      scores = torch.mm(part, bank.T, **options)
       found.append(torch.topk(scores, k) if select else scores[0, 0])
     if bank.is_cuda:
       torch.cuda.synchronize()

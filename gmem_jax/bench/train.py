@@ -114,23 +114,33 @@ def peer_call(work: _training.Work, peer: Any) -> Callable[[], Any]:
   return lambda: [float(peer.step(batch, bank)) for batch in batches]
 
 
-def measure(
-  work: _training.Work, peers: Sequence[Any], repeats: int
-) -> Measured:
-  """Compares, then times all in turns."""
-  drawn = _training.draws(work)
-  stages = _training.make_stages(work, drawn)
-  loss, grads = stages["gradient"]()
+def compare(
+  gradient: Callable[[], Any], peers: Sequence[Any]
+) -> dict[str, float]:
+  """How far peers are from our loss and gradient norm, relative to them."""
+  loss, grads = gradient()
+  # The gradients are as large as the parameters, and not held any longer.
   ours = float(loss), float(optax.tree.norm(grads))
-  # As large as the parameters: not to be held while peers are timed.
-  del grads
-  apart = {
+  return {
     name: max(abs(p.check[i] - ours[i]) / abs(ours[i]) for p in peers)
     for i, name in enumerate(("loss", "norm"))
-    if peers
   }
+
+
+def measure(
+  work: _training.Work,
+  peers: Sequence[Any],
+  repeats: int,
+  *,
+  with_stages: bool = True,
+) -> Measured:
+  """Compares, then times all in turns; each stage is one more compilation."""
+  # Compiled when they are called.
+  stages = _training.make_stages(work, _training.draws(work))
+  apart = compare(stages["gradient"], peers) if peers else {}
   calls: dict[str, Callable[[], Any]] = {OURS: work.step}
-  calls |= {peer.name: peer_call(work, peer) for peer in peers} | stages
+  calls |= {peer.name: peer_call(work, peer) for peer in peers}
+  calls |= stages if with_stages else {}
   with tqdm.tqdm(
     total=len(calls) * (repeats + 1), desc="train", file=sys.stderr
   ) as bar:
@@ -153,7 +163,7 @@ def measure(
 
 
 def table(work: _training.Work, found: Measured) -> str:
-  """Both tables, in Markdown."""
+  """Both tables, in Markdown; the first alone where stages were not timed."""
   k, size = work.config.train.steps_per_dispatch, work.config.train.batch_size
   rows = []
   best = fastest_peer(found)
@@ -171,6 +181,9 @@ def table(work: _training.Work, found: Measured) -> str:
       ]
     )
   head = ["step", "ms", "images/s", "x torch", "peak", "products", "memory"]
+  steps = _timing.markdown(head, rows)
+  if "forward" not in found.seconds:
+    return steps
   step = found.seconds[OURS]
   stages = {
     "forward": found.seconds["forward"] * k,
@@ -183,7 +196,7 @@ def table(work: _training.Work, found: Measured) -> str:
     for name, seconds in stages.items()
   ]
   return (
-    f"{_timing.markdown(head, rows)}\n\n"
+    f"{steps}\n\n"
     f"{_timing.markdown(['our stage alone', 'ms', 'of the step'], shares)}"
   )
 
@@ -208,6 +221,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   _recipe.add_arguments(parser, _recipe.XL, _recipe.describe(_recipe.SMALL))
   parser.add_argument("--peer", choices=PEERS, default="torch")
+  parser.add_argument(
+    "--stages",
+    choices=("all", "none"),
+    default="all",
+    help="none: the step alone, which compiles XL once instead of four times",
+  )
   parser.add_argument("--repeats", type=int, default=7)
   _results.add_argument(parser)
   args = parser.parse_args(argv)
@@ -230,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parse(argv)
   work = _training.make(args.recipe)
   peers = make_peers(work, [args.peer])
-  found = measure(work, peers, args.repeats)
+  found = measure(work, peers, args.repeats, with_stages=args.stages == "all")
   versions, compared = {}, "No peer."
   if peers:
     versions["torch"] = importlib.import_module("torch").__version__

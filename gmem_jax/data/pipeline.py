@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import grain
 import jax
 import numpy as np
 
@@ -119,7 +118,7 @@ def make_dataset(
   steps_per_dispatch: int,
   process_index: int,
   process_count: int,
-) -> grain.MapDataset:
+) -> Any:
   """Builds the shuffled, endless dataset of one process.
 
   Args:
@@ -170,6 +169,8 @@ def make_dataset(
         flips[i] = drawn if independent_flips else drawn[:, :1]
     return _gather(records, fields, numbers, flips)
 
+  import grain
+
   return (
     grain.MapDataset.range(len(records))
     .seed(seed)
@@ -217,7 +218,7 @@ def _gather(
 
 
 def batches(
-  dataset: grain.MapDataset,
+  dataset: Any,
   first: int,
   to: jax.sharding.NamedSharding | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -229,6 +230,8 @@ def batches(
     to: Sharding of the global arrays, for batches on the devices; their
       transfer then runs ahead of the step. None for the host's arrays.
   """
+  import grain
+
   threads = min(_cores(), MAX_THREADS)
   element: Any = dataset[first]
   size = sum(array.nbytes for array in element.values())

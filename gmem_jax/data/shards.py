@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python import array_record_module  # type: ignore
 
 from gmem_jax.data import schema as schema_lib, sources
 from gmem_jax.files import atomic
@@ -33,6 +32,8 @@ class ShardWriter:
 
   def __init__(self, schema: schema_lib.Schema, path: pathlib.Path):
     """Opens a file of records."""
+    from array_record.python import array_record_module  # type: ignore
+
     self._schema, self._layout = schema, schema_lib.layout(schema)
     self._path = path
     with _disk_errors(path):

@@ -9,7 +9,6 @@ import itertools
 import pathlib
 
 import numpy as np
-from array_record.python import array_record_data_source
 
 from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.data import schema as schema_lib
@@ -132,6 +131,8 @@ class PreparedRecords:
     Raises:
       ValueError: If there is no image, or its record is not of the schema.
     """
+    from array_record.python import array_record_data_source
+
     self.store = store
     self.mirrored = store.schema.mirrored
     self._layout = schema_lib.layout(store.schema)

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import parameter_overview
 
 from gmem_jax import progress as progress_lib, rngs
 from gmem_jax.bank import bank as bank_lib
@@ -167,6 +166,8 @@ def restore_or_init(
   state = jax.jit(init, out_shardings=shardings)()
   if run.config.train.init_from:
     state = init_from.start(run.config, state, run.mesh)
+  from clu import parameter_overview
+
   _log.info(
     "new run: %s parameters",
     f"{parameter_overview.count_parameters(state.params):,}",

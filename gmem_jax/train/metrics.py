@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import metrics as clu_metrics
 from jaxtyping import Int32
 
 from gmem_jax.files import atomic, disk
@@ -41,6 +40,8 @@ class NonFiniteError(RuntimeError):
 @jax.jit
 def _fold(averages, counts, bad_step, first_step, values):
   """Adds one dispatch's [k] values to averages and counts, on the device."""
+  from clu import metrics as clu_metrics
+
   counts = {
     name: count.at[
       jnp.searchsorted(EDGES[1:-1], values[name], side="right")
@@ -100,6 +101,8 @@ class Interval:
 
   def add(self, first_step: int, values: Mapping[str, jax.Array]) -> None:
     """Adds a dispatch: per name one value a step, [k], after `first_step`."""
+    from clu import metrics as clu_metrics
+
     if self._averages is None:
       self._averages = {name: clu_metrics.Average.empty() for name in values}
       self._counts = {

@@ -110,6 +110,24 @@ def test_table_without_a_peer(made, capsys, tmp_path):
   assert table[0] in capsys.readouterr().out
 
 
+def test_the_step_alone_compiles_no_stage(made, monkeypatch, capsys):
+  compiled = []
+  make = _training.make_stages
+
+  def watched(*args):
+    return {
+      name: lambda name=name, call=call: (compiled.append(name), call())[1]
+      for name, call in make(*args).items()
+    }
+
+  monkeypatch.setattr(_training, "make_stages", watched)
+  arguments = [*shapes.arguments(), "--repeats=1", "--stages=none"]
+  assert train.main([*arguments, "--peer=none"]) == 0
+  assert not compiled
+  lines = capsys.readouterr().out.splitlines()
+  assert len([line for line in lines if line.startswith("|")]) == 3
+
+
 def test_a_peer_that_computes_something_else_fails(made, monkeypatch, capsys):
   monkeypatch.setattr(train, "make_peers", lambda *_: [Peer()])
   real = importlib.import_module

@@ -216,7 +216,7 @@ def test_reading_ahead_is_bounded(monkeypatch, records):
     asked.append(kwargs)
     return real(**kwargs)
 
-  monkeypatch.setattr(pipeline.grain, "ReadOptions", options)
+  monkeypatch.setattr(grain, "ReadOptions", options)
   rows(records, 0, 3)
   monkeypatch.setattr(pipeline, "READ_AHEAD_BYTES", 200)  # A batch is 64 bytes.
   rows(records, 0, 3)
