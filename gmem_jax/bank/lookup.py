@@ -131,27 +131,39 @@ def _search(
   )
 
 
+def place_units(bank: bank_lib.Bank) -> bank_lib.MemoryBank:
+  """The `unit` rows of any bank, on a device, for `nearest_by_cosine`."""
+  if isinstance(bank, bank_lib.LowRankBank):
+    bank = bank_lib.MemoryBank(bank_lib.decode(bank))
+  return jax.jit(unit)(jax.device_put(bank))
+
+
 def nearest_by_cosine(
-  queries: Float[np.ndarray, "q d"], bank: bank_lib.Bank, k: int
+  queries: np.ndarray, units: bank_lib.MemoryBank, k: int
 ) -> tuple[Float32[np.ndarray, "q k"], Int32[np.ndarray, "q k"]]:
-  """Looks queries up by cosine, with all arrays on the host.
+  """Looks up any number of features on the host: the one search by cosine.
+
+  Args:
+    queries: Features [q d] of any length but zero.
+    units: Of `place_units`, which is done once for all searches.
+    k: In [1, m].
 
   Returns:
     Cosines, descending, and row numbers.
+
+  Raises:
+    ValueError: If the arguments do not fit, see `check_shapes`.
   """
-  if isinstance(bank, bank_lib.LowRankBank):
-    bank = bank_lib.MemoryBank(bank_lib.decode(bank))
-  return nearest_in_units(queries, unit(jax.device_put(bank)), k)
-
-
-def nearest_in_units(
-  queries: Float[np.ndarray, "q d"], units: bank_lib.MemoryBank, k: int
-) -> tuple[Float32[np.ndarray, "q k"], Int32[np.ndarray, "q k"]]:
-  """Like `nearest_by_cosine`, in `unit` rows that are on a device already."""
+  if np.ndim(queries) != 2:
+    raise ValueError(
+      f"features of shape {np.shape(queries)}: [n, {units.width}] is needed"
+    )
   queries = np.asarray(bank_lib.normalise(queries))
   find = jax.jit(nearest, static_argnames="k")
-  batch, parts = min(BATCH, len(queries)), []
-  for start in range(0, len(queries), batch):
+  # Of no query at all, one that is then left out.
+  total = max(1, len(queries))
+  batch, parts = min(BATCH, total), []
+  for start in range(0, total, batch):
     part = queries[start : start + batch]
     # Filled up with repetitions: one shape is one compilation.
     filled = jnp.asarray(np.resize(part, (batch, part.shape[1])))

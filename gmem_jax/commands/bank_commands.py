@@ -103,7 +103,8 @@ def search(args: argparse.Namespace) -> None:
   if not 1 <= args.k <= stored.bank.size:
     raise ValueError(f"-k {args.k}: the bank has {stored.bank.size} rows")
   features = queries.features
-  cosines, rows = lookup.nearest_by_cosine(features, stored.bank, args.k)
+  units = lookup.place_units(stored.bank)
+  cosines, rows = lookup.nearest_by_cosine(features, units, args.k)
   for label, best, numbers in zip(queries.labels, cosines, rows, strict=True):
     errors.say(f"{label}:")
     for rank, (cosine, i) in enumerate(zip(best, numbers, strict=True), 1):

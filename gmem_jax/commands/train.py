@@ -161,13 +161,12 @@ def neighbours(
   queries: bank_lib.MemoryBank, bank: bank_lib.MemoryBank
 ) -> report.NearestMemories:
   """Looks up the rows of a bank nearest to the first rows of another."""
-  count = min(NEIGHBOURS, queries.size)
-  scores, rows = jax.jit(lookup.nearest, static_argnames="k")(
-    bank_lib.snippets(queries, jnp.arange(count)),
-    jax.jit(lookup.unit)(bank),
-    k=min(NEIGHBOURS, bank.size),
+  first = np.arange(min(NEIGHBOURS, queries.size))
+  features = np.asarray(bank_lib.features(queries, first))
+  found = lookup.nearest_by_cosine(
+    features, lookup.place_units(bank), min(NEIGHBOURS, bank.size)
   )
-  return report.NearestMemories(np.asarray(scores), np.asarray(rows))
+  return report.NearestMemories(*found)
 
 
 def make_run(

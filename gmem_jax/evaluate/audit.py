@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax import progress
-from gmem_jax.bank import bank as bank_lib, lookup
+from gmem_jax.bank import lookup
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders, pipeline, schema
 from gmem_jax.evaluate import accumulate, nearest as nearest_lib, sources
@@ -207,16 +207,13 @@ class Auditor:
     samples, latents, features = sources.in_batches(
       encode, np.arange(self._count), self._batch
     )
-    cosines, rows = jax.jit(lookup.nearest, static_argnames="k")(
-      bank_lib.normalise(jnp.asarray(features)),
-      jax.jit(lookup.unit)(self._dataset.train.bank),
-      k=1,
-    )
+    units = lookup.place_units(self._dataset.train.bank)
+    cosines, rows = lookup.nearest_by_cosine(features, units, 1)
     real = accumulate.evenly(self._latents.count, _REAL)
     return Audit(
       memorisation(latents, self._latents, real),
-      np.asarray(rows)[:, 0],
-      np.asarray(cosines)[:, 0],
+      rows[:, 0],
+      cosines[:, 0],
       samples,
       self._pictures,
     )

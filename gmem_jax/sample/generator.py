@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
+from gmem_jax.bank import lookup
 from gmem_jax.config import resolve, sections
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import (
@@ -202,7 +203,8 @@ class Generator:
     Raises:
       ValueError: If k does not fit.
     """
-    return search_lib.search(self.source.require_bank(), features, k)
+    units = self.source.require_bank().units
+    return lookup.nearest_by_cosine(features, units, k)
 
   def with_bank(self, path: str | os.PathLike) -> "Generator":
     """The same network with another bank.

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
@@ -42,7 +41,7 @@ class HostBank:
   @functools.cached_property
   def units(self) -> bank_lib.MemoryBank:
     """Its rows on a device, of unit length, for searches."""
-    return lookup.unit(jax.device_put(bank_lib.MemoryBank(self.rows)))
+    return lookup.place_units(bank_lib.MemoryBank(self.rows))
 
 
 def principal(

@@ -42,22 +42,6 @@ class Nearest(NamedTuple):
     return write_images.encode_png(sheet.draw_row(np.stack(tiles)))
 
 
-def search(
-  bank: host_bank.HostBank, features: Float32[np.ndarray, "n d"], k: int
-) -> tuple[Float32[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
-  """Finds the k rows that are nearest to each feature, by cosine.
-
-  Returns:
-    Cosines, descending, and rows.
-
-  Raises:
-    ValueError: If k does not fit.
-  """
-  if not 1 <= k <= len(bank.rows):
-    raise ValueError(f"k={k}: the bank has {len(bank.rows)} rows")
-  return lookup.nearest_in_units(features, bank.units, k)
-
-
 def closeness(
   bank: host_bank.HostBank, count: int = 256
 ) -> Float32[np.ndarray, " n"]:
@@ -73,7 +57,7 @@ def closeness(
   size = len(bank.rows)
   rows = np.unique(np.linspace(0, size - 1, min(count, size)).astype(int))
   features = np.asarray(bank.rows[rows], np.float32)
-  scores, found = search(bank, features, 2)
+  scores, found = lookup.nearest_by_cosine(features, bank.units, 2)
   # The row itself comes first, or after one that is equal to it.
   second = np.where(found[:, 0] == rows, scores[:, 1], scores[:, 0])
   return np.sort(second)

@@ -123,11 +123,27 @@ def test_cosine_lookup(dtype):
 def test_cosine_lookup_on_the_host_is_the_same_in_any_batch(batch, monkeypatch):
   monkeypatch.setattr(lookup, "BATCH", batch)
   query, bank, _ = example("random")
-  raw = bank_lib.on_host(bank)
-  scores, rows = lookup.nearest_by_cosine(3 * np.asarray(query), raw, 4)
+  units = lookup.place_units(bank_lib.on_host(bank))
+  scores, rows = lookup.nearest_by_cosine(3 * np.asarray(query), units, 4)
   want = lookup.nearest(bank_lib.normalise(query), lookup.unit(bank), 4)
   np.testing.assert_allclose(scores, want[0], atol=1e-6)
   np.testing.assert_array_equal(rows, want[1])
+
+
+def test_cosine_lookup_of_nothing_and_of_what_is_no_table():
+  _, bank, _ = example("random")
+  units = lookup.place_units(bank)
+  scores, rows = lookup.nearest_by_cosine(np.zeros((0, bank.width)), units, 4)
+  assert scores.shape == rows.shape == (0, 4)
+  for features, message in (
+    (np.ones(bank.width), rf"shape \({bank.width},\): \[n, {bank.width}\] is"),
+    (
+      np.ones((2, 3)),
+      f"queries of width 3 and bank rows of width {bank.width}",
+    ),
+  ):
+    with pytest.raises(ValueError, match=message):
+      lookup.nearest_by_cosine(features.astype(np.float32), units, 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

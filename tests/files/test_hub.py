@@ -93,7 +93,7 @@ def test_a_bank_comes_once_and_is_there_without_network(served, bank):
 
 
 def test_what_cannot_be_had_is_one_line(served, bank):
-  _, read = served
+  handler, read = served
   for address, message, environment in (
     # Before anything is in the cache, which would do.
     ("hf://owner/name/banks", "HF_HUB_OFFLINE", {"HF_HUB_OFFLINE": "1"}),
@@ -111,6 +111,9 @@ def test_what_cannot_be_had_is_one_line(served, bank):
     assert message in error
     if not message.startswith("is not"):
       assert error.startswith(f"{address}: ")
+    if address.endswith("*"):
+      assert not [path for _, path in handler.log if "/resolve/" in path]
+    handler.log.clear()
 
 
 def test_a_file_of_another_digest_is_refused_and_removed(served, bank):
