@@ -1,12 +1,18 @@
 """From the path of a run or of converted weights to a `Generator`."""
 
+import logging
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from gmem_jax.config import recipe, resolve
+from gmem_jax.config import recipe, resolve, sections
 from gmem_jax.files import hub, weights as weights_lib
+from gmem_jax.models import dit
 from gmem_jax.sample import generator as generator_lib
 from gmem_jax.train import directory as directory_lib
+
+_log = logging.getLogger(__name__)
 
 # Recipes whose weights come with gmem_jax, as their option "pretrained".
 PRETRAINED = ("emoji",)
@@ -21,31 +27,84 @@ def load(
     path: The directory, or `hf://OWNER/NAME[@REVISION][/FILE]`; or "emoji", the
       weights that come with gmem_jax.
     *changes: Keys of the config, each KEY=VALUE: "sampler.steps=50".
-    config: A recipe, by name or file: "xl_in1k:guided". Of a run, by default
-      its own config; converted weights have none.
+    config: A recipe, by name or file: "xl_in1k:guided". By default that of the
+      run; of converted weights the only one that comes with gmem_jax and has
+      such a network, which a warning of the logger names.
 
   Raises:
-    ValueError: If the directory is neither, or a key does not fit it.
+    ValueError: If the directory is neither, or a key does not fit it; or of
+      converted weights, if not exactly one recipe fits.
   """
   if path in PRETRAINED and not os.path.exists(path):
     recipe_name = config or f"{path}:pretrained"
     own = resolve.get_config(recipe_name, *changes)
     return generator_lib.from_config(own, pathlib.Path(path))
-  path = hub.local(os.path.expanduser(path))
-  converted = weights_lib.is_converted(path)
-  if not converted and not (path / directory_lib.RECORD).exists():
+  try:
+    where = hub.local(os.path.expanduser(path))
+  except ValueError as error:
+    raise ValueError(f"path={error}") from None
+  if weights_lib.is_converted(where):
+    own = _of_converted(where, f"path={path}", changes, config)
+  elif not (where / directory_lib.RECORD).exists():
     raise ValueError(
       f"path={path}: expected is the directory of a run, or output of"
       " `python -m gmem_jax.convert`"
     )
+  elif config is not None:
+    own = resolve.get_config(config, *changes)
+  else:
+    own = resolve.change(directory_lib.config_of(where), *changes)
+  return generator_lib.from_config(own, where)
+
+
+def _of_converted(
+  path: pathlib.Path, name: str, changes: Sequence[str], config: str | None
+) -> sections.Config:
+  """The config of converted weights: a recipe's, with changes.
+
+  Raises:
+    ValueError: Naming them, if they are no network, or a recipe is needed.
+  """
+  try:
+    metadata = weights_lib.read_metadata(path)
+    weights_lib.check_kind(metadata["kind"], tuple(dit.FAMILIES))
+  except ValueError as error:
+    raise ValueError(f"{name}: {error}") from None
+  changes = [f"sample.network={path}", *changes]
   if config is not None:
-    network = [f"sample.network={path}"] if converted else []
-    own = resolve.get_config(config, *network, *changes)
-    return generator_lib.from_config(own, path)
-  if converted:
+    return resolve.get_config(config, *changes)
+  fitting = _fitting(metadata, changes)
+  if len(fitting) != 1:
+    found = ", ".join(fitting or recipe.names())
     raise ValueError(
-      f"path={path}: converted weights need a recipe: config=NAME, one of"
-      f" {', '.join(recipe.names())}"
+      f"{name}: converted weights need a recipe: config=NAME, one of {found}"
     )
-  own = resolve.change(directory_lib.config_of(path), *changes)
-  return generator_lib.from_config(own, path)
+  ((recipe_name, own),) = fitting.items()
+  _log.warning("%s: taken to be of the recipe config=%r", name, recipe_name)
+  return own
+
+
+def _fitting(
+  metadata: Mapping[str, Any], changes: Sequence[str]
+) -> dict[str, sections.Config]:
+  """The recipes, with changes, that have the network of converted weights.
+
+  Raises:
+    ValueError: If no recipe has such a key or value as the changes name.
+  """
+  fitting, refused = {}, []
+  for name in recipe.names():
+    try:
+      own = resolve.get_config(name, *changes)
+    except ValueError as error:
+      refused.append(error)
+      continue
+    # Recipes of published weights name some; those of runs do not.
+    published = bool(recipe.load(name).sample.network)
+    if published != metadata.get("exported", False) and not (
+      dit.differing_keys(own.model, metadata["model"])
+    ):
+      fitting[name] = own
+  if len(refused) == len(recipe.names()):
+    raise refused[0]
+  return fitting

@@ -26,8 +26,7 @@ def _load(out):
     *changes,
     f"encoder.latent_stats={out / 'latent_stats.safetensors'}",
     f"sample.bank={out / 'bank'}",
-    config="digits",
-  )
+  )  # Only the digits have such a network.
 
 
 def test_images_are_those_of_the_run(run, tmp_path):

@@ -206,6 +206,16 @@ def test_what_is_no_run_and_no_weights_is_refused(run, tmp_path):
     gmem_jax.load(broken)
 
 
+@pytest.mark.parametrize("name", ["xl_in1k", "b_in1k", "sit_xl2_in1k"])
+def test_published_networks_have_one_recipe_each(name):
+  model = dataclasses.asdict(gmem_jax.get_config(name).model)
+  found = load_lib._fitting({"model": model}, ["sampler.steps=9"])
+  assert found.keys() == {name}
+  assert found[name].sampler.steps == 9
+  # Of a run of ours, it is no recipe of published weights.
+  assert not load_lib._fitting({"model": model, "exported": True}, [])
+
+
 def test_a_recipe_is_a_config():
   config = gmem_jax.get_config("digits:cross", "train.steps=1000")
   assert config.model.conditioning == "cross"

@@ -84,6 +84,31 @@ def test_python_loads_converted_weights(converted, tmp_path):
   np.testing.assert_array_equal(generator.sample(6).pixels, pixels_of(tmp_path))
   with pytest.raises(ValueError, match="config=NAME, one of b_in1k, digits"):
     gmem_jax.load(network)
+  # Of a size of our own, which both recipes have then.
+  with pytest.raises(ValueError, match=r"config=NAME, one of b_in1k, xl_in1k$"):
+    gmem_jax.load(network, *changes)
+  with pytest.raises(ValueError, match=r"--config\.sampler\.step: there is no"):
+    gmem_jax.load(network, "sampler.step=3")
+  with pytest.raises(
+    ValueError, match=rf"path={converted / 'bank'}: it is a ba"
+  ):
+    gmem_jax.load(converted / "bank")
+
+
+def test_the_recipe_of_converted_weights_is_found(converted, caplog):
+  changes = [f"{key}={value}" for key, value in sit_changes(converted).items()]
+  network = converted / "sit"
+  found = gmem_jax.load(network, *changes)
+  (line,) = [r.message for r in caplog.records if "recipe" in r.message]
+  assert (
+    line == f"path={network}: taken to be of the recipe config='sit_xl2_in1k'"
+  )
+  named = gmem_jax.load(network, *changes, config="sit_xl2_in1k")
+  assert found.config == named.config
+  np.testing.assert_array_equal(found.sample(1).pixels, named.sample(1).pixels)
+  # A recipe of another network never stands in.
+  with pytest.raises(ValueError, match="config=NAME, one of b_in1k, digits"):
+    gmem_jax.load(network, *changes, "model.depth=1", "model.projector_depth=1")
 
 
 def assert_same_pixels(actual, expected):
