@@ -217,8 +217,8 @@ class Generator:
     """
     sample = dataclasses.replace(self.config.sample, bank=os.fspath(path))
     config = dataclasses.replace(self.config, sample=sample)
-    source = source_lib.with_bank(config, self.source, self.mesh)
-    source.require_bank()
+    source = source_lib.with_bank(config, self.source, self.mesh, "path")
+    source.require_bank("path")
     return dataclasses.replace(self, config=config, source=source)
 
   def edit_bank(

@@ -100,7 +100,7 @@ def _fitting(
       refused.append(error)
       continue
     # Recipes of published weights name some; those of runs do not.
-    published = bool(recipe.load(name).sample.network)
+    published = bool(recipe.flat(recipe.load(name))["sample.network"])
     if published != metadata.get("exported", False) and not (
       dit.differing_keys(own.model, metadata["model"])
     ):

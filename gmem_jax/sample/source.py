@@ -49,11 +49,14 @@ class SampleSource:
     bank = self.bank_name and f"_bank_{self.bank_name}"
     return self.network + bank
 
-  def require_bank(self) -> host_bank.HostBank:
+  def require_bank(
+    self, argument: str = "config.sample.bank"
+  ) -> host_bank.HostBank:
     """The bank.
 
     Raises:
-      ValueError: If there is none, or it does not fit the network.
+      ValueError: If there is none, or it does not fit the network; then the
+        argument is named that gave it.
     """
     if self.bank is None:
       raise ValueError(
@@ -63,7 +66,7 @@ class SampleSource:
     width = self.bank.rows.shape[1]
     if width != self.sampler.network.snippet_dim:
       raise ValueError(
-        f"config.sample.bank: its rows are {width} wide, the network takes"
+        f"{argument}: its rows are {width} wide, the network takes"
         f" {self.sampler.network.snippet_dim}"
       )
     return self.bank
@@ -94,14 +97,17 @@ def load(
 
 
 def with_bank(
-  config: sections.Config, source: SampleSource, mesh: jax.sharding.Mesh
+  config: sections.Config,
+  source: SampleSource,
+  mesh: jax.sharding.Mesh,
+  argument: str = "config.sample.bank",
 ) -> SampleSource:
   """The same network with the bank that `sample.bank` names.
 
   Raises:
     ValueError: See `load_bank`.
   """
-  bank, name = load_bank(config), ""
+  bank, name = load_bank(config, argument), ""
   if not config.sample.network:
     name = pathlib.Path(config.sample.bank).absolute().name
   weights = dataclasses.replace(source.weights, bank=None)
@@ -252,7 +258,7 @@ def _from_converted(
   stats = load_encoders.load_stats(config, tokenizer, channels)
   bank = None
   if not config.sample.bank and "bank" in metadata["trees"]:
-    bank, _ = _read_bank(key, path)
+    bank, _ = _read_bank(f"config.{key}", path)
   name = pathlib.Path(path).name
   return SampleSource(
     network=f"{name}_{info['weights']}" if info["weights"] else name,
@@ -291,28 +297,31 @@ def _check_model(config: sections.Config, stored: dict[str, Any]) -> None:
   )
 
 
-def load_bank(config: sections.Config) -> host_bank.HostBank:
+def load_bank(
+  config: sections.Config, argument: str = "config.sample.bank"
+) -> host_bank.HostBank:
   """Reads `sample.bank`, whatever names a bank: see `bank_files.read`.
 
   Raises:
-    ValueError: If it is not a bank, or of another feature encoder.
+    ValueError: If it is not a bank, or of another feature encoder; the argument
+      that gave it is named.
   """
   path = config.sample.bank
-  bank, info = _read_bank("sample.bank", path)
+  bank, info = _read_bank(argument, path)
   encoder = load_encoders.features_name(config)
   if encoder is not None:
-    bank_lib.check_encoder(info, encoder, f"config.sample.bank={path!r}")
+    bank_lib.check_encoder(info, encoder, f"{argument}={path!r}")
   return bank
 
 
 def _read_bank(
-  key: str, path: str
+  argument: str, path: str
 ) -> tuple[host_bank.HostBank, bank_lib.BankInfo]:
-  """The bank that a key names, with the frequencies of the first release."""
+  """The bank of an argument, with the frequencies of the first release."""
   try:
     stored = bank_files.read(path)
   except ValueError as error:
-    raise ValueError(f"config.{key}={path!r}: {error}") from None
+    raise ValueError(f"{argument}={path!r}: {error}") from None
   find_images = functools.partial(row_images.find, path, stored)
   rows = bank_lib.decode(stored.bank)
   bank = host_bank.HostBank(

@@ -185,13 +185,23 @@ def test_bad_input_names_the_argument(generator, tmp_path):
     ValueError, match=r"k=2000 is not in \[1, 1437\], the bank"
   ):
     generator.nearest(3, k=2000)
-  with pytest.raises(ValueError, match="there is no such bank"):
+  for read in (generator.nearest, lambda end: generator.interpolate(3, end)):
+    with pytest.raises(ValueError, match=r"text\.png as an image"):
+      read(tmp_path / "text.png")
+  with pytest.raises(ValueError, match=r"^path='.*gone': .*no such bank"):
     generator.with_bank(tmp_path / "gone")
   narrow = bank_lib.MemoryBank(np.ones((3, 16), np.float32))
   about = bank_lib.make_info(narrow, encoder="", source="test")
   bank_files.write(tmp_path / "narrow", bank_files.Stored(narrow, about))
-  with pytest.raises(ValueError, match="rows are 16 wide, the network takes"):
+  with pytest.raises(
+    ValueError, match=r"^path: its rows are 16 wide, the netw"
+  ):
     generator.with_bank(tmp_path / "narrow")
+  wide = bank_lib.MemoryBank(np.ones((3, 768), np.float32))
+  about = bank_lib.make_info(wide, encoder="another", source="test")
+  bank_files.write(tmp_path / "other", bank_files.Stored(wide, about))
+  with pytest.raises(ValueError, match=r"^path='.*other': .*made by another"):
+    generator.with_bank(tmp_path / "other")
 
 
 def test_what_is_no_run_and_no_weights_is_refused(run, tmp_path):

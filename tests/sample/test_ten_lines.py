@@ -36,6 +36,11 @@ import json, sys
 import numpy as np
 globals().update(json.loads(sys.argv[1]))
 {LINES}
+for bad in REFUSED:
+  try:
+    gmem_jax.load(bad)
+  except ValueError as error:
+    print(error)
 found = {{name: globals()[name].pixels for name in {PARTS}}}
 np.savez("found.npz", rows=nearest.rows, **found)
 """
@@ -110,6 +115,7 @@ def test_on_converted_weights_and_the_same_over_the_hub(
     return {
       "PATH": f"{where}/network", "CHANGES": changed, "CONFIG": "b_in1k:ode",
       "PICTURE": picture, "BANK": f"{where}/other",
+      "REFUSED": [f"{where}/{name}" for name in ("dinov2.pth", "gone", "bank")],
     }  # fmt: skip
 
   expected = follow(place(str(there)), tmp_path, monkeypatch)
@@ -126,6 +132,14 @@ def test_on_converted_weights_and_the_same_over_the_hub(
       cwd=away, capture_output=True, text=True, check=False,
     )  # fmt: skip
   assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  for name, why in (
+    ("dinov2.pth", "expected is the directory of a run, or output"),
+    ("gone", "owner/weights has no 'gone'"),
+    ("bank", "it is a bank, not a lightning_dit or sit"),
+  ):
+    begin = f"path=hf://owner/weights/{name}: {why}"
+    assert any(line.startswith(begin) for line in lines), done.stdout
   with np.load(away / "found.npz") as found:
     for name, value in expected.items():
       np.testing.assert_array_equal(found[name], value, err_msg=name)
