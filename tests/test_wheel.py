@@ -97,7 +97,6 @@ def test_it_works_from_an_empty_directory(run, installed):
   assert run("gmem_jax", "--version").startswith("gmem_jax 0.1.0, jax ")
 
 
-@pytest.mark.slow
 def test_it_trains_and_samples_the_digits(run, tmp_path):
   shared = ("--config=digits", "--workdir=run", *tiny.flags(train__steps=16))
   run("gmem_jax", "train", *shared)
