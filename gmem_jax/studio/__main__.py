@@ -116,7 +116,13 @@ def _serve_from(args: argparse.Namespace, folder: str) -> None:
   # Ends as Ctrl-C does, and so deletes what visitors brought.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   demo = app.build(studio)
-  url = app.launch(demo, studio, args.host, args.port, args.password)
+  try:
+    url = app.launch(demo, studio, args.host, args.port, args.password)
+  except OSError:
+    raise ValueError(
+      f"--port={args.port}: it is taken, or --host={args.host} is no address of"
+      " this machine"
+    ) from None
   errors.say(f"{url}  (Ctrl-C ends it)")
   try:
     while True:

@@ -59,7 +59,7 @@ def build(studio: context.Studio) -> gr.Blocks:
       with gr.Tab("Edit", id="edit") as edit_tab:
         edited, new_rows, take_new = edit.build(studio, visit)
       with gr.Tab("Watch", id="watch") as watch_tab:
-        watch.build(studio)
+        watch.build(studio, watch_tab)
     all_tabs = [make_tab, bank, between_tab, compare_tab, edit_tab, watch_tab]
     read = link.connect(demo, tabs, all_tabs, {**named, **bank_named}, copy)
     # Of the page that the address names.
@@ -88,7 +88,11 @@ def _about(studio: context.Studio) -> str:
   """What is looked at, in a line."""
   source = studio.generator.source
   size = len(source.require_bank().rows)
-  return f"`{studio.workdir.name}`, {source.network} · {size:,} memories"
+  step, weights = (source.info.get(key) for key in ("step", "weights"))
+  what = [f"step {step:,}"] if step is not None else []
+  what += [str(weights)] if weights else []
+  network = ", ".join([f"`{studio.workdir.name}`", *what])
+  return f"{network} · {size:,} memories"
 
 
 def launch(

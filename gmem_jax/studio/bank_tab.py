@@ -77,14 +77,8 @@ def build(
       )  # fmt: skip
 
   def look(visit, group, text, number):
-    catalogue = studio.catalogue(visit)
-    found = catalogue.find("" if group == EVERYTHING else group, text or "")
-    rows, number, pages = catalogue_lib.page(found, int(number or 1), PAGE)
-    line = (
-      f"{len(found):,} of {len(catalogue):,} rows, page {number} of {pages}"
-    )
-    rows = rows.tolist()
-    return rows, number, pictures.hint(line), tiles(catalogue, rows)
+    group = "" if group == EVERYTHING else group
+    return look_at(studio.catalogue(visit), group, text or "", int(number or 1))
 
   def describe(visit, row):
     generator = studio.current(visit)
@@ -141,6 +135,23 @@ def build(
     "bank_row": row,
   }  # fmt: skip
   return named, page, row, take
+
+
+def look_at(
+  catalogue: catalogue_lib.Catalogue, group: str, text: str, number: int
+) -> tuple[list[int], int, str, list[tuple[np.ndarray, str]]]:
+  """A page of the rows that are looked for: see `catalogue.find` and `page`.
+
+  Reads the images of the page alone, and no feature.
+
+  Returns:
+    (its rows, its number, what to say, thumbnails).
+  """
+  found = catalogue.find(group, text)
+  rows, number, pages = catalogue_lib.page(found, number, PAGE)
+  line = f"{len(found):,} of {len(catalogue):,} rows, page {number} of {pages}"
+  rows = rows.tolist()
+  return rows, number, pictures.hint(line), tiles(catalogue, rows)
 
 
 def _map() -> tuple[gr.Button, gr.Image, gr.State]:

@@ -17,8 +17,8 @@ EVERY, POINTS = 5, 500
 LOSS = "train/loss"
 
 
-def build(studio: context.Studio) -> None:
-  """Builds the tab."""
+def build(studio: context.Studio, tab: gr.Tab) -> None:
+  """Builds what is in the tab."""
   with gr.Row():
     curve = gr.Dropdown(
       [LOSS], value=LOSS, label="Curve", filterable=False, min_width=160,
@@ -53,7 +53,7 @@ def build(studio: context.Studio) -> None:
     return (
       gr.update(choices=names or [LOSS], value=chosen),
       pictures.hint(line),
-      frame,
+      gr.update(value=frame, visible=bool(records)),
       latest(records),
       gr.update(maximum=max(2, sheets), visible=sheets > 1),
     )
@@ -63,7 +63,7 @@ def build(studio: context.Studio) -> None:
 
   outputs = [curve, said, plot, numbers, sheet]
   quiet: dict[str, Any] = {"show_progress": "hidden", **context.PRIVATE}
-  for event in (timer.tick, again.click, curve.input):
+  for event in (tab.select, timer.tick, again.click, curve.input):
     event(look, curve, outputs, **quiet).then(show, sheet, grid, **quiet)
   sheet.input(show, sheet, grid, **quiet)
 

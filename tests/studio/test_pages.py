@@ -260,7 +260,9 @@ def test_it_fits_a_phone(server, visit, scheme):
     server.url, viewport={"width": 390, "height": 800}, color_scheme=scheme
   )
   make(page)
-  for tab in page.get_by_role("tab").all():
+  tabs = page.get_by_role("tab")
+  assert tabs.count() == 6, "none is hidden in a menu"
+  for tab in tabs.all():
     tab.click()
     page.wait_for_timeout(500)
     width = page.evaluate("document.scrollingElement.scrollWidth")

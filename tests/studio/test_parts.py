@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 import gmem_jax
-from gmem_jax.data import write_images
+from gmem_jax.data import row_images, write_images
 from gmem_jax.sample import host_bank
 from gmem_jax.studio import (
+  bank_tab,
   catalogue as catalogue_lib,
   context,
   controls,
@@ -139,6 +140,46 @@ def test_pages_and_classes(generator):
   assert (rows.tolist(), number, pages) == ([*range(120, 130)], 3, 3)
   assert catalogue_lib.page(np.arange(130), 99, 60)[1] == 3
   assert catalogue_lib.page(np.arange(0), -4, 60)[1:] == (1, 1)
+
+
+class _Counted(np.ndarray):
+  """Rows of a bank that note how many of them are read."""
+
+  read = 0
+
+  def __getitem__(self, index):
+    found = super().__getitem__(index)
+    type(self).read += len(found) if found.ndim == 2 else 1
+    return np.asarray(found)
+
+
+def test_of_a_large_bank_no_more_is_read_than_is_shown():
+  size = 1_281_167
+  rows = np.random.default_rng(0).normal(size=(1, size)).astype(np.float32)
+  seen = []
+
+  def read(row):
+    seen.append(row)
+    return np.full((8, 8, 3), row % 256, np.uint8)
+
+  images = row_images.RowImages(
+    "", read, find_classes=lambda: [str(i % 7) for i in range(size)]
+  )
+  bank = host_bank.HostBank(rows.T.view(_Counted), None, {}, lambda: images)
+  catalogue = catalogue_lib.Catalogue(bank, 8)
+  shown, _, line, tiles = bank_tab.look_at(catalogue, "", "", 12_345)
+  first = 12_344 * bank_tab.PAGE
+  assert shown == seen == [*range(first, first + bank_tab.PAGE)]
+  assert "page 12345 of 21353" in line
+  assert tiles[3][0][0, 0, 0] == (first + 3) % 256
+  shown = bank_tab.look_at(catalogue, "3", "", 2)[0]
+  assert shown == [3 + 7 * (bank_tab.PAGE + i) for i in range(bank_tab.PAGE)]
+  assert len(seen) == 2 * bank_tab.PAGE
+  assert _Counted.read == 0, "features"
+  seen.clear()
+  catalogue.draw_map()
+  assert 0 < len(seen) <= catalogue_lib.CELLS**2
+  assert 0 < _Counted.read <= 4096
 
 
 def test_the_map_shows_each_row_where_it_is(generator):
