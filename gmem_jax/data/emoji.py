@@ -13,6 +13,7 @@ draws the same characters as another artist has them.
 """
 
 import argparse
+import functools
 import importlib.resources
 import importlib.util
 import io
@@ -21,6 +22,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gmem_jax import progress
@@ -113,6 +115,27 @@ def draw(
   if is_asked:
     return picture
   return picture.resize((side, side), Image.Resampling.LANCZOS)
+
+
+@functools.cache
+def drawn(name: str, side: int = 128) -> np.ndarray | None:
+  """The picture of a file's name, uint8 [side side 3], drawn anew.
+
+  None if the package is not installed, or the name is none of `file_name`.
+  """
+  kind, _, file = pathlib.PurePosixPath(name).as_posix().rpartition("/")
+  code = file.partition("-")[0]
+  try:
+    character = chr(int(code, 16))
+    known = character in kinds().get(kind, "") and file == file_name(character)
+    return np.asarray(draw(character, _font(side), side)) if known else None
+  except (ValueError, OverflowError, ModuleNotFoundError):
+    return None
+
+
+@functools.cache
+def _font(side: int) -> ImageFont.FreeTypeFont:
+  return load_font(side)
 
 
 def write_pictures(

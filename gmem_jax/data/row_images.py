@@ -12,6 +12,7 @@ from jaxtyping import Int, UInt8
 from gmem_jax.bank import files as bank_files, images as images_lib
 from gmem_jax.data import (
   decode_image,
+  emoji,
   holdout,
   schema as schema_lib,
   sources,
@@ -69,7 +70,10 @@ def find(
     None if they are not known.
   """
   if stored.images is not None:
-    return _files(stored.images, folder)
+    # The pictures are not in the package of the weights, but can be drawn.
+    origin = stored.info.source.partition("/")[0]
+    can_draw = folder is None and origin == "folder emoji"
+    return _files(stored.images, folder, can_draw=can_draw)
   directory = hub.local(path)
   if directory.name in ("memory", bank_files.PREPARED):
     directory = directory.parent
@@ -121,9 +125,15 @@ def edited(
   )
 
 
-def _files(images: images_lib.SourceImages, folder: str | None) -> RowImages:
+def _files(
+  images: images_lib.SourceImages, folder: str | None, *, can_draw: bool
+) -> RowImages:
   def read(row: int) -> np.ndarray | None:
     path = images.path(row, folder)
+    if can_draw and path and not path.exists():
+      picture = emoji.drawn(images.names[row])
+      if picture is not None:
+        return picture
     return None if path is None else decode_image.load(path, 3)
 
   known = sum(bool(name) for name in images.names)

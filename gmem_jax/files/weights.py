@@ -144,7 +144,18 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
   if not all(isinstance(tree, str) for tree in metadata["trees"]):
     raise ValueError(f"{where} is damaged: not all of its trees have names")
   atomic.check_keys(metadata["source"], _SOURCE, where)
+  tensors = metadata.get("tensors", [])
+  if not isinstance(tensors, list | tuple) or not all(map(_is_named, tensors)):
+    raise ValueError(f"{where} is damaged: not all of its tensors have shapes")
   return metadata
+
+
+def _is_named(tensor: Any) -> bool:
+  """Whether it is the name and the shape of a tensor."""
+  match tensor:
+    case [str(), [*sizes]]:
+      return all(isinstance(size, int | np.integer) for size in sizes)
+  return False
 
 
 def _metadata(path: pathlib.Path) -> dict[str, Any]:

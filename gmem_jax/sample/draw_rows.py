@@ -18,6 +18,7 @@ from scipy import special
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
+from gmem_jax.files import shown
 from gmem_jax.models import retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.sample import (
@@ -180,10 +181,22 @@ def _rows_by_noise(
   return drawn
 
 
+def whole(rows: Any, key: str) -> tuple[int, ...]:
+  """Rows of a bank as a tuple, of one or several.
+
+  Raises:
+    ValueError: Naming `key`, if they are no whole numbers.
+  """
+  given = np.atleast_1d(np.asarray(rows))
+  if given.size and (given.ndim != 1 or given.dtype.kind not in "iu"):
+    raise ValueError(f"{key}={shown.value(rows)}: rows are whole numbers")
+  return tuple(map(int, given.tolist()))
+
+
 def plan_manipulation(
   config: sections.Config,
   source: source_lib.SampleSource,
-  images: Sequence[str],
+  images: Sequence[snippets_lib.Memory],
   pairs: Sequence[Sequence[str]],
   keys: tuple[str, str] = ("--image", "--interpolate"),
 ) -> Plan:
@@ -192,7 +205,7 @@ def plan_manipulation(
   Args:
     config: Says how files are read, and how to go between snippets.
     source: Has the bank that rows are taken from.
-    images: Files, and folders of files, to make samples like (--image).
+    images: Files, folders of files, and images, to make samples like (--image).
     pairs: Pairs of bank rows or files to go between (--interpolate).
     keys: What errors call the two.
 

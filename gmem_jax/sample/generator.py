@@ -57,12 +57,18 @@ class Generator:
   mesh: jax.sharding.Mesh
   source: source_lib.SampleSource
 
+  def __repr__(self) -> str:
+    """What it is, and none of its arrays."""
+    bank = self.source.bank
+    rows = "no bank" if bank is None else f"{len(bank.rows):,} memories"
+    return f"Generator({self.source.name}, {rows}, workdir={self.workdir})"
+
   def sample(
     self,
     count: int = 16,
     *,
-    rows: Sequence[int] = (),
-    images: Sequence[str | os.PathLike] = (),
+    rows: int | Sequence[int] | np.ndarray = (),
+    images: Memory | Sequence[Memory] = (),
     snippets: np.ndarray | None = None,
     per_row: int | None = None,
     seed: int | None = None,
@@ -76,7 +82,8 @@ class Generator:
     Args:
       count: Number of images whose rows are drawn.
       rows: Rows of the bank, from 0.
-      images: Image files, and folders of them; their features are the memories.
+      images: Image files, folders of them, and images of Pillow or numpy (see
+        `snippets.Memory`); their features are the memories.
       snippets: Features [k d] as the bank has them, of any length.
       per_row: Images of each row, file or snippet; by default
         `config.sample.per_row`.
@@ -88,18 +95,21 @@ class Generator:
       ValueError: If rows are outside of the bank, a file cannot be read, the
         snippets do not fit, or more than one kind of memory is given.
     """
-    rows = tuple(map(int, rows))
-    if bool(rows) + bool(images) + (snippets is not None) > 1:
+    rows = draw_rows.whole(rows, "rows")
+    several: list[Any] = (
+      list(images) if isinstance(images, list | tuple) else [images]
+    )
+    if bool(rows) + bool(several) + (snippets is not None) > 1:
       raise ValueError("rows, images and snippets exclude each other")
     other = self._sampling(count=count, rows=rows, per_row=per_row, seed=seed)
     if snippets is not None:
       plan = draw_rows.plan_arrays(other.config, self.source, snippets)
       return other._images(plan, on_step)
-    if images:
+    if several:
       plan = draw_rows.plan_manipulation(
         other.config,
         self.source,
-        [os.fspath(each) for each in images],
+        several,
         (),
         ("images", ""),
       )
@@ -133,7 +143,7 @@ class Generator:
       ValueError: If a row is outside of the bank, or a file cannot be read.
     """
     other = self._sampling(points=points, per_row=per_row, seed=seed)
-    ends = other._read((a, b), "memory")
+    ends = [*other._read([a], "a"), *other._read([b], "b")]
     snippets = snippets_lib.between(other.config.sample, [ends])
     return other._images(other._plan(snippets), on_step)
 
@@ -179,7 +189,9 @@ class Generator:
     scores, rows = self.search(self.features([image]), k)
     side = self.config.encoder.image_size
     pictures = [sheet.load(bank.picture(row), side) for row in rows[0].tolist()]
-    return search_lib.Nearest(rows[0], scores[0], pictures)
+    known = bank.images.names if bank.images else ()
+    names = [known[int(row)] if known else "" for row in rows[0]]
+    return search_lib.Nearest(rows[0], scores[0], pictures, names)
 
   def features(self, memories: Sequence[Memory]) -> Float32[np.ndarray, "n d"]:
     """The features of memories, as the bank has them.

@@ -1,5 +1,6 @@
 """From the path of a run or of converted weights to a `Generator`."""
 
+import difflib
 import logging
 import os
 import pathlib
@@ -46,15 +47,33 @@ def load(
   if weights_lib.is_converted(where):
     own = _of_converted(where, f"path={path}", changes, config)
   elif not (where / directory_lib.RECORD).exists():
-    raise ValueError(
-      f"path={path}: expected is the directory of a run, or output of"
-      " `python -m gmem_jax.convert`"
-    )
+    raise ValueError(f"path={path}: {_missing(str(path), where)}")
   elif config is not None:
     own = resolve.get_config(config, *changes)
   else:
     own = resolve.change(directory_lib.config_of(where), *changes)
   return generator_lib.from_config(own, where)
+
+
+def _missing(name: str, where: pathlib.Path) -> str:
+  """Why a path cannot be loaded, and what may be meant."""
+  if where.exists():
+    return (
+      "is neither the directory of a run nor converted weights"
+      f" ({directory_lib.RECORD} is not there)"
+    )
+  if name in recipe.names():
+    return (
+      f"there is no such directory; the recipe of this name is trained by"
+      f" `python -m gmem_jax.main --config={name} --workdir=runs/{name}`"
+    )
+  known = ", ".join(map(repr, PRETRAINED))
+  near = difflib.get_close_matches(name, PRETRAINED, 1)
+  hint = f"; did you mean {near[0]!r}?" if near else ""
+  return (
+    f"there is no such directory. {known} has weights that come with the"
+    f" package{hint}"
+  )
 
 
 def _of_converted(

@@ -1,5 +1,7 @@
 """Which memories of a bank are nearest, and how near real images are."""
 
+import os
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +9,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from gmem_jax.bank import lookup
 from gmem_jax.data import write_images
+from gmem_jax.files import atomic
 from gmem_jax.sample import host_bank, sheet
 
 
@@ -19,11 +22,24 @@ class Nearest(NamedTuple):
     rows: Their rows [k], the nearest first.
     scores: Their cosines with the image's feature [k].
     images: Their source images, uint8 [h w 3]; None where there is none.
+    names: The files of these, "" where they have none.
   """
 
   rows: Int[np.ndarray, " k"]
   scores: Float32[np.ndarray, " k"]
   images: list[UInt8[np.ndarray, "h w 3"] | None]
+  names: list[str]
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes their images in a row as a PNG file.
+
+    Raises:
+      ValueError: If none has an image.
+    """
+    if (png := self._repr_png_()) is None:
+      raise ValueError("none of the memories has an image")
+    with atomic.replacing(pathlib.Path(path).expanduser()) as temporary:
+      temporary.write_bytes(png)
 
   def __repr__(self) -> str:
     """Rows and scores, and no pixels."""

@@ -19,11 +19,13 @@ from gmem_jax.bank import bank as bank_lib, interpolate
 from gmem_jax.config import sections
 from gmem_jax.convert import packaged
 from gmem_jax.data import decode_image, encode_files, load_encoders
+from gmem_jax.files import shown
 from gmem_jax.models.encoders import protocols
 from gmem_jax.sample import host_bank, sheet
 
-# A row of the bank, an image file, or an image, uint8 [h w 3] or [h w 1].
-Memory = int | str | os.PathLike | np.ndarray
+# A row of the bank, an image file, or an image: Pillow's, or uint8 [h w 3] or
+# [h w 1].
+Memory = int | np.integer | str | os.PathLike | np.ndarray | Image.Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +103,24 @@ class Reader:
       lambda: load_encoder(config, channels)
     )
 
-  def memory(self, memory: Memory, key: str) -> Snippet:
-    """Any memory; see `snippet` and `array`."""
+  def memory(self, memory: object, key: str) -> Snippet:
+    """Any memory; see `Memory`, `snippet` and `array`.
+
+    Raises:
+      ValueError: If it is none, or cannot be read.
+    """
+    if isinstance(memory, Image.Image):
+      memory = np.asarray(memory.convert("RGB"))
     if isinstance(memory, np.ndarray):
       return self.array(memory, key)
-    is_row = isinstance(memory, int)
-    return self.snippet(str(memory) if is_row else os.fspath(memory), key)
+    if isinstance(memory, str | os.PathLike):
+      return self.snippet(os.fspath(memory), key)
+    if isinstance(memory, int | np.integer):
+      return self.snippet(str(memory), key)
+    raise ValueError(
+      f"{key}={shown.value(memory)}: a memory is a row (a whole number), an"
+      " image file, or an image"
+    )
 
   def snippet(self, text: str, key: str) -> Snippet:
     """A bank row if `text` is a number, else the feature of an image file."""
@@ -118,14 +132,17 @@ class Reader:
       f"row {row}", bank.rows[row], {"row": row}, bank.picture(row)
     )
 
-  def images(self, paths: Sequence[str], key: str) -> list[Snippet]:
-    """The features of image files, and of all image files of folders.
+  def images(self, images: Sequence[Memory], key: str) -> list[Snippet]:
+    """The features of images, of files, and of all image files of folders.
 
     Raises:
       ValueError: If one is not there, cannot be read, or does not fit.
     """
+    paths = [each for each in images if isinstance(each, str | os.PathLike)]
+    if len(paths) < len(images):
+      return [self.memory(each, key) for each in images]
     try:
-      _, files = encode_files.list_images(paths)
+      _, files = encode_files.list_images([os.fspath(each) for each in paths])
     except ValueError as error:
       raise ValueError(f"{key}={error}") from None
     return [self.image(str(file), key) for file in files]

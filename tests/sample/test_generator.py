@@ -18,7 +18,7 @@ from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.commands import sample as sample_command
 from gmem_jax.config import resolve
 from gmem_jax.data import holdout, sources, write_images
-from gmem_jax.sample import load as load_lib
+from gmem_jax.sample import draw_rows, load as load_lib
 from tests import layout, tiny
 
 
@@ -146,6 +146,41 @@ def test_a_bank_without_images_has_nearest_rows_all_the_same(
   assert nearest.images == [None, None]
 
 
+def test_one_memory_needs_no_list_and_images_may_be_pillows(
+  generator, tmp_path
+):
+  one = generator.sample(rows=3, per_row=1).pixels
+  np.testing.assert_array_equal(
+    one, generator.sample(rows=np.array([3]), per_row=1).pixels
+  )
+  path = tmp_path / "grey.png"
+  Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+  from_file = generator.sample(images=path, per_row=1).pixels
+  with Image.open(path) as image:
+    for images in (image, [image], [np.asarray(image)[..., None]]):
+      found = generator.sample(images=images, per_row=1).pixels
+      np.testing.assert_array_equal(found, from_file)
+
+
+def test_it_prints_in_a_line(generator):
+  assert re.fullmatch(
+    r"Generator\(step_0000008_ema, 1,437 memories, workdir=.*\)",
+    repr(generator),
+  )
+
+
+def test_what_was_meant_is_guessed(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "there").mkdir()
+  for path, message in {
+    "emojis": r"no such directory.*did you mean 'emoji'\?",
+    "digits": r"no such directory; the recipe of this name is trained by",
+    "there": r"is neither the directory of a run nor converted weights",
+  }.items():
+    with pytest.raises(ValueError, match=rf"path={path}: .*{message}"):
+      gmem_jax.load(path)
+
+
 def test_changed_settings_read_again_only_what_they_must(generator, run):
   same = generator.with_config("sample.seed=3", "sample.count=2")
   assert same.source is generator.source
@@ -165,6 +200,7 @@ def bad_inputs(tmp_path) -> dict[str, tuple]:
   text.write_text("no image")
   return {
     r"rows.*1437": ({"rows": [1437]},),
+    r"images=gone\.png: there is no such image": ({"images": "gone.png"},),
     r"images.*text\.png as an image": ({"images": [text]},),
     r"images=.*gone": ({"images": [tmp_path / "gone.png"]},),
     r"snippets of shape \(768,\)": ({"snippets": np.ones(768)},),
@@ -179,8 +215,15 @@ def test_bad_input_names_the_argument(generator, tmp_path):
   for message, (arguments,) in bad_inputs(tmp_path).items():
     with pytest.raises(ValueError, match=message):
       generator.sample(**arguments)
-  with pytest.raises(ValueError, match=r"memory.*1437"):
+  with pytest.raises(ValueError, match=r"^b: .*1437"):
     generator.interpolate(3, 5000, points=2)
+  for rows in ([3.5], "37", [[3]], None):
+    with pytest.raises(ValueError, match=r"^rows=.*: rows are whole numbers"):
+      draw_rows.whole(rows, "rows")
+  reader = draw_rows.make_reader(generator.config, generator.source)
+  for memory in (3.5, None, [3]):
+    with pytest.raises(ValueError, match=r"^image=.*: a memory is a row"):
+      reader.memory(memory, "image")
   with pytest.raises(
     ValueError, match=r"k=2000 is not in \[1, 1437\], the bank"
   ):
@@ -205,7 +248,7 @@ def test_bad_input_names_the_argument(generator, tmp_path):
 
 
 def test_what_is_no_run_and_no_weights_is_refused(run, tmp_path):
-  with pytest.raises(ValueError, match=rf"path={tmp_path}: expected is"):
+  with pytest.raises(ValueError, match=rf"path={tmp_path}: is neither"):
     gmem_jax.load(tmp_path)
   broken = tmp_path / "broken"
   shutil.copytree(run, broken)

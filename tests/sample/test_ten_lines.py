@@ -134,7 +134,7 @@ def test_on_converted_weights_and_the_same_over_the_hub(
   assert done.returncode == 0, done.stderr
   lines = done.stdout.splitlines()
   for name, why in (
-    ("dinov2.pth", "expected is the directory of a run, or output"),
+    ("dinov2.pth", "is neither the directory of a run nor converted weights"),
     ("gone", "owner/weights has no 'gone'"),
     ("bank", "it is a bank, not a lightning_dit or sit"),
   ):
