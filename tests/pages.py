@@ -126,8 +126,13 @@ def copy_tree(directory: pathlib.Path) -> None:
 class Typist:
   """Types blocks into a fresh copy of the repository."""
 
-  def __init__(self, directory: pathlib.Path):
-    """Makes the copy."""
+  def __init__(self, directory: pathlib.Path, *, optimised: bool = False):
+    """Makes the copy.
+
+    `optimised`: XLA compiles as for users, not as fast as it can: what is small
+    starts later, what is large runs several times faster.
+    """
+    self._flags = {"XLA_FLAGS": ""} if optimised else {}
     self.tree = directory / "gmem_jax"
     copy_tree(self.tree)
     self._fakes = fakes.Fakes(directory, (*fakes.PROGRAMS, *_FOREIGN))
@@ -171,6 +176,7 @@ class Typist:
   def _finish(
     self, command: list[str], block: Block, environment: dict[str, str]
   ) -> None:
+    environment |= self._flags
     environment["PYTHONPATH"] = os.pathsep.join(
       [str(self.tree), environment.get("PYTHONPATH", "")]
     )

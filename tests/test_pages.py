@@ -88,7 +88,7 @@ def test_a_wrong_command_is_noticed(arguments):
 
 def type_pages(directory: pathlib.Path, quick: bool) -> pathlib.Path:
   """Types README and the pages in order; returns the copy they are typed in."""
-  typist = pages.Typist(directory)
+  typist = pages.Typist(directory, optimised=not quick)
   for file, changes in SMALLER.items() if quick else ():
     path = typist.tree / file
     path.write_text(path.read_text() + _SHRINK.format(changes=changes))
