@@ -12,7 +12,6 @@ from jaxtyping import Int, UInt8
 from gmem_jax.bank import files as bank_files, images as images_lib
 from gmem_jax.data import (
   decode_image,
-  emoji,
   holdout,
   schema as schema_lib,
   sources,
@@ -131,6 +130,9 @@ def _files(
   def read(row: int) -> np.ndarray | None:
     path = images.path(row, folder)
     if can_draw and path and not path.exists():
+      # A command of its own, which warns if it was imported before it runs.
+      from gmem_jax.data import emoji
+
       picture = emoji.drawn(images.names[row])
       if picture is not None:
         return picture

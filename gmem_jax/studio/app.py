@@ -1,11 +1,13 @@
 """The page: its tabs, and how it is served."""
 
+import contextlib
 import hmac
 import importlib.resources
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 from gmem_jax.studio import (
@@ -171,4 +173,6 @@ class _Guard:
         ]
       await send(message)
 
-    await self._app(scope, receive, guarded)
+    # A visitor who leaves in the middle of an upload is no fault.
+    with contextlib.suppress(ClientDisconnect):
+      await self._app(scope, receive, guarded)

@@ -46,22 +46,22 @@ def test_the_devices_change_nothing():
   )
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.2])
+@pytest.mark.parametrize("shift", [0.0, 0.6])
 def test_the_error_is_the_spread_of_the_distance(shift):
   """Over other sets of the same two distributions."""
   pairs = [
     kernel_distance.kernel_distance(
-      normal(i, 120, shift), normal(1000 + i, 80), MESH
+      normal(i, 60, shift), normal(1000 + i, 40), MESH
     )
-    for i in range(60)
+    for i in range(30)
   ]
   values, errors = np.array(pairs).T
   spread = values.std(ddof=1)
   if shift:
-    assert errors.mean() == pytest.approx(spread, rel=0.3)
+    assert errors.mean() == pytest.approx(spread, rel=0.4)
   else:  # The jackknife is on the safe side; and there is no bias.
     assert spread < errors.mean() < 2 * spread
-    assert abs(values.mean()) < 3 * spread / 60**0.5
+    assert abs(values.mean()) < 3 * spread / 30**0.5
     assert values.min() < 0
 
 

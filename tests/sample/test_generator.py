@@ -285,6 +285,7 @@ def test_a_recipe_is_a_config():
     gmem_jax.get_config("digits", "train.steps")
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_the_page_runs(run, tmp_path, monkeypatch):
   (tmp_path / "runs").mkdir()
   (tmp_path / "runs" / "digits").symlink_to(run)

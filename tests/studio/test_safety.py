@@ -1,9 +1,12 @@
 """What a visitor must not be able to do, and what must not stay."""
 
 import json
+import socket
 import subprocess
 import sys
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 
@@ -95,6 +98,20 @@ def test_uploads_are_bounded(server):
   assert status == 413
   status, _, _ = upload(server.url, "small.png", b"0" * 1000)
   assert status == 200
+
+
+def test_a_visitor_may_leave_during_an_upload(server):
+  """The server's log, which is looked at when it ends, has no stack of it."""
+  where = urllib.parse.urlsplit(server.url)
+  for _ in range(3):
+    with socket.create_connection((where.hostname, where.port)) as visitor:
+      visitor.sendall(
+        b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: multipart/form-data; boundary=x\r\n"
+        b"Content-Length: 100000\r\n\r\n--x\r\n"
+      )
+      time.sleep(0.3)
+  assert ask(server.url)[0] == 200
 
 
 def test_nothing_comes_from_elsewhere(server):
