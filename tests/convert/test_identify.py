@@ -122,7 +122,10 @@ def _deciding(names):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("fault", ["missing", "stacked", "doubled"])
+@pytest.mark.parametrize(
+  "fault",
+  ["missing", "stacked", pytest.param("doubled", marks=pytest.mark.slow)],
+)
 def test_one_wrong_name_is_named(golden_dir, monkeypatch, fault):
   """Whichever it is, also one that the configuration is read off."""
   # Hundreds of files are of the same few networks.

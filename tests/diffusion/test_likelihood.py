@@ -43,7 +43,9 @@ def test_gaussian_is_exact_within_monte_carlo_error(path, method):
   np.testing.assert_allclose(noise[0], noise[draws - 1], atol=1e-2)
 
 
-@pytest.mark.parametrize("method", ["ode_rk4", "ode_dopri5"])
+@pytest.mark.parametrize(
+  "method", ["ode_rk4", pytest.param("ode_dopri5", marks=pytest.mark.slow)]
+)
 def test_diagonal_gaussian_needs_no_averaging(method):
   config = common.sampler_config(method=method, steps=60, rtol=1e-5)
   mean, covariance = np.zeros(3, np.float32), np.diag([0.5, 1.5, 0.25])
