@@ -15,6 +15,8 @@ class Chip:
     bandwidth: Bytes/s between HBM and the chip.
     link: Bytes/s that the chip sends to other chips of its slice or node, all
       ports together; half of the "bidirectional" number.
+    between: Bytes/s that it has of the network between slices; None where that
+      is not published. That of a pod is divided by its 256 chips.
     source: Where the numbers are published.
   """
 
@@ -23,6 +25,7 @@ class Chip:
   memory: int
   bandwidth: float
   link: float
+  between: float | None
   source: str
 
 
@@ -32,12 +35,12 @@ CHIPS = {
   chip.name: chip
   for chip in (
     # v4 has six links of 50 GB/s each way.
-    Chip("v4", 275e12, 32 * GIB, 1228e9, 300e9, _DOCS + "v4"),
-    Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, _DOCS + "v5e"),
-    Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, _DOCS + "v5p"),
-    Chip("v6e", 918e12, 32 * GIB, 1638e9, 400e9, _DOCS + "v6e"),
+    Chip("v4", 275e12, 32 * GIB, 1228e9, 300e9, None, _DOCS + "v4"),
+    Chip("v5e", 197e12, 16 * GIB, 819e9, 200e9, 3.125e9, _DOCS + "v5e"),
+    Chip("v5p", 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9, _DOCS + "v5p"),
+    Chip("v6e", 918e12, 32 * GIB, 1638e9, 400e9, 12.5e9, _DOCS + "v6e"),
     # SXM5, dense; NVLink within one node.
-    Chip("h100", 989e12, 80 * GIB, 3350e9, 450e9, _NVIDIA),
+    Chip("h100", 989e12, 80 * GIB, 3350e9, 450e9, None, _NVIDIA),
   )
 }
 
@@ -50,29 +53,36 @@ class Roofline:
     compute: For the matmuls at the peak rate.
     memory: To read the arguments and write the results once.
     network: To send what the collectives send, over all ports at once.
+    between: To send what crosses from slice to slice; 0 where the speed of that
+      network is not published.
   """
 
   compute: float
   memory: float
   network: float
+  between: float = 0.0
 
   @property
   def seconds(self) -> float:
     """A lower bound that no real step reaches."""
-    # As if the three overlapped perfectly; their sum would be no bound.
-    return max(self.compute, self.memory, self.network)
+    # As if all overlapped perfectly; their sum would be no bound.
+    return max(dataclasses.astuple(self))
 
   @property
   def limit(self) -> str:
     """Name of the limit that sets it."""
     parts = dataclasses.asdict(self)
-    return max(parts, key=lambda name: parts[name])
+    limit = max(parts, key=lambda name: parts[name])
+    return "between slices" if limit == "between" else limit
 
 
-def roofline(chip: Chip, *, flops: float, memory: int, sent: float) -> Roofline:
+def roofline(
+  chip: Chip, *, flops: float, memory: int, sent: float, between: float = 0.0
+) -> Roofline:
   """The least time of a step, from FLOPs and bytes of one chip."""
   return Roofline(
     compute=flops / chip.flops,
     memory=memory / chip.bandwidth,
     network=sent / chip.link,
+    between=between / chip.between if chip.between else 0.0,
   )

@@ -117,7 +117,10 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
     - memory.alias_size_in_bytes,
   )
   _check_memory(program.name, peak, machine)
-  collectives = hlo.collectives(compiled.as_text(), machine.count)
+  collectives = hlo.collectives(
+    compiled.as_text(), machine.count // machine.slices
+  )
+  between = sum(c.sent for c in collectives if c.kind.endswith(hlo.BETWEEN))
   # The bank is left out: a step reads few of its rows.
   moved = memory.output_size_in_bytes + sum(
     size for name, size in parts.items() if name != "bank"
@@ -133,7 +136,8 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
       machine.chip,
       flops=total / machine.count,
       memory=moved,
-      sent=float(sum(c.sent for c in collectives)),
+      sent=float(sum(c.sent for c in collectives)) - between,
+      between=between,
     ),
   )
 
@@ -178,7 +182,7 @@ def describe(needs: Needs, machine: topology.Topology) -> str:
   lines = [needs.name]
 
   def line(name: str, text: str) -> None:
-    lines.append(f"  {name:18}{text}")
+    lines.append(f"  {name:27}{text}")
 
   for name, size in needs.parts.items():
     line(name, f"{readable(size):>10} a chip")
@@ -199,11 +203,12 @@ def describe(needs: Needs, machine: topology.Topology) -> str:
     )
   if needs.roofline:
     r = needs.roofline
+    slices = f", between slices {r.between * 1e3:.1f}" if r.between else ""
     line(
       "time, ESTIMATE",
       f"{r.seconds * 1e3:10.1f} ms at least ({r.limit}): compute"
       f" {r.compute * 1e3:.1f}, memory {r.memory * 1e3:.1f}, network"
-      f" {r.network * 1e3:.1f}",
+      f" {r.network * 1e3:.1f}{slices}",
     )
   verb = "compiled in" if machine.compiler else "lowered, not compiled, in"
   line(verb, f"{needs.seconds:10.1f} s")

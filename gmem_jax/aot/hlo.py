@@ -12,6 +12,8 @@ KINDS = (
   "all-to-all",
   "collective-permute",
 )
+# What a kind's name ends with where it crosses from one slice to another.
+BETWEEN = " between slices"
 _BITS = {
   "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16,
   "u16": 16, "f16": 16, "bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64,
@@ -31,6 +33,10 @@ _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 # The compiler may cut a collective into pieces, to overlap it with other work.
 # Pieces share these numbers; one is counted for all.
 _CHAIN = re.compile(r'channel_id=(\d+),.*chain_id="(\d+)"')
+# Between slices a TPU program hands its part over to the host's network.
+_CROSSING = re.compile(
+  r'_xla_megascale_target="\{([\d,]+)\}.*_xla_megascale_transfer_type="(\w+)"'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,15 +61,20 @@ class Collective:
 def collectives(text: str, devices: int) -> list[Collective]:
   """Sums up the collectives of `compiled.as_text()` by kind.
 
-  Loops count as often as they run.
+  Loops count as often as they run. What goes from slice to slice is a kind of
+  its own, whose name ends with `BETWEEN`.
+
+  Args:
+    text: The program of one slice.
+    devices: Devices of that slice.
   """
   computations, entry = _computations(text)
   runs: dict[str, list[tuple[int, float, float]]] = {}
   for kind, times, line, result in _walk(computations, entry, 1):
     group = _group_size(line, devices)
     payload = _payload(kind, result, line, group)
-    share = 1.0 if kind == "collective-permute" else (group - 1) / group
-    sent = payload * share * (2 if kind == "all-reduce" else 1)
+    share = 1.0 if kind.startswith("collective-p") else (group - 1) / group
+    sent = payload * share * (2 if kind.startswith("all-reduce") else 1)
     runs.setdefault(kind, []).append((times, payload, sent))
   return [
     Collective(
@@ -73,7 +84,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
       payload=sum(times * payload for times, payload, _ in runs[kind]),
       sent=sum(times * sent for times, _, sent in runs[kind]),
     )
-    for kind in KINDS
+    for kind in (*KINDS, *(kind + BETWEEN for kind in KINDS))
     if kind in runs
   ]
 
@@ -109,6 +120,9 @@ def _walk(
         kind = "reduce-scatter"
       yield kind, times, line, result
       continue
+    if opcode == "send" and (crossing := _CROSSING.search(line)):
+      yield crossing[2].lower().replace("_", "-") + BETWEEN, times, line, result
+      continue
     inner = times * (_trips(computations, line) if opcode == "while" else 1)
     for called in _CALLED.findall(line):
       for target in called.replace("%", "").split(", "):
@@ -136,7 +150,12 @@ def _trips(computations: dict[str, list[str]], line: str) -> int:
 
 
 def _group_size(line: str, devices: int) -> int:
-  """Devices in one group of a collective; three notations are in use."""
+  """Devices in one group of a collective; three notations are in use.
+
+  Between slices a group has one device of each.
+  """
+  if match := _CROSSING.search(line):
+    return match[1].count(",") + 1
   if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line):
     return int(match[2])
   if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
@@ -150,6 +169,8 @@ def _group_size(line: str, devices: int) -> int:
 def _payload(kind: str, result: str, line: str, group: int) -> float:
   """Bytes of the whole array that a collective works on."""
   sizes = [_bytes(*array) for array in _ARRAY.findall(result)]
+  if kind.endswith(BETWEEN):
+    return sizes[0]  # The other is the transfer's number.
   if "-start(" in line and kind in ("all-gather", "collective-permute"):
     # (operands, results, …): the results of a gather are the larger half.
     return (

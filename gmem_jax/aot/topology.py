@@ -20,11 +20,13 @@ from gmem_jax.aot import chips
 
 _N = r"[1-9]\d*"
 _NAME = re.compile(
-  rf"(v4|v5e|v5p|v6e):({_N}(?:x{_N}){{1,2}})|(h100):({_N})(?:x({_N}))?"
+  rf"(?P<tpu>v4|v5e|v5p|v6e):(?P<shape>{_N}(?:x{_N}){{1,2}})"
+  rf"(?:x(?P<slices>{_N})slices)?"
+  rf"|(?P<gpu>h100):(?:(?P<hosts>{_N})x)?(?P<each>{_N})"
 )
 HELP = (
-  "v4:XxYxZ, v5e:XxY, v5p:XxYxZ or v6e:XxY (chips along each axis), h100:N or"
-  " h100:HOSTSxN"
+  "v4:XxYxZ, v5e:XxY, v5p:XxYxZ or v6e:XxY (chips along each axis), each with"
+  " x2slices at its end for two of them, h100:N or h100:HOSTSxN"
 )
 
 # What libtpu asks of a machine that has no TPU; without the last two it would
@@ -62,7 +64,8 @@ class Topology:
   """A machine to compile for.
 
   Attributes:
-    count: Number of chips.
+    count: Number of chips, of all slices.
+    slices: Slices with a fast network of their own; a slow one joins them.
     platform: "tpu" or "cuda".
     devices: Its devices; CPUs as stand-ins if there is no compiler for it.
     compiler: The compiler and its version; "" if none is installed.
@@ -72,6 +75,7 @@ class Topology:
   name: str
   chip: chips.Chip
   count: int
+  slices: int
   platform: str
   devices: tuple[Any, ...]
   compiler: str
@@ -92,13 +96,13 @@ def describe(name: str) -> Topology:
   if not match:
     raise ValueError(f"--topology={name!r}: must be {HELP}")
   jax.config.update("jax_platforms", "cpu")
-  if match[1]:
-    return _tpu(name, match[1], [int(n) for n in match[2].split("x")])
-  hosts, each = (match[4], match[5]) if match[5] else ("1", match[4])
-  return _gpu(name, match[3], int(hosts), int(each))
+  if match["tpu"]:
+    shape = [int(n) for n in match["shape"].split("x")]
+    return _tpu(name, match["tpu"], shape, int(match["slices"] or 1))
+  return _gpu(name, match["gpu"], int(match["hosts"] or 1), int(match["each"]))
 
 
-def _tpu(name: str, kind: str, shape: list[int]) -> Topology:
+def _tpu(name: str, kind: str, shape: list[int], slices: int) -> Topology:
   try:
     version = importlib.metadata.version("libtpu")
   except importlib.metadata.PackageNotFoundError:
@@ -109,16 +113,23 @@ def _tpu(name: str, kind: str, shape: list[int]) -> Topology:
   for key, value in _ENVIRONMENT.items():
     os.environ.setdefault(key, value)
   # Chips of v4 have two cores, which programs see as one device.
-  extra = {"chip_config_name": "megacore"} if kind == "v4" else {}
+  extra: dict[str, Any] = (
+    {"chip_config_name": "megacore"} if kind == "v4" else {}
+  )
+  if slices > 1:
+    extra["num_slices"] = slices
   try:
-    topology = topologies.get_topology_desc(name, platform="tpu", **extra)
+    topology = topologies.get_topology_desc(
+      f"{kind}:{'x'.join(map(str, shape))}", platform="tpu", **extra
+    )
   except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
     message = str(error).splitlines()[0]
     raise ValueError(f"--topology={name}: {message}") from None
   return Topology(
     name=name,
     chip=chips.CHIPS[kind],
-    count=math.prod(shape),
+    count=slices * math.prod(shape),
+    slices=slices,
     platform="tpu",
     devices=tuple(topology.devices),
     compiler=f"libtpu {version}",
@@ -142,6 +153,7 @@ def _gpu(name: str, kind: str, hosts: int, each: int) -> Topology:
     name=name,
     chip=chips.CHIPS[kind],
     count=hosts * each,
+    slices=1,
     platform="cuda",
     devices=devices,
     compiler=compiler,

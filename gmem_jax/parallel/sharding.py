@@ -1,6 +1,7 @@
 """Where arrays live: the mesh, rules by path, host batches to global arrays.
 
-The mesh has three named axes. The batch is split over `data` and `fsdp`; the
+The mesh has three named axes; slices of a TPU pod, and nodes of GPUs, follow
+each other along the first. The batch is split over `data` and `fsdp`; the
 parameters, their moving average and the optimizer's moments over `fsdp` and
 `tensor`, by rules on their paths. Networks know nothing about it.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import (
   AbstractMesh,
   AxisType,
@@ -63,8 +65,14 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
   """Makes the device mesh, of all devices unless some are given.
 
+  Where TPU chips form several slices, `data` leads from slice to slice, so that
+  only the sum of the gradients crosses the slow network between them; `fsdp`
+  and `tensor` stay inside. GPUs are taken in the order of their nodes: an axis
+  may go on from one node to the next.
+
   Raises:
-    ValueError: If the sizes do not multiply to the number of devices.
+    ValueError: If the sizes do not multiply to the number of devices, or the
+      number of slices does not divide `config.data`.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [config.data, config.fsdp, config.tensor]
@@ -82,9 +90,39 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       f" {len(devices)} available device(s); set one size to -1 to use the rest"
     )
   # jax's default is Explicit, which wants a sharding in the type of each array.
-  return jax.make_mesh(
-    tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  return Mesh(
+    _arrange(sizes, keys, devices), AXES, axis_types=(AxisType.Auto,) * 3
   )
+
+
+def _arrange(sizes: list[int], keys: str, devices: Sequence[Any]) -> np.ndarray:
+  """The devices of a mesh [data, fsdp, tensor]; see `make_mesh`."""
+  slices = len({_slice(d) for d in devices})
+  if devices[0].platform != "tpu":
+    # jax calls a node of GPUs a slice, and its make_mesh refuses several.
+    in_order = sorted(devices, key=lambda d: (_slice(d), d.id))
+    return np.array(in_order).reshape(sizes)
+  if sizes[0] % slices:
+    raise ValueError(
+      f"{keys}: the devices are {slices} slices, whose network `fsdp` and"
+      f" `tensor` cannot leave; set config.mesh.data to a multiple of {slices}"
+    )
+  # Split: an axis of ours may be a part of an axis of chips, as 8 of 16 are.
+  if slices == 1:
+    return mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+  return mesh_utils.create_hybrid_device_mesh(
+    (sizes[0] // slices, *sizes[1:]),
+    (slices, 1, 1),
+    devices,
+    allow_split_physical_axes=True,
+  )
+
+
+def _slice(device: Any) -> int:
+  """The slice of a TPU pod, or the node of GPUs, that a device belongs to."""
+  return getattr(device, "slice_index", 0) or 0
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:

@@ -55,6 +55,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %done = f32[40]{0} all-gather-done(%start)
   %move = (f32[3]{0}, f32[3]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%w), channel_id=4, source_target_pairs={{0,1}}
   %scatter = f32[2]{0} reduce-scatter(%w), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+  %handed = (f32[16,4]{1,0:T(8,128)}, u32[], token[]) send(%w, %after), channel_id=8, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %taken = (f32[16,4]{1,0:T(8,128)}, u32[], token[]) recv(%after), channel_id=9, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
   ROOT %exchange = f32[8]{0} all-to-all(%w), channel_id=6, replica_groups=[4,2]<=[8], dimensions={0}
 }
 """  # noqa: E501
@@ -86,6 +88,11 @@ def test_counts_and_bytes():
   )
   assert found["all-to-all"] == hlo.Collective(
     "all-to-all", 1, 32.0, 32.0, 16.0
+  )
+  # In a ring of one chip of each of three slices.
+  between = "all-reduce between slices"
+  assert found[between] == hlo.Collective(
+    between, 1, 256.0, 256.0, 2 * 256 * 2 / 3
   )
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -204,7 +205,7 @@ def test_other_errors_of_the_compiler():
 @no_cuda
 @pytest.mark.multidevice
 def test_too_big_without_a_compiler(monkeypatch):
-  small = chips.Chip("h100", 1.0, 2**20, 1.0, 1.0, "")
+  small = chips.Chip("h100", 1.0, 2**20, 1.0, 1.0, None, "")
   monkeypatch.setitem(chips.CHIPS, "h100", small)
   config = tiny.make_config(mesh__data=-1)
   with pytest.raises(ValueError, match=r"(?s)does not fit.*\n.*batch_size=16"):
@@ -263,6 +264,8 @@ def command(*extra, **changes):
       *tiny.flags(**changes), *extra,
     ],
     cwd=tiny.ROOT, capture_output=True, text=True, timeout=400, check=False,
+    # libtpu reads them too, and ends where it does not know one.
+    env=os.environ | {"XLA_FLAGS": ""},
   )  # fmt: skip
   # jax-cuda12-plugin, where it is installed, misses a driver that need not be.
   noise = re.compile(r"WARNING: All log messages before absl|[IW]\d{4} .*cuda")
@@ -299,6 +302,43 @@ def test_a_small_pod(tmp_path):
   assert "which has 16.00 GiB" in step
   assert "sampler, 32 images" in sampler
   assert out.endswith("v5e:2x2 fits this config.\n")
+
+
+@tpu
+@pytest.mark.tpu
+@pytest.mark.process
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_only_gradients_cross_from_slice_to_slice(chip):
+  status, out, errors = command(
+    f"--topology={chip}:2x2x2slices",
+    "--bank_rows=1437",
+    "--compile_only=train",
+    mesh__data=-1,
+    mesh__fsdp=4,
+    model__width=64,
+    train__steps_per_dispatch=1,
+  )
+  assert status == 0, errors
+  assert "8 chips, mesh data 2, fsdp 4, tensor 1" in out
+  mebibytes = dict(re.findall(r"^  (\w.*?)  +([\d.]+) MiB", out, re.MULTILINE))
+  crossing = [name for name in mebibytes if name.endswith("between slices")]
+  assert crossing == ["all-reduce between slices"]
+  # A chip has as much of the gradients as of the parameters; some are padded.
+  parameters = float(mebibytes["parameters"])
+  assert parameters / 2 < float(mebibytes[crossing[0]]) < 1.5 * parameters
+  assert re.search(r"ESTIMATE .*, between slices [\d.]+\n", out)
+
+
+@tpu
+@pytest.mark.tpu
+@pytest.mark.process
+def test_slices_that_the_mesh_does_not_keep_apart():
+  status, _, errors = command(
+    "--topology=v5e:2x2x2slices", mesh__data=1, mesh__fsdp=-1
+  )
+  assert status == 2
+  assert "the devices are 2 slices" in errors
+  assert "set config.mesh.data to a multiple of 2" in errors
 
 
 @tpu

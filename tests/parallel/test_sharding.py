@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,69 @@ def test_wrong_mesh_names_the_key(sizes):
     ValueError, match=r"config\.mesh\.data=.*config\.mesh\.fsdp="
   ):
     sharding.make_mesh(sharding.MeshConfig(*sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What of a device decides its place in a mesh."""
+
+  id: int
+  slice_index: int
+  platform: str = "tpu"
+  device_kind: str = "TPU v6 lite"
+  coords: tuple[int, ...] = ()
+  core_on_chip: int = 0
+  num_cores: int = 1
+  process_index: int = 0
+
+
+def slices(count, side):
+  """Slices of side x side chips, in an order that tells nothing."""
+  chips = [
+    Chip(id=100_000 * n + side * y + x, slice_index=n, coords=(x, y, 0))
+    for x in range(side)
+    for y in range(side)
+    for n in range(count)
+  ]
+  return chips[::-1]
+
+
+@pytest.mark.parametrize(
+  "sizes", [(2, -1, 1), (-1, 8, 1), (4, 4, 2), (-1, 1, 1)]
+)
+def test_only_data_leads_from_slice_to_slice(sizes):
+  chips = slices(count=2, side=4)
+  mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), chips)
+  assert mesh.size == 32
+  where = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+  half = mesh.shape["data"] // 2
+  assert (where[:half] == 0).all()
+  assert (where[half:] == 1).all()
+
+
+def test_slices_that_do_not_divide_data():
+  with pytest.raises(
+    ValueError, match=r"config\.mesh\.data=-1.*3 slices.*a multiple of 3"
+  ):
+    sharding.make_mesh(sharding.MeshConfig(-1, 6, 1), slices(count=3, side=2))
+
+
+def test_an_axis_may_be_a_part_of_an_axis_of_chips():
+  chips = slices(count=1, side=4)
+  mesh = sharding.make_mesh(sharding.MeshConfig(-1, 8, 1), chips)
+  assert mesh.shape["data"] == 2
+  assert set(mesh.devices.flat) == set(chips)
+
+
+def test_nodes_of_gpus_follow_each_other():
+  """A node is what jax calls a slice there; `fsdp` may lead to the next."""
+  gpus = [
+    Chip(id=n, slice_index=n // 4, platform="gpu", device_kind="H100")
+    for n in range(8)
+  ]
+  for sizes in ((2, 4, 1), (1, 8, 1), (1, 4, 2), (8, 1, 1)):
+    mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), gpus[::-1])
+    assert list(mesh.devices.flat) == gpus
 
 
 @pytest.mark.parametrize(
