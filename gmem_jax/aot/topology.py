@@ -112,6 +112,8 @@ def _tpu(name: str, kind: str, shape: list[int], slices: int) -> Topology:
     ) from None
   for key, value in _ENVIRONMENT.items():
     os.environ.setdefault(key, value)
+  # What was compiled for an absent machine cannot be read back: jax would warn.
+  jax.config.update("jax_enable_compilation_cache", False)
   # Chips of v4 have two cores, which programs see as one device.
   extra: dict[str, Any] = (
     {"chip_config_name": "megacore"} if kind == "v4" else {}
