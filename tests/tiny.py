@@ -90,11 +90,38 @@ def save_run(
   mesh = sharding.make_mesh(config.mesh)
   memory = setup.make_memory(config, dataset_lib.load(config), mesh)
   setup.save_memory(workdir / "memory", memory)
-  with jax.numpy_dtype_promotion("standard"):
-    state = (change or loud)(setup.make_init(config, memory)())
-  with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
-    kept.save(8, jax.tree.map(jnp.asarray, state), {"seconds": 1.0})
+  state = _first_state(config, memory)
+  _save_state(config, workdir, 8, (change or loud)(state))
   return workdir
+
+
+def save_step(
+  workdir: pathlib.Path,
+  step: int,
+  change: Callable[[train_state.TrainState], train_state.TrainState],
+) -> None:
+  """Gives a run of `save_run` another checkpoint, as `change` says."""
+  config = directory_lib.config_of(workdir)
+  mesh = sharding.make_mesh(config.mesh)
+  memory = setup.load_memory(workdir / "memory", mesh, None)
+  _save_state(config, workdir, step, change(_first_state(config, memory)))
+
+
+def _first_state(
+  config: sections.Config, memory: setup.RunMemory
+) -> train_state.TrainState:
+  with jax.numpy_dtype_promotion("standard"):
+    return setup.make_init(config, memory)()
+
+
+def _save_state(
+  config: sections.Config,
+  workdir: pathlib.Path,
+  step: int,
+  state: train_state.TrainState,
+) -> None:
+  with checkpoint.opened(workdir / "checkpoints", config.checkpoint) as kept:
+    kept.save(step, jax.tree.map(jnp.asarray, state), {"seconds": 1.0})
 
 
 def flags(**changes: Any) -> list[str]:

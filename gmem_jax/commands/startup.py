@@ -106,6 +106,12 @@ def cache_directory(
   return None if workdir is None else workdir / path
 
 
+def user_cache() -> pathlib.Path:
+  """Where this user's programs may keep what they can make again."""
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return pathlib.Path(base).expanduser() / "gmem_jax"
+
+
 def keep_compiled(directory: pathlib.Path | None) -> None:
   """Keeps what JAX compiles on disk, so that a second start loads it.
 

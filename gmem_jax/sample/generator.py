@@ -107,11 +107,7 @@ class Generator:
       return other._images(plan, on_step)
     if several:
       plan = draw_rows.plan_manipulation(
-        other.config,
-        self.source,
-        several,
-        (),
-        ("images", ""),
+        other.config, self.source, several, (), ("images", "")
       )
       return other._images(plan, on_step)
     plan = draw_rows.plan_rows(other.config, self.source, "rows")
@@ -274,7 +270,7 @@ class Generator:
     old, new = map(resolve.flatten, map(resolve.to_json, (self.config, config)))
     changed = [key for key in old if old[key] != new[key]]
     if any(key in _LOADED or not key.startswith(_USE) for key in changed):
-      return from_config(config, self.workdir)
+      return from_config(config, self.workdir, self.source.step)
     source, settings = self.source, source_lib.sampler_settings(config)
     sampler = dataclasses.replace(source.sampler, **settings)
     if sampler != source.sampler:  # Or it would be compiled again.
@@ -333,16 +329,18 @@ class Generator:
     return making.make_all(self.config, self.source, plan, on_step)
 
 
-def from_config(config: sections.Config, workdir: pathlib.Path) -> Generator:
+def from_config(
+  config: sections.Config, workdir: pathlib.Path, step: int | None = None
+) -> Generator:
   """Loads what a config samples with: `sample.network`, else the run.
 
   Raises:
-    ValueError: Naming the key that does not fit.
+    ValueError: See `source.load`.
   """
   mesh = sharding.make_mesh(config.mesh)
   if not config.sample.network:
     config = fitted.own(config, workdir)
-  source = source_lib.load(config, workdir, mesh)
+  source = source_lib.load(config, workdir, mesh, step)
   # Once, or every call would copy the weights to the devices.
   weights = source.sampler.place(source.weights)
   source = dataclasses.replace(source, weights=weights)

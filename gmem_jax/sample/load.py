@@ -11,7 +11,7 @@ from gmem_jax.config import recipe, resolve, sections
 from gmem_jax.files import hub, weights as weights_lib
 from gmem_jax.models import dit
 from gmem_jax.sample import generator as generator_lib
-from gmem_jax.train import directory as directory_lib
+from gmem_jax.train import checkpoint, directory as directory_lib
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +20,10 @@ PRETRAINED = ("emoji",)
 
 
 def load(
-  path: str | os.PathLike, *changes: str, config: str | None = None
+  path: str | os.PathLike,
+  *changes: str,
+  config: str | None = None,
+  step: int | None = None,
 ) -> generator_lib.Generator:
   """Loads a run, or converted weights of a network.
 
@@ -31,19 +34,19 @@ def load(
     config: A recipe, by name or file: "xl_in1k:guided". By default that of the
       run; of converted weights the only one that comes with gmem_jax and has
       such a network, which a warning of the logger names.
+    step: Which of the run's checkpoints, see `steps`; by default the newest
+      that can be read.
 
   Raises:
-    ValueError: If the directory is neither, or a key does not fit it; or of
-      converted weights, if not exactly one recipe fits.
+    ValueError: If the directory is neither, or a key does not fit it; if the
+      run has no checkpoint of that step; or of converted weights, if not
+      exactly one recipe fits.
   """
   if path in PRETRAINED and not os.path.exists(path):
     recipe_name = config or f"{path}:pretrained"
     own = resolve.get_config(recipe_name, *changes)
-    return generator_lib.from_config(own, pathlib.Path(path))
-  try:
-    where = hub.local(os.path.expanduser(path))
-  except ValueError as error:
-    raise ValueError(f"path={error}") from None
+    return generator_lib.from_config(own, pathlib.Path(path), step)
+  where = _local(path)
   if weights_lib.is_converted(where):
     own = _of_converted(where, f"path={path}", changes, config)
   elif not (where / directory_lib.RECORD).exists():
@@ -52,7 +55,26 @@ def load(
     own = resolve.get_config(config, *changes)
   else:
     own = resolve.change(directory_lib.config_of(where), *changes)
-  return generator_lib.from_config(own, where)
+  return generator_lib.from_config(own, where, step)
+
+
+def steps(path: str | os.PathLike) -> list[int]:
+  """The steps of a run's checkpoints, oldest first; [] of what has none.
+
+  Raises:
+    ValueError: If an address of the hub cannot be read.
+  """
+  if path in PRETRAINED and not os.path.exists(path):
+    return []
+  return checkpoint.steps(_local(path) / "checkpoints")
+
+
+def _local(path: str | os.PathLike) -> pathlib.Path:
+  """The directory on this machine."""
+  try:
+    return hub.local(os.path.expanduser(path))
+  except ValueError as error:
+    raise ValueError(f"path={error}") from None
 
 
 def _missing(name: str, where: pathlib.Path) -> str:

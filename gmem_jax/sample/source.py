@@ -1,4 +1,4 @@
-"""What to sample with: a run's newest checkpoint, or converted weights."""
+"""What to sample with: a run's checkpoint, or converted weights."""
 
 import dataclasses
 import functools
@@ -33,6 +33,7 @@ class SampleSource:
     info: Where the network comes from; JSON.
     bank_name: Names the bank, if it is not the run's own.
     encoder: Loads the feature encoder, once for all that share it.
+    step: The checkpoint that was asked for; None for the newest.
   """
 
   network: str
@@ -42,6 +43,7 @@ class SampleSource:
   info: dict[str, Any]
   bank_name: str = ""
   encoder: Callable[[], protocols.FeatureEncoder] | None = None
+  step: int | None = None
 
   @property
   def name(self) -> str:
@@ -73,17 +75,24 @@ class SampleSource:
 
 
 def load(
-  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+  config: sections.Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  step: int | None = None,
 ) -> SampleSource:
   """Loads converted weights if `sample.network` names some, else the run.
+
+  Of the run, the checkpoint of `step`, or the newest that can be read.
 
   Raises:
     ValueError: Naming the key that does not fit.
   """
+  if config.sample.network and step is not None:
+    raise ValueError(f"step={step}: converted weights have no checkpoints")
   if config.sample.network:
     source = _from_converted(config, mesh)
   else:
-    source = _from_run(config, workdir, mesh)
+    source = _from_run(config, workdir, mesh, step)
   *_, channels = protocols.image_shape(
     source.weights.tokenizer, source.sampler.latent_shape
   )
@@ -140,9 +149,12 @@ def _attending(
 
 
 def _from_run(
-  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+  config: sections.Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  asked: int | None,
 ) -> SampleSource:
-  """The run's newest checkpoint and its memory."""
+  """The run's checkpoint, of the step that is asked for, and its memory."""
   if not (workdir / "config.json").exists():
     raise ValueError(
       f"--workdir={workdir}: no run was trained there, and"
@@ -153,7 +165,7 @@ def _from_run(
     raise ValueError(f"--workdir={workdir}: the run has no checkpoint yet")
   directory_lib.check(config, workdir)
   memory = setup.load_memory(workdir / "memory", mesh, None)
-  step, params = load_params(config, workdir, mesh)
+  step, params = load_params(config, workdir, mesh, asked)
   bank = None
   if not config.sample.bank:
     # On the host: on devices, a process may have only some of the rows.
@@ -174,6 +186,7 @@ def _from_run(
     weights=make_weights(config, memory, params),
     bank=bank,
     info={"step": step, "weights": config.sample.weights},
+    step=asked,
   )
 
 
@@ -186,7 +199,10 @@ def _run_images(
 
 
 def load_params(
-  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+  config: sections.Config,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  step: int | None = None,
 ) -> tuple[int, Any]:
   """Loads the parameters to sample with, and nothing else of the checkpoint.
 
@@ -194,16 +210,18 @@ def load_params(
     (step, parameters).
 
   Raises:
-    ValueError: If the run has no checkpoint yet.
+    ValueError: If the run has no checkpoint yet, or none of that step.
   """
   try:
     return checkpoint.load_part(
       workdir / "checkpoints",
       config.sample.weights,
       lambda shapes: sharding.state_shardings(shapes, mesh),
+      step,
     )
   except ValueError as error:
-    raise ValueError(f"--workdir={workdir}: {error}") from None
+    where = f"--workdir={workdir}: " if step is None else ""
+    raise ValueError(f"{where}{error}") from None
 
 
 def make_sampler(

@@ -57,7 +57,7 @@ def build(studio: context.Studio) -> gr.Blocks:
       with gr.Tab("Between", id="between") as between_tab:
         named |= between.build(studio, visit)
       with gr.Tab("Compare", id="compare") as compare_tab:
-        named |= compare.build(studio, visit)
+        named |= compare.build(studio, visit, compare_tab)
       with gr.Tab("Edit", id="edit") as edit_tab:
         edited, new_rows, take_new = edit.build(studio, visit)
       with gr.Tab("Watch", id="watch") as watch_tab:

@@ -59,7 +59,7 @@ def build(
           file_types=["image"], type="filepath", height=110,
           label="Pictures like this one", elem_id="bank-search",
         )  # fmt: skip
-      drawing, canvas, cells = _map()
+      parts = _map()
     with gr.Column(scale=2, min_width=280):
       row = gr.Number(
         None, precision=0, minimum=0, label="Row", elem_id="bank-row"
@@ -128,11 +128,11 @@ def build(
     describe, [visit, row], [detail, near, neighbours],
     show_progress="hidden", **context.DEVICE, **context.PRIVATE,
   )  # fmt: skip
-  _connect_map(studio, visit, drawing, canvas, cells, row)
+  _connect_map(studio, visit, parts, row)
   # Not "page" alone, which Gradio reads itself.
   named = {
     "bank_class": group, "bank_name": text, "bank_page": number,
-    "bank_row": row,
+    "bank_row": row, "bank_map": parts[0],
   }  # fmt: skip
   return named, page, row, take
 
@@ -154,25 +154,37 @@ def look_at(
   return rows, number, pictures.hint(line), tiles(catalogue, rows)
 
 
-def _map() -> tuple[gr.Button, gr.Image, gr.State]:
+def _map() -> tuple[gr.Radio, gr.Button, gr.Image, gr.State, gr.HTML]:
+  ways = catalogue_lib.ways()
   with gr.Accordion("Map of the bank", open=False):
     gr.HTML(
       pictures.hint(
-        "Two principal components of the features; a click chooses a memory."
+        "Two principal components of the features, or, where umap-learn is"
+        " installed, UMAP; a click chooses a memory."
       )
     )
+    way = gr.Radio(ways, value=ways[0], label="Map by", visible=len(ways) > 1)
     drawing = gr.Button("Draw the map", size="sm", elem_id="bank-draw")
     canvas = gr.Image(
       label="Map", interactive=False, format="png", buttons=[],
       elem_id="bank-map", height="auto",
     )  # fmt: skip
-  return drawing, canvas, gr.State(None)
+    said = gr.HTML(elem_id="bank-map-said")
+  return way, drawing, canvas, gr.State(None), said
 
 
-def _connect_map(studio, visit, drawing, canvas, cells, row) -> None:
-  def draw(visit, progress=gr.Progress()):  # noqa: B008
-    catalogue = studio.catalogue(visit)
-    return catalogue.draw_map(lambda done: progress(done, "reading images"))
+def _connect_map(studio, visit, parts, row) -> None:
+  way, drawing, canvas, cells, said = parts
+
+  def draw(visit, way, progress=gr.Progress()):  # noqa: B008
+    progress(0, f"{way}; UMAP takes up to a minute")
+    try:
+      canvas, cells = studio.catalogue(visit).draw_map(
+        way, lambda done: progress(done, "reading images")
+      )
+    except ValueError as error:
+      return gr.skip(), gr.skip(), studio.explain(error)
+    return canvas, cells, ""
 
   def chosen(cells, event: gr.SelectData):
     x, y = (int(each) // catalogue_lib.CELL for each in event.index)
@@ -182,8 +194,9 @@ def _connect_map(studio, visit, drawing, canvas, cells, row) -> None:
     return gr.skip() if found < 0 else found
 
   drawing.click(
-    draw, visit, [canvas, cells], **context.DEVICE, **context.PRIVATE
-  )
+    draw, [visit, way], [canvas, cells, said],
+    **context.DEVICE, **context.PRIVATE,
+  )  # fmt: skip
   canvas.select(chosen, cells, row, **context.PRIVATE)
 
 

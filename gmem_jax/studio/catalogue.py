@@ -5,11 +5,12 @@ Shapes: m bank rows, n rows of a page or a map.
 
 import dataclasses
 import functools
+import importlib.util
 import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 
 from gmem_jax.sample import host_bank, sheet
 from gmem_jax.studio import pictures
@@ -19,6 +20,16 @@ from gmem_jax.studio import pictures
 _MAPPED = 4096
 # Cells of the map along a side, and pixels of one.
 CELLS, CELL = 24, 32
+# Ways to draw the map: the second where umap-learn is installed.
+COMPONENTS, UMAP = "principal components", "UMAP"
+# Rows that UMAP takes for neighbours: its default.
+_NEIGHBOURS = 15
+
+
+def ways() -> list[str]:
+  """The ways to draw the map that this machine has."""
+  known = importlib.util.find_spec("umap") is not None
+  return [COMPONENTS, UMAP] if known else [COMPONENTS]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,26 +108,44 @@ class Catalogue:
     return f"row {row} · {what}" if what else f"row {row}"
 
   @functools.cached_property
-  def places(
-    self,
-  ) -> tuple[Int[np.ndarray, " n"], Float32[np.ndarray, "n 2"]]:
-    """Rows spread evenly over the bank, and where they are on its map."""
+  def _mapped(self) -> tuple[Int[np.ndarray, " n"], dict[str, np.ndarray]]:
+    """Rows spread evenly over the bank, and their known places by way."""
     size = len(self)
-    rows = np.unique(np.linspace(0, size - 1, min(size, _MAPPED)).astype(int))
-    return rows, host_bank.principal(self.bank.rows[rows])
+    rows = np.linspace(0, size - 1, min(size, _MAPPED)).astype(int)
+    return np.unique(rows), {}
+
+  def places(
+    self, way: str = COMPONENTS
+  ) -> tuple[Int[np.ndarray, " n"], Float32[np.ndarray, "n 2"]]:
+    """Rows spread evenly over the bank, and where they are on its map.
+
+    Raises:
+      ValueError: If it has too few rows for UMAP.
+    """
+    rows, known = self._mapped
+    if way not in known:
+      place = _umap if way == UMAP else host_bank.principal
+      known[way] = place(self.bank.rows[rows])
+    return rows, known[way]
 
   def draw_map(
-    self, on_row: Callable[[float], object] = lambda done: None
+    self,
+    way: str = COMPONENTS,
+    on_row: Callable[[float], object] = lambda done: None,
   ) -> tuple[UInt8[np.ndarray, "H W 3"], Int[np.ndarray, "c c"]]:
     """Draws the map: in each cell the image that is nearest to its middle.
 
     Args:
+      way: One of `ways`.
       on_row: Is told the part that is done.
 
     Returns:
       The picture, and the row in each cell; -1 in empty ones.
+
+    Raises:
+      ValueError: See `places`.
     """
-    rows, places = self.places
+    rows, places = self.places(way)
     low, high = places.min(axis=0), places.max(axis=0)
     at = (places - low) / np.maximum(high - low, 1e-12) * (CELLS - 1)
     cells = np.rint(at).astype(int)
@@ -135,6 +164,22 @@ class Catalogue:
       if not number % CELLS:
         on_row(number / len(found))
     return canvas, taken
+
+
+def _umap(features: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n 2"]:
+  """Places that keep near what is near by cosine.
+
+  L. McInnes, J. Healy, J. Melville: UMAP, 2018, arXiv:1802.03426.
+  """
+  if len(features) <= _NEIGHBOURS:
+    raise ValueError(f"UMAP: more than {_NEIGHBOURS} rows are needed")
+  import umap
+
+  # With a seed it runs in one thread, and gives the same map again.
+  mapper = umap.UMAP(
+    metric="cosine", n_neighbors=_NEIGHBOURS, random_state=0, n_jobs=1
+  )
+  return np.asarray(mapper.fit_transform(features), np.float32)
 
 
 def page(

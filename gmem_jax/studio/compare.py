@@ -18,6 +18,7 @@ from gmem_jax.studio import (
 )
 
 OWN, NETWORKS_OWN = "the studio's own", "the network's own"
+LOADED = "as loaded"
 EDITED = "mine, from the tab Edit"
 
 
@@ -25,6 +26,7 @@ class _Side(NamedTuple):
   """Controls of a side, or their values."""
 
   network: Any
+  checkpoint: Any
   weights: Any
   bank: Any
   memory: Any
@@ -35,8 +37,10 @@ class _Side(NamedTuple):
   end: Any
 
 
-def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
-  """Builds the tab; returns the controls that a link holds."""
+def build(
+  studio: context.Studio, visit: gr.State, tab: gr.Tab
+) -> dict[str, Any]:
+  """Builds what is in the tab; returns the controls that a link holds."""
   with gr.Row():
     rows = gr.Textbox(
       "0, 1, 2", label="Rows of the bank", min_width=140,
@@ -89,6 +93,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
     [visit, rows, per_row, seed, *sides[0], *sides[1]],
     [status, shown],
   )
+  _keep_steps(studio, tab, sides)
   named = {
     f"{name}_{key}": control
     for name, side in zip("ab", sides, strict=True)
@@ -106,6 +111,12 @@ def _side(studio: context.Studio, name: str) -> _Side:
     [OWN, *studio.others], value=OWN, label=f"{name}: network",
     filterable=False, visible=bool(studio.others),
   )  # fmt: skip
+  checkpoint = gr.Dropdown(
+    [LOADED, *map(str, studio.steps(None))], value=LOADED,
+    label=f"{name}: checkpoint", allow_custom_value=True,
+    visible=studio.has_run or bool(studio.others),
+    info="The step of its training; it is loaded when it is first compared.",
+  )  # fmt: skip
   weights = gr.Radio(
     ["ema", "params"], value=studio.generator.config.sample.weights,
     label=f"{name}: weights", visible=studio.has_run,
@@ -122,7 +133,37 @@ def _side(studio: context.Studio, name: str) -> _Side:
   )  # fmt: skip
   with gr.Accordion(f"{name}: sampler", open=False):
     sampling = controls.sampling(studio.generator, f", {name}")
-  return _Side(network, weights, bank, memory, *sampling)
+  return _Side(network, checkpoint, weights, bank, memory, *sampling)
+
+
+def _keep_steps(
+  studio: context.Studio, tab: gr.Tab, sides: list[_Side]
+) -> None:
+  """Offers the checkpoints of the chosen network, as training writes them."""
+
+  def offer(network):
+    kept = studio.steps(None if network == OWN else network)
+    return gr.update(choices=[LOADED, *map(str, kept)])
+
+  for side in sides:
+    gr.on(
+      [tab.select, side.network.change], offer, side.network, side.checkpoint,
+      queue=False, show_progress="hidden", **context.PRIVATE,
+    )  # fmt: skip
+
+
+def _step(checkpoint: Any) -> int | None:
+  """The step of a checkpoint that was chosen or typed; None for no other.
+
+  Raises:
+    ValueError: If it is no step.
+  """
+  text = str(checkpoint or LOADED).strip()
+  if text == LOADED:
+    return None
+  if not text.isdecimal() or len(text) > 12:
+    raise ValueError(f"checkpoint: {text[:40]!r} is no step")
+  return int(text)
 
 
 def _generator(
@@ -146,9 +187,11 @@ def _generator(
       "sampler.guidance.start=0.0",
       "sampler.guidance.end=1.0",
     ]
-  has_run = not generator.config.sample.network
-  if has_run and side.weights != generator.config.sample.weights:
-    generator = context.with_weights(generator, side.weights)
+  step = _step(side.checkpoint)
+  if not generator.config.sample.network:
+    generator = context.with_weights(generator, side.weights, step)
+  elif step is not None:
+    raise ValueError("checkpoint: converted weights have only one")
   generator = generator.with_config(*changes)
   if side.bank == EDITED:
     if visit is None:

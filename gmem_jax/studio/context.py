@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -59,6 +60,12 @@ class Studio:
     own = self.generator.config.sample
     return _load(self.others[name], f"sample.device_batch={own.device_batch}")
 
+  def steps(self, name: str | None) -> list[int]:
+    """The checkpoints of another run, or of the own one, as they are now."""
+    if name is None:
+      return load_lib.steps(self.workdir) if self.has_run else []
+    return load_lib.steps(self.others[name])
+
   def current(self, visit: Generator | None) -> Generator:
     """A visitor's own generator, once the bank was edited."""
     return visit or self.generator
@@ -67,9 +74,13 @@ class Studio:
     """HTML for what does not fit, without folders of this machine."""
     if isinstance(error, streaming.StoppedError):
       return pictures.hint("Stopped.")
-    text = errors.describe(error).replace(self.folder, "…")
+    names = {self.folder: "…", str(self.workdir): self.workdir.name}
     for name, path in {**self.banks, **self.others}.items():
-      text = text.replace(path, name)
+      names |= {path: name, os.path.abspath(path): name}
+    text = errors.describe(error)
+    # Of one folder in another, the inner first.
+    for path in sorted(names, key=len, reverse=True):
+      text = text.replace(path, names[path])
     return pictures.error(text)
 
   def catalogue(self, visit: Generator | None) -> catalogue_lib.Catalogue:
@@ -88,18 +99,34 @@ def _load(path: str, change: str) -> Generator:
   return load_lib.load(path, "sample.grid=0", change)
 
 
-def with_weights(generator: Generator, weights: str) -> Generator:
-  """A run's generator with its moving average, or its parameters."""
-  return _with_weights(generator.workdir, generator.config, weights)
+def with_weights(
+  generator: Generator, weights: str, step: int | None = None
+) -> Generator:
+  """A run's generator with other weights, loaded when first asked for.
+
+  Args:
+    generator: Of a run.
+    weights: Its moving average, "ema", or its parameters, "params".
+    step: Of the checkpoint; by default the generator's own, which need not be
+      the newest any more.
+
+  Raises:
+    ValueError: If there is no such checkpoint, or no more.
+  """
+  own = generator.source.info["step"]
+  step = own if step is None else step
+  if (weights, step) == (generator.config.sample.weights, own):
+    return generator
+  return _with_weights(generator.workdir, generator.config, weights, step)
 
 
 @functools.lru_cache(maxsize=2)
 def _with_weights(
-  workdir: pathlib.Path, config: sections.Config, weights: str
+  workdir: pathlib.Path, config: sections.Config, weights: str, step: int
 ) -> Generator:
   sample = dataclasses.replace(config.sample, weights=weights)
   other = dataclasses.replace(config, sample=sample)
-  return generator_lib.from_config(other, workdir)
+  return generator_lib.from_config(other, workdir, step)
 
 
 @functools.lru_cache(maxsize=8)

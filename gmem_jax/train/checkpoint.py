@@ -9,30 +9,22 @@ missing or cut short, not a flipped bit.
 
 import contextlib
 import itertools
-import json
 import logging
-import math
 import pathlib
 import typing
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from gmem_jax.config import training
 from gmem_jax.files import disk, orbax_directory, shown
 from gmem_jax.parallel import processes
+from gmem_jax.train import digests as digests_lib
 
 _log = logging.getLogger(__name__)
-
-# An odd number without pattern: 2^32 over the golden ratio.
-_SPREAD = 2654435769
-_BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 policies = ocp.training.preservation_policies
 
@@ -89,7 +81,8 @@ class Checkpoints:
       progress: What else a continued run needs; JSON.
     """
     metadata: dict[str, Any] = progress | {
-      "digests": digests_of(state) | {"progress": json_digest(progress)}
+      "digests": digests_lib.of_arrays(state)
+      | {"progress": digests_lib.of_json(progress)}
     }
     # What went wrong in writing the checkpoint before is raised here, too.
     with disk.named(self.directory):
@@ -145,9 +138,12 @@ def opened(
 
 
 def load_part(
-  directory: pathlib.Path, part: str, shardings_of: Callable[[Any], Any]
+  directory: pathlib.Path,
+  part: str,
+  shardings_of: Callable[[Any], Any],
+  step: int | None = None,
 ) -> tuple[int, Any]:
-  """Reads a part of a run's newest readable checkpoint, as it was stored.
+  """Reads a part of a run's checkpoint, as it was stored.
 
   It needs neither the network nor the optimizer, reads nothing but the part,
   and changes nothing in the directory: the run may still be training.
@@ -156,12 +152,13 @@ def load_part(
     directory: The run's checkpoints.
     part: The part of the state, e.g. "ema".
     shardings_of: Shapes of the part -> shardings.
+    step: That of the checkpoint; None for the newest that can be read.
 
   Returns:
     (step, nested dicts of arrays).
 
   Raises:
-    ValueError: If there is no checkpoint, or none can be read.
+    ValueError: If there is no checkpoint, or it cannot be read.
   """
 
   def target_of(stored: Any) -> Any:
@@ -173,7 +170,10 @@ def load_part(
     )
     return target
 
-  loaded = _newest(directory, target_of)
+  if step is not None:
+    loaded = _of_step(directory, step, target_of)
+  else:
+    loaded = _newest(directory, target_of)
   if loaded is None:
     raise ValueError(f"{directory}: there is no checkpoint yet")
   step, state, _ = loaded
@@ -205,6 +205,22 @@ def _newest(
   return None
 
 
+def _of_step(
+  directory: pathlib.Path, step: int, target_of: TargetFn
+) -> tuple[int, Any, dict[str, Any]]:
+  """The (step, state, progress) of one checkpoint."""
+  kept = steps(directory)
+  if step not in kept:
+    found = ", ".join(map(str, kept)) or "none"
+    raise ValueError(f"step={step!r}: {directory} has the steps {found}")
+  try:
+    return step, *_load(directory / str(step), target_of)
+  except Unreadable as error:
+    raise ValueError(
+      f"step={step}: the checkpoint cannot be read: {error}"
+    ) from None
+
+
 def _load(
   path: pathlib.Path, target_of: TargetFn
 ) -> tuple[Any, dict[str, Any]]:
@@ -220,7 +236,7 @@ def _load(
   state, progress, digests = loaded
   wrong = [
     name
-    for name, value in digests_of(state).items()
+    for name, value in digests_lib.of_arrays(state).items()
     if digests.get(name) != value
   ]
   if wrong:
@@ -240,7 +256,7 @@ def _read(
       raise ValueError("its metadata is damaged")
     progress = {k: v for k, v in metadata.items() if k != "digests"}
     digests = metadata["digests"]
-    if digests["progress"] != json_digest(progress):
+    if digests["progress"] != digests_lib.of_json(progress):
       raise ValueError("its metadata is damaged")
     return ocp.load(str(path), target_of(stored.metadata)), progress, digests
 
@@ -288,42 +304,3 @@ def _move_aside(path: pathlib.Path) -> None:
   path.rename(
     next(path.parent / n for n in names if not (path.parent / n).exists())
   )
-
-
-def _digest(x: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-  """The digest of one array of a type of at most four bytes.
-
-  The sum over all elements, modulo 2^32, of the element's bits times an odd
-  number that depends on its position: any one flipped bit changes it. Sums of
-  integers do not depend on their order, so every mesh gives the same.
-  """
-  bits = x
-  if x.dtype == jnp.bool:
-    bits = x.astype(jnp.uint8)
-  bits = jax.lax.bitcast_convert_type(bits, _BITS[bits.dtype.itemsize])
-  position = jnp.zeros(x.shape, jnp.uint32)
-  for axis in range(x.ndim):
-    stride = jnp.uint32(math.prod(x.shape[axis + 1 :]) % 2**32)
-    position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * stride
-  odd = (position * jnp.uint32(_SPREAD)) * jnp.uint32(2) + jnp.uint32(1)
-  return jnp.sum(bits.astype(jnp.uint32) * odd, dtype=jnp.uint32)
-
-
-# One program for all leaves: a dispatch each would cost more than the sums.
-_digest_all = jax.jit(lambda leaves: [_digest(leaf) for leaf in leaves])
-
-
-def digests_of(tree: Any) -> dict[str, int]:
-  """The digest of every jax array of a tree, by its path joined with "/"."""
-  arrays = {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    if isinstance(leaf, jax.Array)
-  }
-  values = jax.device_get(_digest_all(list(arrays.values())))
-  return {name: int(d) for name, d in zip(arrays, values, strict=True)}
-
-
-def json_digest(value: Any) -> int:
-  """The digest of a JSON value."""
-  return zlib.crc32(json.dumps(value, sort_keys=True).encode())

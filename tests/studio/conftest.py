@@ -17,6 +17,15 @@ import pytest
 from tests import layout, tiny
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Stands for umap-learn, which compiles for a minute.
+_UMAP = """
+class UMAP:
+  def __init__(self, **settings):
+    assert settings["metric"] == "cosine"
+
+  def fit_transform(self, features):
+    return features[:, :2]
+"""
 # Until a page is told to be wrong, in milliseconds; programs compile meanwhile.
 PATIENCE = 60_000
 
@@ -36,7 +45,15 @@ def serving(workdir, temporary, *flags):
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   temporary.mkdir()
-  environment = {**os.environ, "TMPDIR": str(temporary), "JAX_PLATFORMS": "cpu"}
+  doubles = temporary.with_name("doubles")
+  doubles.mkdir(exist_ok=True)
+  (doubles / "umap.py").write_text(_UMAP)
+  environment = {
+    **os.environ,
+    "TMPDIR": str(temporary),
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": f"{doubles}:{os.environ.get('PYTHONPATH', '')}",
+  }
   command = [
     sys.executable, "-m", "gmem_jax.studio", f"--workdir={workdir}",
     f"--port={port}", *flags,

@@ -31,14 +31,15 @@ def scaled(state):
 def runs(tmp_path_factory):
   """Two runs, and a bank without the first rows of theirs."""
   folder = tmp_path_factory.mktemp("compared")
-  tiny.save_run(folder / "first", shifted)
+  tiny.save_run(folder / "first", scaled)
+  tiny.save_step(folder / "first", 16, shifted)
   tiny.save_run(folder / "second", scaled)
   load(folder / "first").edit_bank(folder / "later", remove=[0, 1, 2])
   return folder
 
 
-def load(path, *changes):
-  return gmem_jax.load(path, "sample.device_batch=8", *changes)
+def load(path, *changes, step=None):
+  return gmem_jax.load(path, "sample.device_batch=8", *changes, step=step)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def check(shown, expected):
 
 def choose(page, label, value):
   page.get_by_label(label).click()
-  page.get_by_role("option", name=value).click()
+  page.get_by_role("option", name=value, exact=True).click()
 
 
 def test_with_and_without_memory(page, runs):
@@ -121,8 +122,35 @@ def test_two_runs(page, runs):
   choose(page, "B: network", "second")
   a, b = compare(page)
   check(a, made(load(runs / "first")))
-  check(b, made(load(runs / "second")))
+  check(b, made(load(runs / "second", step=8)))
   assert abs(a.astype(int) - b).mean() > 1
+
+
+def test_two_checkpoints_of_a_run(page, runs):
+  choose(page, "B: checkpoint", "8")
+  a, b = compare(page)
+  check(a, made(load(runs / "first")))
+  check(b, made(load(runs / "first", step=8)))
+  assert abs(a.astype(int) - b).mean() > 1
+  page.get_by_label("params").last.check()
+  a, b = compare(page)
+  check(b, made(load(runs / "first", "sample.weights=params", step=8)))
+  page.wait_for_url(re.compile("b_checkpoint=8"))
+
+
+def test_checkpoints_are_offered_as_training_writes_them(page, runs):
+  tiny.save_step(runs / "second", 24, shifted)
+  choose(page, "B: network", "second")
+  choose(page, "B: checkpoint", "24")
+  _, b = compare(page)
+  check(b, made(load(runs / "second", step=24)))
+  said = page.locator("#compare-status [role=alert]")
+  for text, message in (("9", "has the steps 8, 24"), ("x", "'x' is no step")):
+    page.get_by_label("B: checkpoint").fill(text)
+    page.get_by_label("B: checkpoint").press("Tab")
+    page.locator("#compare-start").click()
+    said.get_by_text(message).wait_for()
+    assert str(runs) not in said.inner_text()
 
 
 def test_two_banks_show_two_memories(page, runs):
@@ -140,7 +168,7 @@ def test_two_banks_show_two_memories(page, runs):
 
 def test_the_side_that_does_not_fit_is_named(page):
   said = page.locator("#compare-status [role=alert]")
-  choose(page, "B: bank", "mine")
+  choose(page, "B: bank", "mine, from the tab Edit")
   page.locator("#compare-start").click()
   said.get_by_text("B: bank: none is edited yet").wait_for()
   rows = page.locator("#compare-rows textarea")

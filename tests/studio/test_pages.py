@@ -225,6 +225,14 @@ def test_the_map_is_drawn_and_clicked(server, visit):
     drawn.click(position={"x": box["width"] * part, "y": box["height"] / 2})
     page.wait_for_timeout(300)
   page.locator("#bank-detail dl").wait_for()
+  before = drawn.get_attribute("src")
+  page.get_by_label("UMAP").check()
+  page.locator("#bank-draw").click()
+  page.wait_for_function(
+    "before => document.querySelector('#bank-map img').src !== before",
+    arg=drawn.evaluate("image => image.src"),
+  )
+  assert drawn.get_attribute("src") != before
 
 
 def test_the_address_holds_the_settings(server, visit):

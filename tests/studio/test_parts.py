@@ -1,7 +1,9 @@
 """Parts of the studio, without a browser."""
 
 import pathlib
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -189,12 +191,54 @@ def test_the_map_shows_each_row_where_it_is(generator):
   assert canvas.shape == (side, side, 3)
   shown = cells[cells >= 0]
   assert len(shown) == len(set(shown.tolist())) > 100
-  rows, places = catalogue.places
+  rows, places = catalogue.places()
   y, x = np.argwhere(cells >= 0)[7]
   place = places[np.flatnonzero(rows == cells[y, x])[0]]
   low, high = places.min(axis=0), places.max(axis=0)
   at = (place - low) / (high - low) * (catalogue_lib.CELLS - 1)
   np.testing.assert_array_equal(np.rint(at), [x, y])
+
+
+def test_the_map_is_also_drawn_by_umap_where_it_is(generator, monkeypatch):
+  catalogue = catalogue_lib.Catalogue(generator.source.bank, 8)
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  assert catalogue_lib.ways() == ["principal components"]
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+  assert catalogue_lib.ways() == ["principal components", "UMAP"]
+  asked = []
+
+  class Mapper:
+    def __init__(self, **settings):
+      asked.append(settings)
+
+    def fit_transform(self, features):
+      return features[:, 5:7]
+
+  monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Mapper))
+  rows, places = catalogue.places("UMAP")
+  np.testing.assert_array_equal(places, generator.source.bank.rows[rows, 5:7])
+  _, cells = catalogue.draw_map("UMAP")
+  _, others = catalogue.draw_map()
+  assert (cells != others).any()
+  assert [each["metric"] for each in asked] == ["cosine"], "and only once"
+  few = host_bank.HostBank(generator.source.bank.rows[:15], None, {}, list)
+  with pytest.raises(ValueError, match="UMAP: more than 15 rows"):
+    catalogue_lib.Catalogue(few, 8).places("UMAP")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Numba's and UMAP's own.
+def test_umap_puts_together_what_is_alike():
+  pytest.importorskip("umap")
+  random = np.random.default_rng(0)
+  middles = random.normal(size=(3, 16))
+  kinds = np.arange(150) % 3
+  rows = middles[kinds] + 0.1 * random.normal(size=(150, 16))
+  bank = host_bank.HostBank(rows.astype(np.float32), None, {}, lambda: None)
+  _, places = catalogue_lib.Catalogue(bank, 8).places("UMAP")
+  centres = np.stack([places[kinds == kind].mean(0) for kind in range(3)])
+  away = np.linalg.norm(places[:, None] - centres, axis=2)
+  np.testing.assert_array_equal(away.argmin(axis=1), kinds)
 
 
 def test_principal_components_keep_distances_of_a_plane():

@@ -147,7 +147,7 @@ def test_a_password_is_asked_and_nothing_stays(workdir, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--workdir=gone"], "path=.*gone: there is no such directory"),
+    (["--workdir=gone"], "--workdir=gone: there is no such directory"),
     (["--workdir=x", "--host=0.0.0.0"], "--host=0.0.0.0.*--password"),
     (["--workdir=x", "--port=many"], "argument --port"),
     ([], "--workdir"),
