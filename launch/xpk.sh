@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# TPU slices under GKE, through xpk: one slice, or several that train together.
+# TPU slices under GKE, through xpk, which is deprecated: launch/gcluster.sh does
+# the same for clusters of today.
 #
 #   launch/xpk.sh COMMAND [SETTINGS] [-- ARGUMENTS OF gmem_jax.main]
 #

@@ -13,8 +13,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 PROGRAMS = (
-  "gcloud", "xpk", "docker", "git", "sbatch", "srun", "scancel", "squeue",
-  "scontrol", "tail", "pgrep", "pkill", "uv", "python",
+  "gcloud", "gcluster", "xpk", "docker", "git", "sbatch", "srun", "scancel",
+  "squeue", "scontrol", "tail", "pgrep", "pkill", "uv", "python",
   "gcsfuse", "sudo", "mountpoint", "ln",
 )  # fmt: skip
 

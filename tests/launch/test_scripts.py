@@ -1,16 +1,20 @@
 """What holds for every launcher, and what each of their commands calls."""
 
+import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sysconfig
 
 import pytest
+import yaml
 
 from tests.launch import fakes
 
 SCRIPTS = sorted(fakes.LAUNCH.glob("*.sh"))
-LAUNCHERS = ("tpu_vm.sh", "tpu_queued.sh", "xpk.sh", "slurm.sh", "local.sh")
+LAUNCHERS = ("tpu_vm.sh", "tpu_queued.sh", "xpk.sh", "gcluster.sh", "slurm.sh",
+             "local.sh")  # fmt: skip
 WHERE = ["--zone=z", "--project=p"]
 CLOUD = ["--project=p", "--zone=z"]
 ARCHIVE = "gmem_jax-gmem.tar.gz"
@@ -85,7 +89,7 @@ def test_help_of_what_runs_on_hosts(fake):
   ],
 )
 def test_wrong_use_is_one_clear_line(fake, name, args, message):
-  cloud = CLOUD if name in LAUNCHERS[:3] else []
+  cloud = CLOUD if name in LAUNCHERS[:4] else []
   result = fake.run(name, *args, *cloud)
   assert result.status == 2
   assert len(result.err.splitlines()) == 1
@@ -93,7 +97,7 @@ def test_wrong_use_is_one_clear_line(fake, name, args, message):
   assert result.calls == []
 
 
-@pytest.mark.parametrize("name", LAUNCHERS[:3])
+@pytest.mark.parametrize("name", LAUNCHERS[:4])
 def test_missing_project_zone_and_program(fake, name, tmp_path):
   for given, missing in (("--project=p", "zone"), ("--zone=z", "project")):
     result = fake.run(name, "status", given)
@@ -102,7 +106,7 @@ def test_missing_project_zone_and_program(fake, name, tmp_path):
   path = fakes.empty_path(tmp_path / "tools")
   result = fake.run(name, "status", *CLOUD, PATH=path)
   assert result.status == 2
-  program = "xpk" if name == "xpk.sh" else "gcloud"
+  program = name.removesuffix(".sh") if "tpu" not in name else "gcloud"
   assert f"{program} is not installed" in result.err
 
 
@@ -150,6 +154,7 @@ QUEUE_STATE = [*QUEUE, "describe", "gmem", *WHERE,
 QUEUE_DELETE = [*QUEUE, "delete", "gmem", *WHERE, "--force", "--quiet"]
 RUN = ssh("all", host(r"run --config=c.py --workdir=gs://b/a\ b "))
 XPK = ["--cluster=gmem", *WHERE]
+GCLUSTER = ["--cluster=gmem", "--location=z", "--project=p"]
 LOG = f"{fakes.ROOT}/slurm-gmem.log"
 
 ONE_CALL = {
@@ -185,6 +190,11 @@ ONE_CALL = {
     "logs": ["gcloud", "logging", "read", "resource.type=k8s_container AND"
              ' labels."k8s-pod/jobset_sigs_k8s_io/jobset-name"=gmem',
              "--project=p", "--limit=100", "--format=value(textPayload)"],
+  },
+  "gcluster.sh": {
+    "status": ["gcluster", "job", "list", *GCLUSTER],
+    "logs": ["gcluster", "job", "logs", "gmem", *GCLUSTER, "--follow"],
+    "stop": ["gcluster", "job", "cancel", "gmem", *GCLUSTER],
   },
   "slurm.sh": {
     "status": ["squeue", "--me", "--name=gmem"],
@@ -276,6 +286,93 @@ def test_xpk_run_and_setup(fake):
      "--stopped_status=75"],
   ]  # fmt: skip
   assert "--image=" in fake.run("xpk.sh", "run", *CLOUD, *args).err
+
+
+def test_gcluster_run_and_setup(fake):
+  image = "--image=r/g"
+  result = fake.run("gcluster.sh", "setup", image, *CLOUD)
+  assert [call[:2] for call in result.calls] == [
+    ["docker", "build"],
+    ["docker", "push"],
+  ]
+  args = ["--slices=2", "--restarts=5", "--", "--config=c.py", "--workdir=a b"]
+  bucket = "--bucket=gs://b"
+  result = fake.run("gcluster.sh", "run", image, bucket, *CLOUD, *args)
+  assert result.calls == result.shown
+  (call,) = result.calls
+  statuses = call.pop(-3).removeprefix("--restart-on-exit-codes=")
+  # Kubernetes takes at most 255, in order; 2 is bad input.
+  assert [int(s) for s in statuses.split(",")] == [1, *range(3, 256)]
+  assert call == [
+    "gcluster", "job", "submit", *GCLUSTER, "--name=gmem",
+    "--compute-type=v6e-256", "--num-slices=2", "--image=r/g",
+    "--mount=gs://b:/mnt/gmem:rw", "--restarts=5", "--grace-period=300s",
+    r"--command=exec python -m gmem_jax.main --config=c.py --workdir=a\ b "
+    "--stopped_status=75",
+  ]  # fmt: skip
+  missing = fake.run("gcluster.sh", "run", image, *CLOUD, *args)
+  assert "--bucket=" in missing.err
+  assert missing.calls == []
+
+
+def skypilot():
+  return yaml.safe_load((fakes.LAUNCH / "skypilot.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+  ("nodes", "gpus", "others"),
+  [
+    (1, True, []),
+    (1, False, []),
+    (4, False, []),
+    (2, True, ["--coordinator=10.0.0.1:8476", "--processes=2", "--process=1"]),
+  ],
+)
+def test_skypilot_starts_each_process(fake, tmp_path, nodes, gpus, others):
+  python = tmp_path / ".venv/bin/python"
+  python.parent.mkdir(parents=True)
+  shutil.copy(fake.bin / "python", python)
+  if gpus:
+    shutil.copy(fake.bin / "python", fake.bin / "nvidia-smi")
+  (fake.home / "rules").write_text("[]")
+  subprocess.run(
+    ["bash", "-c", skypilot()["run"]],
+    check=True,
+    cwd=tmp_path,
+    env={
+      "PATH": f"{fake.bin}:/usr/bin:/bin",
+      "ARGUMENTS": "--config=c.py --workdir=/mnt/gmem/a",
+      "SKYPILOT_NUM_NODES": str(nodes),
+      "SKYPILOT_NODE_RANK": str(nodes - 1),
+      "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    },
+  )
+  (call,) = map(json.loads, (fake.home / "calls").read_text().splitlines())
+  assert call == [
+    "python", "-m", "gmem_jax.main", "--config=c.py", "--workdir=/mnt/gmem/a",
+    *others, "--stopped_status=75",
+  ]  # fmt: skip
+
+
+def test_skypilot_does_not_repeat_bad_input():
+  statuses = skypilot()["resources"]["job_recovery"]["recover_on_exit_codes"]
+  assert 75 in statuses
+  assert not {0, 2} & set(statuses)
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("sky") is None, reason="skypilot is not installed"
+)
+def test_skypilot_reads_it():
+  import sky
+
+  task = sky.Task.from_yaml_config(skypilot(), env_overrides=[
+    ("BUCKET", "b"), ("ARGUMENTS", "--config=c.py")])  # fmt: skip
+  (resources,) = task.resources
+  assert resources.accelerators == {"H100": 8}
+  assert resources.use_spot
+  (mount,) = task.storage_mounts.values()
+  assert mount.source == "gs://b"
 
 
 @pytest.mark.skipif(
