@@ -12,6 +12,7 @@ from gmem_jax.evaluate import (
   frechet,
   kernel_distance,
   precision_recall,
+  sliced_distance,
   sources,
   statistics,
 )
@@ -29,8 +30,14 @@ KERNELS = {
   "kernel_dinov2": "dinov2",
   "kernel": "classifier",
 }
+# Score -> the feature whose sliced distance it is.
+SLICED = {
+  "mind": "pool",
+  "sliced_dinov2": "dinov2",
+  "sliced": "classifier",
+}
 # Score -> the feature of which rows are compared.
-ROWS = KERNELS | {"precision_recall": "pool"}
+ROWS = KERNELS | SLICED | {"precision_recall": "pool"}
 # Score -> the feature that it reads.
 FEATURES = DISTANCES | ROWS | {"inception_score": "logits"}
 SCORES = tuple(FEATURES)
@@ -83,7 +90,7 @@ class Evaluator:
 
     Returns:
       Name -> score; "precision_recall" gives "precision" and "recall", a
-      kernel distance also "…_error", its standard error.
+      kernel or sliced distance also "…_error", its standard error.
 
     Raises:
       ValueError: See `check`; or an image cannot be read.
@@ -107,12 +114,15 @@ class Evaluator:
         values[score] = frechet.frechet_distance(
           sums.moments[name].gaussian(), self.reference.gaussians[name]
         )
-      elif score in KERNELS:
-        name = KERNELS[score]
-        values[score], values[f"{score}_error"] = (
-          kernel_distance.kernel_distance(
-            sums.rows(name), self.reference.rows[name], self.extractor.mesh
-          )
+      elif score in KERNELS | SLICED:
+        name = ROWS[score]
+        measure = (
+          kernel_distance.kernel_distance
+          if score in KERNELS
+          else sliced_distance.sliced_distance
+        )
+        values[score], values[f"{score}_error"] = measure(
+          sums.rows(name), self.reference.rows[name], self.extractor.mesh
         )
       elif score == "precision_recall":
         pair = precision_recall.precision_recall(

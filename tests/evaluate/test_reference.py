@@ -19,7 +19,7 @@ from tests.convert import helpers
 from tests.evaluate import fakes
 
 SHAPE = (6, 6, 3)
-ALL = ("fid", "sfid", "precision_recall", "kid")
+ALL = ("fid", "sfid", "precision_recall", "kid", "mind")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from gmem_jax.evaluate import (
 from gmem_jax.parallel import sharding
 from tests.evaluate import fakes
 
-ALL = ("fid", "sfid", "inception_score", "precision_recall", "kid")
+ALL = ("fid", "sfid", "inception_score", "precision_recall", "kid", "mind")
 
 
 def arrays_source(pixels, name="images"):
@@ -158,6 +158,7 @@ def test_scores_do_not_depend_on_batch_or_devices():
   one, *others = found.values()
   assert one.keys() == {
     "fid", "sfid", "inception_score", "precision", "recall", "kid", "kid_error",
+    "mind", "mind_error",
   }  # fmt: skip
   assert one["fid"] > 0.01
   for other in others:

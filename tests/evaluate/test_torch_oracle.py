@@ -17,6 +17,7 @@ from gmem_jax.evaluate import (
   precision_recall,
   reference,
   scores,
+  sliced_distance,
   sources,
 )
 from gmem_jax.parallel import sharding
@@ -99,6 +100,20 @@ def test_kernel_distance_is_that_of_torch_fidelity():
   )
   ours, _ = kernel_distance.kernel_distance(samples, real, mesh())
   assert_close("KID", ours, theirs[metric_kid.KEY_METRIC_KID_MEAN], 1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(203, 203), (120, 120)])
+def test_sliced_distance_is_that_of_pot(sizes):
+  """torch-fidelity's own MIND is in no release yet (0.4.0)."""
+  ot = pytest.importorskip("ot", reason="needs POT (extra 'oracle')")
+  samples, real = features(0, sizes[0], 64, 0.3), features(1, sizes[1], 64)
+  directions = sliced_distance._directions(64, 1)
+  root = ot.sliced_wasserstein_distance(
+    samples.astype(float), real.astype(float), p=2,
+    projections=directions.T.astype(float),
+  )  # fmt: skip
+  ours, _ = sliced_distance.sliced_distance(samples, real, mesh())
+  assert_close("MIND", ours, 3 * 64 * float(root) ** 2, 1e-6)
 
 
 def test_precision_and_recall_are_those_of_torch_fidelity():
