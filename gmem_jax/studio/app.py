@@ -53,7 +53,7 @@ def build(studio: context.Studio) -> gr.Blocks:
       with gr.Tab("Make", id="make") as make_tab:
         named = make.build(studio, visit)
       with gr.Tab("Bank", id="bank") as bank:
-        bank_named, page, row, take = bank_tab.build(studio, visit)
+        bank_named, page, forget, taken = bank_tab.build(studio, visit)
       with gr.Tab("Between", id="between") as between_tab:
         named |= between.build(studio, visit)
       with gr.Tab("Compare", id="compare") as compare_tab:
@@ -68,21 +68,18 @@ def build(studio: context.Studio) -> gr.Blocks:
     read.then(**page)
 
     def to_make(row):
-      if row is None:
+      if not row:
         return gr.skip(), gr.skip(), gr.skip()
-      text = row if isinstance(row, str) else str(int(row))
-      return gr.Tabs(selected="make"), make.ROWS, text
+      return gr.Tabs(selected="make"), make.ROWS, row
 
-    for button, rows in ((take, row), (take_new, new_rows)):
+    for rows, button in (taken, (new_rows, take_new)):
       button.click(
         to_make, rows, [tabs, named["make_source"], named["make_rows"]],
         show_progress="hidden", **context.PRIVATE,
       )  # fmt: skip
     for event in edited:
       # Rows of the tab Bank are others now.
-      event.then(
-        lambda: None, None, row, show_progress="hidden", **context.PRIVATE
-      ).then(**page)
+      event.then(**forget).then(**page)
   return demo
 
 

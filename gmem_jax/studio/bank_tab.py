@@ -21,12 +21,18 @@ EVERYTHING = "all"
 
 def build(
   studio: context.Studio, visit: gr.State
-) -> tuple[dict[str, Any], dict[str, Any], gr.Number, gr.Button]:
+) -> tuple[
+  dict[str, Any],
+  dict[str, Any],
+  dict[str, Any],
+  tuple[gr.Textbox, gr.Button],
+]:
   """Builds the tab.
 
   Returns:
-    The controls that a link holds; the event that shows a page; the row that is
-    looked at; and the button that takes it to the tab Make.
+    The controls that a link holds; the event that shows a page; the one that
+    forgets rows of another bank; and the row that is looked at with the button
+    that takes it to the tab Make.
   """
   shown = gr.State([])
   with gr.Row(equal_height=False):
@@ -42,7 +48,7 @@ def build(
           visible=bool(studio.catalogue(None).names), min_width=120,
         )  # fmt: skip
         number = gr.Number(
-          1, precision=0, minimum=1, label="Page", elem_id="bank-page",
+          1, precision=0, label="Page", elem_id="bank-page",
           min_width=90,
         )  # fmt: skip
       with gr.Row():
@@ -61,8 +67,9 @@ def build(
         )  # fmt: skip
       parts = _map()
     with gr.Column(scale=2, min_width=280):
-      row = gr.Number(
-        None, precision=0, minimum=0, label="Row", elem_id="bank-row"
+      # No gr.Number, which shows 0 where there is none.
+      row = gr.Textbox(
+        "", max_lines=1, label="Row", placeholder="none", elem_id="bank-row"
       )
       detail = gr.HTML(
         pictures.hint("Choose a memory to see what it is."),
@@ -83,7 +90,7 @@ def build(
   def describe(visit, row):
     generator = studio.current(visit)
     try:
-      return _describe(generator, row)
+      return _describe(generator, row or "")
     except ValueError as error:
       return studio.explain(error), [], []
 
@@ -134,7 +141,14 @@ def build(
     "bank_class": group, "bank_name": text, "bank_page": number,
     "bank_row": row, "bank_map": parts[0],
   }  # fmt: skip
-  return named, page, row, take
+  _, _, canvas, cells, _ = parts
+  forget = {
+    "fn": lambda: ("", None, None),
+    "outputs": [row, canvas, cells],
+    "show_progress": "hidden",
+    **context.PRIVATE,
+  }
+  return named, page, forget, (row, take)
 
 
 def look_at(
@@ -166,8 +180,8 @@ def _map() -> tuple[gr.Radio, gr.Button, gr.Image, gr.State, gr.HTML]:
     way = gr.Radio(ways, value=ways[0], label="Map by", visible=len(ways) > 1)
     drawing = gr.Button("Draw the map", size="sm", elem_id="bank-draw")
     canvas = gr.Image(
-      label="Map", interactive=False, format="png", buttons=[],
-      elem_id="bank-map", height="auto",
+      label="Map", show_label=False, interactive=False, format="png",
+      elem_id="bank-map", height="auto", buttons=[],
     )  # fmt: skip
     said = gr.HTML(elem_id="bank-map-said")
   return way, drawing, canvas, gr.State(None), said
@@ -177,7 +191,8 @@ def _connect_map(studio, visit, parts, row) -> None:
   way, drawing, canvas, cells, said = parts
 
   def draw(visit, way, progress=gr.Progress()):  # noqa: B008
-    progress(0, f"{way}; UMAP takes up to a minute")
+    slow = way == catalogue_lib.UMAP
+    progress(0, f"{way}, up to a minute" if slow else way)
     try:
       canvas, cells = studio.catalogue(visit).draw_map(
         way, lambda done: progress(done, "reading images")
@@ -194,8 +209,9 @@ def _connect_map(studio, visit, parts, row) -> None:
     return gr.skip() if found < 0 else found
 
   drawing.click(
-    draw, [visit, way], [canvas, cells, said],
-    **context.DEVICE, **context.PRIVATE,
+    draw, [visit, way], [canvas, cells, said], show_progress_on=canvas,
+    # It needs no device, and UMAP is slow.
+    concurrency_id="map", concurrency_limit=1, **context.PRIVATE,
   )  # fmt: skip
   canvas.select(chosen, cells, row, **context.PRIVATE)
 
@@ -223,18 +239,21 @@ def tiles(
   ]
 
 
-def _describe(generator: Generator, row: Any) -> tuple[str, list[int], Any]:
+def _describe(generator: Generator, text: str) -> tuple[str, list[int], Any]:
   """A row's image and facts, and its neighbours.
 
   Raises:
     ValueError: If there is no such row.
   """
-  if row is None:
+  text = text.strip()
+  if not text:
     return pictures.hint("Choose a memory to see what it is."), [], []
   catalogue = context.catalogue(generator)
-  bank, row = generator.source.require_bank(), int(row)
-  if not 0 <= row < len(catalogue):
-    raise ValueError(f"row {row}: the bank has rows 0 to {len(catalogue) - 1}")
+  bank = generator.source.require_bank()
+  if not text.isdecimal() or int(text[:12]) >= len(catalogue):
+    last = f"{len(catalogue) - 1:,}"
+    raise ValueError(f"row {text[:40]}: the bank has rows 0 to {last}")
+  row = int(text)
   found = generator.nearest(row, min(NEIGHBOURS + 1, len(catalogue)))
   others = [
     (int(other), score)

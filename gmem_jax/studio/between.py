@@ -34,7 +34,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
       points = gr.Slider(
         2, POINTS, value=6, step=1, label="Points", elem_id="between-points"
       )
-      seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=90)
+      seed = gr.Number(0, label="Seed", min_width=90)
       with gr.Row():
         start = gr.Button("Go", variant="primary", elem_id="between-start")
         stop = gr.Button("Stop")
@@ -92,9 +92,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
 
 def _end(name: str, row: int) -> tuple[gr.Number, gr.File]:
   """The controls of an end: a picture wins over a row."""
-  number = gr.Number(
-    row, precision=0, minimum=0, label=f"Row of the {name} memory"
-  )
+  number = gr.Number(row, label=f"Row of the {name} memory")
   file = gr.File(
     file_types=["image"], type="filepath", height=120,
     label=f"or a picture, {name}", elem_id=f"between-{name}",
@@ -111,13 +109,17 @@ def _work(
     ValueError: Naming what does not fit.
   """
   row_a, file_a, row_b, file_b, method, points, seed = values
-  ends = []
+  ends: list[Any] = []
   for name, row, file in (("first", row_a, file_a), ("second", row_b, file_b)):
     if file:
       ends.append(uploads.check([file])[0].path)
     else:
-      ends.append(int(controls.number(f"row of the {name} memory", row)))
-  points = int(controls.number("points", points))
+      key = f"row of the {name} memory"
+      size = len(generator.source.require_bank().rows)
+      ends.append(controls.whole(key, row))
+      if not 0 <= ends[-1] < size:
+        raise ValueError(f"{key}: the bank has rows 0 to {size - 1:,}")
+  points = controls.whole("points", points)
   if not 2 <= points <= POINTS:
     raise ValueError(f"points={points}: from 2 to {POINTS}")
   generator = generator.with_config(f"sample.interpolation={method}")

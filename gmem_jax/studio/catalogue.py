@@ -147,7 +147,9 @@ class Catalogue:
     """
     rows, places = self.places(way)
     low, high = places.min(axis=0), places.max(axis=0)
-    at = (places - low) / np.maximum(high - low, 1e-12) * (CELLS - 1)
+    span = high - low
+    at = np.where(span > 0, (places - low) / np.maximum(span, 1e-12), 0.5)
+    at = at * (CELLS - 1)
     cells = np.rint(at).astype(int)
     away = np.square(at - cells).sum(axis=1)
     taken = np.full((CELLS, CELLS), -1)

@@ -49,7 +49,7 @@ def build(
     per_row = gr.Slider(
       1, 8, value=2, step=1, label="Images of each", min_width=140
     )
-    seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=90)
+    seed = gr.Number(0, label="Seed", min_width=90)
   with gr.Row(equal_height=False):
     sides = []
     for name in "AB":
@@ -209,7 +209,7 @@ def _work(
   found = controls.parse_rows(rows, len(bank.rows), 16)
   if not found:
     raise ValueError("rows: name some")
-  per_row = int(controls.number("images of each", per_row))
+  per_row = controls.whole("images of each", per_row)
   settings: dict[str, Any] = {
     "rows": found, "per_row": per_row, "seed": controls.seed(seed),
   }  # fmt: skip

@@ -170,11 +170,15 @@ def busy(
   def start(request: gr.Request) -> tuple[Any, Any]:
     return first(request), gr.Button("Working…", interactive=False)
 
-  return (
-    button.click(start, None, [given, button], **quiet)
-    .then(work, inputs, outputs, **settings, **PRIVATE)
-    .then(lambda: gr.Button(words, interactive=True), None, button, **quiet)
+  def end() -> gr.Button:
+    return gr.Button(words, interactive=True)
+
+  done = button.click(start, None, [given, button], **quiet).then(
+    work, inputs, outputs, **settings, **PRIVATE
   )
+  # Gradio refuses some values before the work; then comes nothing but this.
+  done.failure(end, None, button, **quiet)
+  return done.then(end, None, button, **quiet)
 
 
 def runs(

@@ -1,5 +1,6 @@
 """Controls that several tabs have, and what they stand for in the config."""
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -7,7 +8,6 @@ import gradio as gr
 import jax.numpy as jnp
 import numpy as np
 
-from gmem_jax.bank import bank as bank_lib
 from gmem_jax.diffusion import schedule
 from gmem_jax.sample import draw_rows
 from gmem_jax.sample.generator import Generator
@@ -60,16 +60,18 @@ def changes(method: str, steps: Any, scale: Any, start: Any, end: Any) -> list:
   Raises:
     ValueError: If a number is missing.
   """
-  for name, value in (
-    ("points", steps), ("guidance", scale), ("from t", start), ("to t", end)
-  ):  # fmt: skip
-    number(name, value)
+  guidance = {
+    name: float(number(f"guidance {said}", value))
+    for name, said, value in (
+      ("scale", "scale", scale),
+      ("start", "from t", start),
+      ("end", "to t", end),
+    )
+  }  # fmt: skip
   return [
     f"sampler.method={method}",
-    f"sampler.steps={int(steps)}",
-    f"sampler.guidance.scale={float(scale)}",
-    f"sampler.guidance.start={float(start)}",
-    f"sampler.guidance.end={float(end)}",
+    f"sampler.steps={whole('points of the time grid', steps)}",
+    *(f"sampler.guidance.{name}={each}" for name, each in guidance.items()),
   ]
 
 
@@ -79,9 +81,21 @@ def number(name: str, value: Any) -> float | int:
   Raises:
     ValueError: If there is none.
   """
-  if not isinstance(value, int | float) or not np.isfinite(value):
+  if not isinstance(value, int | float) or not math.isfinite(value):
     raise ValueError(f"{name}: a number is needed")
   return value
+
+
+def whole(name: str, value: Any) -> int:
+  """A whole number that a visitor gave.
+
+  Raises:
+    ValueError: If there is none.
+  """
+  found = number(name, value)
+  if found != int(found):
+    raise ValueError(f"{name}={value}: a whole number is needed")
+  return int(found)
 
 
 def seed(value: Any) -> int:
@@ -114,7 +128,8 @@ def parse_rows(
       raise ValueError(f"rows: {part[:40]!r} is no number: write 3, 7, 10-12")
     first = int(match[1])
     last = int(match[2] or first)
-    bank_lib.check_rows(np.array([first, last]), size, "rows")
+    if max(first, last) >= size:
+      raise ValueError(f"rows: {part}: the bank has rows 0 to {size - 1:,}")
     if last < first or len(rows) + last - first >= limit:
       raise ValueError(f"rows: {part}: at most {limit} rows, in order")
     rows += range(first, last + 1)

@@ -101,13 +101,14 @@ def _value(control: Any, text: str) -> Any:
       value = float(text)
     except ValueError:
       return gr.skip()
-    low, high = control.minimum, control.maximum
-    if not (low is None or low <= value) or not (high is None or value <= high):
+    # Numbers have no bounds: Gradio's message would not name what is outside.
+    low, high = control.minimum or 0, control.maximum or 2**32
+    if not low <= value <= high:
       return gr.skip()
     return int(value) if value == int(value) else value
   if isinstance(control, gr.Dropdown | gr.Radio):
     allowed = [value for _, value in control.choices]
     return text if text in allowed else gr.skip()
   if isinstance(control, gr.Checkbox):
-    return text == "true"
+    return text == "true" if text in ("true", "false") else gr.skip()
   return text[:_LONGEST]

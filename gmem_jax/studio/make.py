@@ -117,9 +117,7 @@ def _memories(studio: context.Studio) -> tuple[Memories, tuple[Any, ...]]:
     visible=False,
   )  # fmt: skip
   per_row = gr.Slider(1, 16, value=2, step=1, label="Images of each memory")
-  seed = gr.Number(
-    studio.generator.config.sample.seed, precision=0, minimum=0, label="Seed"
-  )
+  seed = gr.Number(studio.generator.config.sample.seed, label="Seed")
   memories = Memories(source, rows, count, files, weights, per_row, seed)
   return memories, (draw, canvas, take, said)
 
@@ -177,12 +175,12 @@ def _work(
   given = Memories(*values[:size])
   generator = generator.with_config(*controls.changes(*values[size:]))
   seed = controls.seed(given.seed)
-  per_row = int(controls.number("images of each memory", given.per_row))
+  per_row = controls.whole("images of each memory", given.per_row)
   bank = len(generator.source.require_bank().rows)
   settings: dict[str, Any] = {"per_row": per_row, "seed": seed}
   rows: list[int] = []
   if given.source == RANDOM:
-    count = int(controls.number("random rows", given.count))
+    count = controls.whole("random rows", given.count)
     rows = controls.random_rows(generator, seed, count)
   elif given.source != PICTURES:
     rows = controls.parse_rows(given.rows, bank)

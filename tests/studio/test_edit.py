@@ -177,6 +177,22 @@ def test_mine_is_compared_with_the_network_s(server, visit, pictures):
   assert page.get_by_alt_text(re.compile("^memory of A: row")).count() == 3
 
 
+def test_rows_of_the_bank_before_are_not_chosen_from(server, visit):
+  page = visit(server.url + "?tab=bank&bank_row=5")
+  page.get_by_alt_text("memory, row 5", exact=True).wait_for()
+  page.get_by_role("button", name="Map of the bank").click()
+  page.locator("#bank-draw").click()
+  page.locator("#bank-map img").wait_for()
+  page.get_by_role("tab", name="Edit").click()
+  page.locator("#edit-rows textarea").fill("0")
+  page.locator("#edit-remove").click()
+  page.locator("#edit-said").get_by_text("1,436 rows").wait_for()
+  page.get_by_role("tab", name="Bank").click()
+  page.get_by_text("1,436 of 1,436 rows").wait_for()
+  page.locator("#bank-map img").wait_for(state="detached")
+  assert page.locator("#bank-row input").input_value() == ""
+
+
 def test_what_cannot_be_edited_is_named(server, visit, tmp_path):
   page = visit(server.url + "?tab=edit")
   said = page.locator("#edit-said [role=alert]")

@@ -103,6 +103,38 @@ def test_a_mixture_of_a_row_and_a_picture(server, visit, picture):
   assert "25% row 7" in memory
 
 
+def test_numbers_that_make_no_sense_are_named(server, visit):
+  page = visit(server.url)
+  seed, said = page.get_by_label("Seed").first, page.locator("#make-status")
+  for value in ("-5", "1.5", "100000000000000000000"):
+    seed.fill(value)
+    page.locator("#make-start").click()
+    said.get_by_text(f"seed={value}: an integer from 0 to").wait_for()
+    # Which takes the next click.
+    page.locator("#make-start:enabled").wait_for()
+  seed.fill("")
+  page.locator("#make-start").click()
+  said.get_by_text("seed: a number is needed").wait_for()
+  seed.fill("0")
+  make(page)
+
+
+def test_a_button_works_again_after_what_gradio_refuses(server, visit):
+  page = visit(server.url)
+
+  def spoil(route):
+    sent = route.request.post_data_json
+    sent["data"] = [999 if each == 4 else each for each in sent["data"]]
+    route.continue_(post_data=json.dumps(sent))
+
+  page.route("**/queue/join*", spoil)
+  page.locator("#make-start").click()
+  page.get_by_text("Value 999 is greater").first.wait_for()
+  page.locator("#make-start:enabled").get_by_text("Make").wait_for()
+  page.unroute("**/queue/join*")
+  make(page)
+
+
 def test_a_broken_upload_is_named(server, visit, tmp_path):
   broken = tmp_path / "broken.png"
   broken.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
@@ -197,6 +229,21 @@ def test_the_bank_is_browsed(server, visit):
   make(page)
   memory = page.locator("#make-images .gm-memory").inner_text()
   assert memory.strip() == f"row {row}"
+
+
+def test_rows_that_are_none_are_named(server, visit):
+  page = visit(server.url + "?tab=bank")
+  page.locator("#bank-thumbnails button.thumbnail-item").first.wait_for()
+  row, detail = page.locator("#bank-row input"), page.locator("#bank-detail")
+  assert row.input_value() == ""
+  page.locator("#bank-take").click()
+  for text in ("-1", "1437", "3.5", "x"):
+    row.fill(text)
+    detail.get_by_text(f"row {text}: the bank has rows 0 to 1,436").wait_for()
+  row.fill("")
+  detail.get_by_text("Choose a memory to see what it is.").wait_for()
+  selected = page.get_by_role("tab", selected=True)
+  assert selected.inner_text() == "Bank", "nothing was there to take"
 
 
 def test_the_bank_is_searched_by_a_picture(server, visit, generator, tmp_path):

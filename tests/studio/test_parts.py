@@ -5,6 +5,7 @@ import sys
 import time
 import types
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ from gmem_jax.studio import (
   catalogue as catalogue_lib,
   context,
   controls,
+  link,
   pictures,
   streaming,
   uploads,
@@ -36,7 +38,7 @@ def test_rows_are_read_from_text():
   for text, message in (
     ("3, x", "'x' is no number"),
     ("-1", "'-1' is no number"),
-    ("20", "not in the bank"),
+    ("20", "the bank has rows 0 to 19"),
     ("5-3", "in order"),
     ("0-9", "at most 9 rows"),
     ("1e9", "no number"),
@@ -224,6 +226,36 @@ def test_the_map_is_also_drawn_by_umap_where_it_is(generator, monkeypatch):
   few = host_bank.HostBank(generator.source.bank.rows[:15], None, {}, list)
   with pytest.raises(ValueError, match="UMAP: more than 15 rows"):
     catalogue_lib.Catalogue(few, 8).places("UMAP")
+
+
+def test_a_map_of_one_row_has_it_in_the_middle(generator):
+  bank = host_bank.HostBank(
+    generator.source.bank.rows[:1], None, {}, lambda: None
+  )
+  _, cells = catalogue_lib.Catalogue(bank, 8).draw_map()
+  ((y, x),) = np.argwhere(cells >= 0)
+  assert abs(x - catalogue_lib.CELLS / 2) <= 1
+  assert abs(y - catalogue_lib.CELLS / 2) <= 1
+
+
+@pytest.mark.parametrize(
+  ("control", "text", "value"),
+  [
+    (gr.Checkbox(), "false", False),
+    (gr.Checkbox(), "maybe", None),
+    (gr.Number(), "12", 12),
+    (gr.Number(), "-1", None),
+    (gr.Number(), "nan", None),
+    (gr.Number(), "1e400", None),
+    (gr.Slider(2, 9), "1", None),
+    (gr.Slider(2, 9), "2.5", 2.5),
+    (gr.Radio(["a"]), "b", None),
+    (gr.Textbox(), "x" * 9000, "x" * 2000),
+  ],
+)
+def test_what_an_address_says_is_checked(control, text, value):
+  found = link._value(control, text)
+  assert found == (gr.skip() if value is None else value)
 
 
 @pytest.mark.slow
