@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from gmem_jax.bank import sharding as bank_sharding
-from gmem_jax.commands import train as train_command
+from gmem_jax.commands import compare, runs
 from gmem_jax.config import resolve, sections
 from gmem_jax.evaluate import audit as audit_lib, build
 from gmem_jax.files import errors
@@ -113,7 +113,7 @@ def measure(
   """
   print(f"{name}: training {config.train.steps} steps", flush=True)
   directory_lib.claim(config, workdir)
-  mesh = train_command.make_mesh(config)
+  mesh = runs.make_mesh(config)
   dataset = dataset_lib.load(config)
   images, heldout = dataset.train_images, dataset.heldout
   if images is None or heldout is None:
@@ -122,12 +122,8 @@ def measure(
       " held-out images in memory, as of 'digits'"
     )
   memory = setup.make_memory(config, dataset, mesh)
-  evaluator = train_command.make_evaluator(
-    config, mesh, memory.latent_shape, images
-  )
-  run = train_command.make_run(
-    config, workdir, mesh, dataset, memory, evaluator
-  )
+  evaluator = runs.make_evaluator(config, mesh, memory.latent_shape, images)
+  run = runs.make_run(config, workdir, mesh, dataset, memory, evaluator)
   state = loop.train(run)
   sampler = source_lib.make_sampler(config, memory, mesh)
   weights = source_lib.make_weights(config, memory, state.ema)
@@ -136,9 +132,7 @@ def measure(
   other = dataclasses.replace(weights, bank=setup.lookup_bank(config, placed))
 
   def draw(weights, bank, outside=False):
-    return train_command.draw_samples(
-      config, sampler, weights, bank, outside=outside
-    )
+    return compare.draw_samples(config, sampler, weights, bank, outside=outside)
 
   def distance(samples):
     return build.score_pixels(evaluator, samples.pixels)["frechet"]

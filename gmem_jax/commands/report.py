@@ -59,6 +59,8 @@ class Material:
     unconditional: Samples of the network without memory.
     neighbours: Nearest memories of the first held-out images.
     distance: Images -> Fréchet distance to the training images.
+    floor: That of as many real images as there are samples; None where there
+      are too few images to tell.
   """
 
   train: np.ndarray
@@ -68,6 +70,7 @@ class Material:
   unconditional: Samples
   neighbours: NearestMemories
   distance: Any
+  floor: float | None
 
 
 def picture(material: Material) -> np.ndarray:
@@ -121,6 +124,7 @@ def numbers(
   )
   return {
     "samples": float(len(material.from_bank.pixels)),
+    "distance/floor": np.nan if material.floor is None else material.floor,
     "distance/heldout_images": material.distance(material.heldout),
     "distance/from_bank": material.distance(material.from_bank.pixels),
     "distance/from_heldout": material.distance(material.from_heldout.pixels),
@@ -144,7 +148,8 @@ def table(values: dict[str, float], steps: int) -> str:
   return f"""
 Fréchet distance to the training images ({values["samples"]:.0f} samples each;
 features of a small classifier of the real images), after {steps} steps:
-  held-out images themselves: the floor   {distance["heldout_images"]:8.2f}
+  as many training images, of the others: {distance["floor"]:8.2f} (the floor)
+  held-out images themselves              {distance["heldout_images"]:8.2f}
   memory, snippets from the bank          {distance["from_bank"]:8.2f}
   memory, snippets of held-out images     {distance["from_heldout"]:8.2f}
   no memory                               {distance["unconditional"]:8.2f}

@@ -9,6 +9,7 @@ import pytest
 
 from gmem_jax.commands import (
   evaluate as evaluate_command,
+  runs,
   sample as sample_command,
   train as train_command,
 )
@@ -174,13 +175,13 @@ def test_too_few_images_are_refused_before_training():
   mesh = sharding.make_mesh(config.mesh)
   own = dataset_lib.load(config).train_images
   with pytest.raises(ValueError, match=r"eval\.count: 64 images are too"):
-    train_command.make_evaluator(config, mesh, (8, 8, 1), own)
+    runs.make_evaluator(config, mesh, (8, 8, 1), own)
 
 
 def test_training_without_scores_makes_pictures_alone():
   config = tiny.make_config(eval__scores=())
   mesh = sharding.make_mesh(config.mesh)
-  assert train_command.make_evaluator(config, mesh, (8, 8, 1), None) is None
+  assert runs.make_evaluator(config, mesh, (8, 8, 1), None) is None
 
 
 def test_the_config_knows_every_score():
@@ -209,7 +210,7 @@ def test_the_digits_table_is_of_this_evaluation(tmp_path, capsys):
   mesh = sharding.make_mesh(config.mesh)
   dataset = dataset_lib.load(config)
   own, held = dataset.train_images, dataset.heldout_images
-  evaluator = train_command.make_evaluator(config, mesh, (8, 8, 1), own)
+  evaluator = runs.make_evaluator(config, mesh, (8, 8, 1), own)
   expected = evaluator(build.images_source(held), len(held))["frechet"]
   assert found["distance/heldout_images"] == pytest.approx(expected, rel=1e-6)
   for directory, name in ((".", "from_bank"), ("unconditional",) * 2):

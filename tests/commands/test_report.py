@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ def material():
       np.linspace(1, 0, 12).reshape(3, 4), np.arange(12).reshape(3, 4)
     ),
     distance=lambda x: float(x.mean()),
+    floor=0.25,
   )
 
 
@@ -46,6 +49,7 @@ def test_numbers_compare_the_runs(material, runs):
   assert values["seconds/memory"] == 30
   assert values["seconds/unconditional"] == 33
   assert values["distance/from_bank"] == material.from_bank.pixels.mean()
+  assert values["distance/floor"] == 0.25
   # The samples are copies of their memories.
   assert values["memorisation/own_memory"] == 1
   assert values["memorisation/sample_distance"] == pytest.approx(0, abs=1e-6)
@@ -56,6 +60,14 @@ def test_a_distance_that_is_never_reached_is_no_number(material, tmp_path):
   write_curve(tmp_path / "other", [(11, 2.0)])
   values = report.numbers(material, tmp_path / "memory", tmp_path / "other")
   assert np.isnan(values["seconds/to_same_distance"])
+
+
+def test_too_few_images_have_no_floor(material, runs):
+  fewer = dataclasses.replace(material, floor=None)
+  text = report.write(fewer, *runs, steps=500)
+  assert re.search("the others: +nan ", text)
+  stored = json.loads((runs[0] / "report.json").read_text())
+  assert stored["distance/floor"] is None
 
 
 def test_files_and_table(material, runs):

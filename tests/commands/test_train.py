@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax.commands import train
+from gmem_jax.commands import runs, train
 from gmem_jax.data import write_images
 from gmem_jax.train import dataset as dataset_lib, metrics
 from tests import tiny
@@ -121,7 +121,7 @@ def test_a_sample_stands_beside_its_memory(reported):
   workdir, _ = reported
   config = tiny.make_config(**REPORTED)
   images = dataset_lib.load(config).train_images.pixels
-  rows, _ = train.draw_snippets(
+  rows, _ = runs.draw_snippets(
     config,
     dataset_lib.load(config).train.bank,
     np.arange(config.eval.grid),

@@ -6,7 +6,6 @@ from jax.sharding import PartitionSpec as P
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
-from gmem_jax.commands import train as train_command
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
@@ -313,7 +312,7 @@ def test_init_puts_only_shards_on_a_device_and_any_mesh_gives_the_same(
 def test_mesh_and_accumulation_must_divide_the_batches():
   config = tiny.make_config(mesh__data=4, train__accumulation=8)
   with pytest.raises(ValueError, match=r"config\.train\.accumulation=8"):
-    train_command.make_mesh(config)
+    runs.make_mesh(config)
   config = tiny.make_config(train__batch_size=18, mesh__data=4)
   with pytest.raises(ValueError, match=r"config\.train\.batch_size=18"):
-    train_command.make_mesh(config)
+    runs.make_mesh(config)
