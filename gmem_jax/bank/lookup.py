@@ -10,6 +10,7 @@ cosine, as memory snippets are unit vectors, search the unit rows:
 """
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,12 @@ def _search(
   def call_or_xla(module):
     try:
       module.check(query, rows, k)
-    except NotImplementedError:
+    except NotImplementedError as error:
+      # A newer jax would be faster; rows that no kernel serves are usual.
+      # Python shows the warning of a line once.
+      old = module is topk_gpu and not topk_gpu.SUPPORTED
+      if old and jax.default_backend() == "gpu":
+        warnings.warn(f"{error}. XLA searches instead, slower", stacklevel=2)
       return call(topk_xla)
     return call(module)
 

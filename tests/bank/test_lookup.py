@@ -11,6 +11,7 @@ from gmem_jax.bank import (
   sharded_lookup,
   sharding as place_lib,
 )
+from gmem_jax.bank.kernels import topk_gpu
 from gmem_jax.parallel import sharding
 from tests.bank.kernels import arg_specs, oracle
 
@@ -224,3 +225,12 @@ def test_a_kernel_that_cannot_serve_says_why(implementation, change, message):
       change.get("k", 3),
       implementation=implementation,
     )
+
+
+def test_an_old_jax_on_a_gpu_says_that_it_is_slower(monkeypatch):
+  query, bank, _ = example()
+  lookup.nearest(query, bank, 3)  # Not elsewhere: warnings are errors here.
+  monkeypatch.setattr(topk_gpu, "SUPPORTED", False)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  with pytest.warns(UserWarning, match=r"needs 0\.11.*XLA searches"):
+    lookup.nearest(query, bank, 3)

@@ -33,6 +33,9 @@ _BLOCKS = 132
 # Queries at a time, in the scan and in the gathers of the rescoring.
 _CHUNK, _GATHER = 1024, 64
 
+# Whether this jax can run the kernel.
+SUPPORTED = jax.__version_info__ >= (0, 11)
+
 
 def check(
   query: Float[Array, "q d"],
@@ -40,7 +43,7 @@ def check(
   k: int,
 ) -> None:
   """Raises NotImplementedError, with the reason, where it cannot serve."""
-  if jax.__version_info__ < (0, 11):
+  if not SUPPORTED:
     raise NotImplementedError(
       f"topk_gpu: jax {jax.__version__}; needs 0.11, the first whose Mosaic GPU"
       " interpreter can check the kernel"
