@@ -17,6 +17,15 @@ from gmem_jax.studio import (
 PAGE, SIDE = 60, 96
 NEIGHBOURS = 12
 EVERYTHING = "all"
+# Gradio gives its images no words for those who do not see them.
+_NAME_MAP = """() => {
+  const name = (tries) => {
+    const map = document.querySelector("#bank-map img");
+    if (map) map.alt = "Map of the bank";
+    else if (tries) setTimeout(name, 100, tries - 1);
+  };
+  name(50);
+}"""
 
 
 def build(
@@ -212,7 +221,7 @@ def _connect_map(studio, visit, parts, row) -> None:
     draw, [visit, way], [canvas, cells, said], show_progress_on=canvas,
     # It needs no device, and UMAP is slow.
     concurrency_id="map", concurrency_limit=1, **context.PRIVATE,
-  )  # fmt: skip
+  ).then(None, None, None, js=_NAME_MAP, **context.PRIVATE)  # fmt: skip
   canvas.select(chosen, cells, row, **context.PRIVATE)
 
 

@@ -26,8 +26,9 @@ class UMAP:
   def fit_transform(self, features):
     return features[:, :2]
 """
-# Until a page is told to be wrong, in milliseconds; programs compile meanwhile.
-PATIENCE = 60_000
+# Until a page is told to be wrong, in milliseconds; programs compile meanwhile,
+# and others may use the machine.
+PATIENCE = 180_000
 
 
 class Server(NamedTuple):
