@@ -36,8 +36,8 @@ Ctrl-C, SIGTERM and SIGHUP make training save its state and end; a second Ctrl-C
 ends it at once. Other modes end without delay and continue where they were.
 
 Exit status: 0 the work is done, or training was told to stop and has saved its
-state (see --stopped_status); 2 bad input; 3 another process is gone: start
-again; 130 ended by Ctrl-C.
+state (see --stopped_status); 2 bad input; 3 another process failed or is gone,
+or a disk is full: start again; 130 ended by Ctrl-C.
 """
 
 import logging
@@ -51,7 +51,7 @@ from absl import app, flags, logging as absl_logging
 
 import gmem_jax
 from gmem_jax.commands import command_line, interrupt, startup
-from gmem_jax.files import atomic, errors
+from gmem_jax.files import atomic, disk, errors
 
 _CONFIG = command_line.define_config(
   "FILE.py or FILE.py:OPTION: the recipe, e.g. configs/digits.py."
@@ -108,8 +108,8 @@ _BANK_ROWS = flags.DEFINE_integer(
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   None,
-  "HOST:PORT of process 0; PORT and PORT + 1 must be free there. Needed only"
-  " where no cluster says it; also JAX_COORDINATOR_ADDRESS.",
+  "HOST:PORT of process 0; PORT must be free there. Needed only where no"
+  " cluster says it; also JAX_COORDINATOR_ADDRESS.",
 )
 _PROCESSES = flags.DEFINE_integer(
   "processes", None, "Number of processes; also JAX_NUM_PROCESSES.", 1
@@ -120,13 +120,10 @@ _PROCESS = flags.DEFINE_integer(
 _JOIN_SECONDS = flags.DEFINE_float(
   "join_seconds", 300.0, "How long to wait for processes that do not come.", 1
 )
-_SILENCE_SECONDS = flags.DEFINE_float(
-  "silence_seconds",
-  60.0,
-  "Seconds without a sign of life after which a process counts as gone. (One"
-  " that is killed is noticed at once.)",
-  1,
-)
+_HEARTBEAT_SECONDS = flags.DEFINE_float(
+  "heartbeat_seconds", 20.0,
+  "Seconds without a sign of life after which a process counts as gone.", 5,
+)  # fmt: skip
 _STOPPED_STATUS = flags.DEFINE_integer(
   "stopped_status",
   0,
@@ -216,7 +213,7 @@ def main(argv: list[str]) -> int:
 
 def _status(error: BaseException) -> int:
   """The exit status of what ended the work; tells the other processes."""
-  from gmem_jax.parallel import processes
+  from gmem_jax.parallel import processes, roll_call, watch
 
   if isinstance(error, KeyboardInterrupt) and processes.is_joined():
     return processes.fail("interrupted", interrupt.STATUS)
@@ -228,6 +225,8 @@ def _status(error: BaseException) -> int:
     logging.getLogger("gmem_jax").warning("%s", error)
     processes.finish()
     return _STOPPED_STATUS.value
+  if isinstance(error, roll_call.Incomplete) or disk.is_full(error):
+    return processes.fail(errors.describe(error), watch.AGAIN)
   if isinstance(error, (*errors.MENDABLE, metrics.NonFiniteError)):
     return processes.fail(errors.describe(error), errors.BAD_INPUT)
   if not processes.is_joined():
@@ -289,7 +288,7 @@ def _prepare_process(config: Any, workdir: Any) -> None:
   processes.start(
     job,
     seconds=_JOIN_SECONDS.value,
-    silence=_SILENCE_SECONDS.value,
+    heartbeat=_HEARTBEAT_SECONDS.value,
     # Processes that were given something else would wait for each other.
     card={
       "gmem_jax": gmem_jax.__version__,

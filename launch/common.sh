@@ -21,6 +21,7 @@ program() { # NAME HINT: must be on PATH, but for --dry-run.
 show() { { printf '+' && printf ' %q' "$@" && echo; } >&3; }
 run() { show "$@" && { [[ -n $dry ]] || "$@"; }; }
 quoted() { printf '%q ' "$@"; }
+secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 
 # parse SETTINGS -- ARGUMENTS: sets $action, $dry, $args and, for --some-name=V,
 # GMEM_SOME_NAME; what follows a -- among the arguments becomes $args.

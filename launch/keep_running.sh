@@ -5,7 +5,7 @@
 #   state    prints READY, WAIT (not yet), MISSING, or else GONE
 #   create, remove, setup, start (which returns the job's exit status).
 # Exit statuses of the job: 0 done, 2 bad input, 75 stopped after a save, 3 a
-# process is gone. What fails three times on a machine that stays is given up.
+# process is gone or a disk is full. What fails three times on a machine that stays is given up.
 keep_running() {
   local found status installed='' made='' failures=0
   pause() { [[ -n $dry ]] || sleep "${GMEM_POLL:-30}"; }

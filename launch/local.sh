@@ -9,7 +9,7 @@
 # Settings, each also an environment variable (--processes=4 or
 # GMEM_PROCESSES=4)
 #   --processes=2      processes
-#   --port=8476        this port and the next one must be free
+#   --port=8476        a port that is free
 #   --python=python    of an environment with gmem_jax
 #   --restarts=10      how often to start again
 #   --dry-run          print the commands, run none
@@ -26,6 +26,7 @@ parse PROCESSES PORT PYTHON RESTARTS -- "$@"
 [[ $action == run ]] || die "unknown command $action; see --help"
 program "$GMEM_PYTHON" "give --python=..."
 cd "$root"
+export GMEM_SECRET=${GMEM_SECRET:-$(secret)}
 
 pids=() stopping=''
 pass_on() { stopping=1 && kill -TERM "${pids[@]}" 2>/dev/null || true; }

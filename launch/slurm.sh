@@ -52,6 +52,8 @@ run)
   ;;
 job) # Inside the job. SIGTERM goes to its steps, which save and end with 75.
   trap : TERM
+  # Others on the network may reach the coordinator's port.
+  export GMEM_SECRET=${GMEM_SECRET:-$(secret)}
   status=0
   run srun --kill-on-bad-exit=0 "$GMEM_PYTHON" -m gmem_jax.main "${args[@]}" \
     --stopped_status=75 || status=$?

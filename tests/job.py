@@ -69,7 +69,8 @@ class Job:
         self.processes.append(
           subprocess.Popen(
             command(workdir, *flags, *extra, full=full, **changes),
-            env=dict(os.environ),
+            # As launch/local.sh, so that one status is that of all.
+            env=dict(os.environ, GMEM_SECRET="known to these alone"),
             cwd=tiny.ROOT,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,5 +1,6 @@
 """The command line, as real processes: bad input, kills, continuation."""
 
+import errno
 import json
 import os
 import pathlib
@@ -13,7 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax.parallel import sharding
+from gmem_jax import main
+from gmem_jax.files import errors
+from gmem_jax.parallel import sharding, watch
 from gmem_jax.train import checkpoint, metrics, setup
 from tests import kill_training, tiny
 
@@ -333,3 +336,15 @@ def test_workdir_of_another_config(uninterrupted, run):
   assert result.returncode == 2
   assert "config.model.depth: 2 there, 1 now" in result.stderr
   assert "Traceback" not in result.stderr
+
+
+def test_a_full_disk_is_no_bad_input(capsys):
+  """Room may come, so launchers start the job again."""
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/a")
+  assert main._status(full) == watch.AGAIN
+  missing = FileNotFoundError(errno.ENOENT, "No such file", "/runs/b")
+  assert main._status(missing) == errors.BAD_INPUT
+  assert capsys.readouterr().err == (
+    "gmem_jax: /runs/a: No space left on device\n"
+    "gmem_jax: /runs/b: No such file\n"
+  )

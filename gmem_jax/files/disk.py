@@ -32,7 +32,9 @@ def named(path: str | os.PathLike) -> Iterator[None]:
     if error.filename is None and error.errno in _FULL:
       raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     if _CUT.match(str(error)):
-      raise OSError(f"{path} cannot be written: {error}") from None
+      # Mostly for the same reason; it does not say.
+      number = errno.ENOSPC
+      raise OSError(number, f"cannot be written: {error}", str(path)) from None
     raise
   except Exception as error:  # Each library has a type of its own.
     found = _NUMBER.search(str(error))
@@ -40,6 +42,11 @@ def named(path: str | os.PathLike) -> Iterator[None]:
     if number not in _FULL:
       raise
     raise OSError(number, os.strerror(number), os.fspath(path)) from None
+
+
+def is_full(error: BaseException) -> bool:
+  """Whether the system said that a disk is full, or a quota used up."""
+  return isinstance(error, OSError) and error.errno in _FULL
 
 
 def _is_new(record: logging.LogRecord) -> bool:

@@ -1,7 +1,13 @@
 """Which processes there are: by flags, by environment, or by the cluster."""
 
+import contextlib
 import dataclasses
+import functools
+import hmac
+import ipaddress
 import os
+import socket
+from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -9,7 +15,7 @@ class Job:
   """The processes that train one network.
 
   Attributes:
-    coordinator: HOST:PORT of process 0; the port after it is ours, too.
+    coordinator: HOST:PORT of process 0.
     count: Number of processes.
     index: Number of this process.
     local_devices: The devices that this process takes; None for all it sees.
@@ -22,10 +28,10 @@ class Job:
 
   def __post_init__(self):
     host, _, port = self.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
       raise ValueError(
         f"--coordinator={self.coordinator!r}: must be HOST:PORT, with a PORT"
-        " below 65535 (the next one is used, too)"
+        " below 65536"
       )
     if not 0 <= self.index < self.count:
       raise ValueError(
@@ -33,11 +39,50 @@ class Job:
       )
 
   @property
-  def watch_address(self) -> tuple[str, int]:
-    """Where process 0 holds the roll call."""
+  def address(self) -> tuple[str, int]:
+    """Host and port of the coordinator."""
     host, _, port = self.coordinator.rpartition(":")
     # An IPv6 address has brackets in HOST:PORT, but not in a socket's address.
-    return host.strip("[]"), int(port) + 1
+    return host.strip("[]"), int(port)
+
+  @functools.cached_property
+  def interface(self) -> str:
+    """Where process 0 listens: the coordinator's IP address, or "" for any."""
+    host, _ = self.address
+    with contextlib.suppress(OSError):
+      found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+      family, *_, (address, *_) = found[0]
+      given = host == "localhost" or host == address
+      # Some systems give a host's own name the address of its loopback.
+      if given or not ipaddress.ip_address(address).is_loopback:
+        with socket.socket(family) as probe:
+          probe.bind((address, 0))
+        return str(address)
+    return ""  # An address that is not this machine's own: a router's.
+
+  @property
+  def bind_address(self) -> str | None:
+    """The same for `jax.distributed.initialize`; None for any."""
+    address, port = self.interface, self.address[1]
+    if not address:
+      return None
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def sign(text: str) -> str:
+  """A text's MAC, whose key is the variable GMEM_SECRET; "" without one.
+
+  What carries it was said by a process of this job, if all its hosts, and no
+  others, know the secret.
+  """
+  key = os.environ.get("GMEM_SECRET", "").encode()
+  return hmac.digest(key, text.encode(), "sha256").hex() if key else ""
+
+
+def listed(numbers: Sequence[int]) -> str:
+  """Numbers as text, e.g. "1, 2, 5"; only the first 16."""
+  shown = ", ".join(str(n) for n in numbers[:16])
+  return shown + (f" … ({len(numbers)})" if len(numbers) > 16 else "")
 
 
 def find(

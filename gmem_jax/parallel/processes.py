@@ -3,8 +3,10 @@
 With one process every collective is a no-op.
 """
 
-import ctypes
+import faulthandler
+import hashlib
 import itertools
+import json
 import os
 import pathlib
 import signal
@@ -18,17 +20,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from gmem_jax.parallel import jobs, peers
+from gmem_jax.parallel import jobs, roll_call, watch
 
-_line: peers.Peers | None = None  # To the other processes; None: alone.
+_watch: watch.Watch | None = None  # Over the other processes; None: alone.
 
-# Seconds that a failed process waits for news of another one: a collective
-# mostly breaks because a process is gone, and that is what the user must read.
-GRACE = 1.0
+# Seconds in which all who answered the roll call reach jax's service.
+_CONNECT = 60
 
 
 def start(
-  job: jobs.Job, *, seconds: float, card: Mapping[str, Any], silence: float
+  job: jobs.Job, *, seconds: float, card: Mapping[str, Any], heartbeat: float
 ) -> None:
   """Connects the processes; afterwards jax sees the devices of all.
 
@@ -39,25 +40,16 @@ def start(
     job: From `jobs.find`.
     seconds: How long to wait for processes that have not started yet.
     card: Settings that must be the same on all of them; JSON.
-    silence: Seconds without a sign of life after which a process is gone.
+    heartbeat: Seconds without a sign of life after which a process is gone.
 
   Raises:
-    ValueError: Naming the processes that are missing or do not fit.
+    ValueError: Naming the processes that are missing, or the first setting that
+      differs.
+    roll_call.Incomplete: If another process says so.
   """
-  global _line
-  line = peers.Peers(
-    job.watch_address,
-    job.index,
-    job.count,
-    card=dict(card) | {"jax": jax.__version__},
-    on_end=end_process,
-    beat=silence / 12,
-    silence=silence,
-  )
-  line.join(seconds)
-  _line = line
-  # Requests to stop go over our line: jax's service also hears orbax's steps,
-  # which count on another scale (see `stop_vote`).
+  global _watch
+  roll_call.hold(job, seconds)
+  # `StopRequest` has a service of its own: orbax reports its steps to this one.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
     job.coordinator,
@@ -66,11 +58,64 @@ def start(
     local_device_ids=None
     if job.local_devices is None
     else list(job.local_devices),
-    initialization_timeout=int(max(seconds, 30)),
-    # Our line is faster and names the process; jax's heartbeat is a fallback.
-    heartbeat_timeout_seconds=int(max(2 * silence, 20)),
+    initialization_timeout=_CONNECT,
+    coordinator_bind_address=job.bind_address,
+    # Our watch names the process that is gone, so it comes first. This one is
+    # left where Python does not run.
+    heartbeat_timeout_seconds=int(2 * heartbeat),
+    shutdown_timeout_seconds=_CONNECT,
   )
-  _outlive_abort()
+  # When process 0 is gone jax mostly aborts this one before our line is out.
+  # absl would then print the stack of every thread.
+  faulthandler.enable(all_threads=False)
+  _watch = watch.Watch(
+    _client(), job.index, job.count, heartbeat=heartbeat, on_end=end_process
+  )
+  _compare(job, dict(card) | {"jax": jax.__version__})
+
+
+def _client() -> Any:
+  """The connection of jax to its key-value store and barriers."""
+  # Private, as jax has no public function for either; orbax takes it from here,
+  # too. tests/parallel/test_watch.py fails when this moves.
+  from jax._src import distributed
+
+  return distributed.global_state.client
+
+
+def _compare(job: jobs.Job, card: Mapping[str, Any]) -> None:
+  """Refuses settings that differ between the processes; names one, no value."""
+  client, milliseconds = _client(), 1000 * _CONNECT
+  digests = {key: _digest(value) for key, value in card.items()}
+  client.key_value_set(f"gmem_jax/card/{job.index}", _digest(digests))
+  client.wait_at_barrier("gmem_jax/cards", milliseconds)
+  whole = [
+    client.blocking_key_value_get(f"gmem_jax/card/{i}", milliseconds)
+    for i in range(job.count)
+  ]
+  other = next((i for i, d in enumerate(whole) if d != whole[0]), None)
+  if other is None:
+    return
+  if job.index in (0, other):
+    client.key_value_set(f"gmem_jax/keys/{job.index}", json.dumps(digests))
+  ours, theirs = (
+    json.loads(
+      client.blocking_key_value_get(f"gmem_jax/keys/{i}", milliseconds)
+    )
+    for i in (0, other)
+  )
+  key = min(
+    k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)
+  )
+  raise ValueError(
+    f"{key}: process {other} was given another than process 0; give all"
+    " processes the same command, and the same version of gmem_jax and jax"
+  )
+
+
+def _digest(value: Any) -> str:
+  text = json.dumps(value, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def end_process(message: str, status: int) -> None:
@@ -81,34 +126,12 @@ def end_process(message: str, status: int) -> None:
   os._exit(status)
 
 
-def _outlive_abort() -> None:
-  """Gives the watching thread time to report when jax aborts the process."""
-  # When the coordinator is gone, a thread of jax's aborts the process within
-  # milliseconds, often before our thread had its turn. libc's signal, because
-  # Python's handlers run on the main thread, which waits in a collective.
-  handler_type = ctypes.CFUNCTYPE(None, ctypes.c_int)
-
-  def aborted(_):
-    fail("aborted by jax or XLA; the reason is above", 1)
-
-  handler = handler_type(aborted)
-  _KEPT.append(handler)  # C holds no reference to it.
-  libc = ctypes.CDLL(None)
-  libc.signal.argtypes = [ctypes.c_int, handler_type]
-  libc.signal.restype = ctypes.c_void_p
-  libc.signal(signal.SIGABRT, handler)
-
-
-_KEPT: list[Any] = []
-
-
 def finish() -> None:
   """Ends a job that succeeded: waits for the others, then disconnects."""
-  global _line
-  if _line is not None:
-    jax.distributed.shutdown()
-    _line.leave()
-    _line = None
+  global _watch
+  if _watch is not None:
+    _watch.leave(jax.distributed.shutdown)
+    _watch = None
 
 
 def fail(message: str, status: int) -> int:
@@ -117,18 +140,15 @@ def fail(message: str, status: int) -> int:
   Returns:
     The status, for a process alone; one of several ends here.
   """
-  if _line is not None:
-    known = _line.ended.wait(GRACE)
-    if known or not _line.tell(f"process {_line.index}: {message}", status):
-      time.sleep(GRACE)  # The watching thread reports it and ends us.
-    end_process(message, status)
+  if _watch is not None:
+    _watch.fail(message, status)
   print(f"gmem_jax: {message}", file=sys.stderr, flush=True)
   return status
 
 
 def is_joined() -> bool:
   """Whether this process is one of several."""
-  return _line is not None
+  return _watch is not None
 
 
 def index() -> int:
@@ -216,18 +236,17 @@ class StopRequest:
   """Notes signals on any process, so that the loop can save before it ends.
 
   Attributes:
-    cause: The name of the first signal, or "another process".
+    cause: The name of the signal.
   """
 
   # SIGINT is Ctrl-C, SIGHUP a terminal that was closed.
   _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-  # Dispatches of all loops of this process. Counted across loops, not by one,
-  # so that the processes' numbers agree and only grow.
-  _calls = itertools.count(1)
 
   def __init__(self):
     self._received = False
-    self.cause = "another process"
+    self._manager: Any = None  # Agrees with the other processes.
+    self._calls = itertools.count(1)
+    self.cause = "SIGTERM"  # What jax hears of other processes.
 
   def __enter__(self) -> "StopRequest":
     self._previous = {
@@ -236,20 +255,31 @@ class StopRequest:
       # nohup, and shells for what runs in the background, have one ignored.
       if signal.getsignal(number) is not signal.SIG_IGN
     }
+    if _watch is not None:
+      # What is behind `multihost_utils.reached_preemption_sync_point`, where
+      # orbax counts, too: in steps, and again for checkpoints long begun. The
+      # common stop is one number exactly, so all must count alike. This takes
+      # SIGTERM over from here on.
+      from jax._src.lib import _jax
+
+      self._manager = _jax.create_preemption_sync_manager()
+      self._manager.initialize(_client())
     return self
 
   def __exit__(self, *_) -> None:
+    if self._manager is not None:
+      self._manager.shutdown()
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
   def _handle(self, number: int, _: Any) -> None:
     if not self._received:
       self._received, self.cause = True, signal.Signals(number).name
-    if _line is not None:
-      _line.request_stop()
+    if self._manager is not None:
+      signal.raise_signal(signal.SIGTERM)  # The signal that jax listens to.
 
   def reached(self) -> bool:
     """Whether to stop now; all processes call this once a dispatch."""
-    if _line is None:
+    if self._manager is None:
       return self._received
-    return _line.reached(next(self._calls))
+    return self._manager.reached_sync_point(next(self._calls))

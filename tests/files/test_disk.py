@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.data import write_images
-from gmem_jax.files import atomic, weights
+from gmem_jax.files import atomic, disk, weights
 from gmem_jax.train import tensorboard
 
 LIMIT = 50_000  # bytes of a file
@@ -64,6 +64,7 @@ def test_the_path_is_named_and_nothing_stays(no_room, tmp_path, caplog, save):
   with pytest.raises(OSError, match=r"/out\.npz") as caught:
     save(path)
   assert len(str(caught.value).splitlines()) == 1
+  assert disk.is_full(caught.value)
   assert not list(tmp_path.iterdir())
   # Orbax's threads would each show a stack.
   assert not caplog.records

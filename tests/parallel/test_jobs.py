@@ -39,7 +39,7 @@ def test_a_process_alone():
 def test_plain_hosts_by_flags_or_environment(monkeypatch):
   expected = jobs.Job("host:8476", 4, 2)
   assert jobs.find("host:8476", 4, 2) == expected
-  assert expected.watch_address == ("host", 8477)
+  assert expected.address == ("host", 8476)
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:8476")
   monkeypatch.setenv("JAX_NUM_PROCESSES", "4")
   monkeypatch.setenv("JAX_PROCESS_ID", "2")
@@ -76,7 +76,7 @@ def test_jax_still_detects_clusters_as_we_ask_it_to():
     (("host:8476", 2, None), "--process: needed"),
     ((None, 2, 0), "--coordinator: needed"),
     (("host", 2, 0), "--coordinator='host': must be HOST:PORT"),
-    (("host:65535", 2, 0), "below 65535"),
+    (("host:65536", 2, 0), "below 65536"),
     (("host:8476", 2, 2), "--process=2: must be in [0, --processes=2)"),
   ],
 )

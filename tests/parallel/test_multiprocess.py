@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from gmem_jax.parallel import peers, sharding
+from gmem_jax.parallel import sharding, watch
 from gmem_jax.train import (
   checkpoint,
   dataset as dataset_lib,
@@ -183,9 +183,13 @@ def test_a_killed_process_ends_all_and_the_run_continues_exactly(
     assert time.monotonic() - began < 30
     other = 1 - victim
     assert codes[victim] == -signal.SIGKILL
-    assert codes[other] == peers.LOST, job.output(other)
-    (line,) = job.messages()[other]
-    assert line.startswith(f"gmem_jax: process {victim} is gone")
+    if victim == 0 and codes[other] == -signal.SIGABRT:
+      # Process 0 keeps what the watch reads: jax may be first to abort.
+      assert "Either the leader task was preempted" in job.output(other)
+    else:
+      assert codes[other] == watch.AGAIN, job.output(other)
+      (line,) = job.messages()[other]
+      assert line.startswith(f"gmem_jax: process {victim} is gone")
     # Let it end where the undisturbed run did.
     for late in (s for s in saved(workdir) if s > step):
       shutil.rmtree(workdir / "checkpoints" / str(late))
