@@ -6,6 +6,7 @@ from jax.sharding import PartitionSpec as P
 
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
+from gmem_jax.commands import runs
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
