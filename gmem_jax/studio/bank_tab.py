@@ -10,6 +10,7 @@ from gmem_jax.studio import (
   catalogue as catalogue_lib,
   context,
   pictures,
+  refusals,
   uploads,
 )
 
@@ -21,11 +22,18 @@ EVERYTHING = "all"
 _NAME_MAP = """() => {
   const name = (tries) => {
     const map = document.querySelector("#bank-map img");
-    if (map) map.alt = "Map of the bank";
+    if (map) map.alt = "Map of the bank, for the mouse; without one, choose"
+      + " a thumbnail above or write a number under Row";
     else if (tries) setTimeout(name, 100, tries - 1);
   };
   name(50);
 }"""
+
+
+# Counts pages in the browser, in the order of the clicks, whatever the server
+# has answered so far.
+_TURN = """(number, last) =>
+  Math.min(Math.max(1, (number || 1) + %d), Math.max(1, last))"""
 
 
 def build(
@@ -63,6 +71,8 @@ def build(
       with gr.Row():
         back = gr.Button("← Back", size="sm", min_width=80)
         forward = gr.Button("Next →", size="sm", min_width=80)
+      pages = -(-len(studio.catalogue(None)) // PAGE)
+      last = gr.Number(pages, visible=False)
       said = gr.HTML(elem_id="bank-said")
       thumbnails = gr.Gallery(
         label="Memories", columns=10, height="auto", allow_preview=False,
@@ -94,7 +104,12 @@ def build(
 
   def look(visit, group, text, number):
     group = "" if group == EVERYTHING else group
-    return look_at(studio.catalogue(visit), group, text or "", int(number or 1))
+    asked = int(number or 1)
+    found = look_at(studio.catalogue(visit), group, text or "", asked)
+    rows, number, pages, line, thumbnails = found
+    # One may have gone on meanwhile: nothing is written that was asked for.
+    number = gr.skip() if number == asked else number
+    return rows, number, pages, pictures.hint(line), thumbnails
 
   def describe(visit, row):
     generator = studio.current(visit)
@@ -120,8 +135,10 @@ def build(
   page = {
     "fn": look,
     "inputs": [visit, group, text, number],
-    "outputs": [shown, number, said, thumbnails],
+    "outputs": [shown, number, last, said, thumbnails],
     "show_progress": "hidden",
+    # What is asked for while a page comes is shown after it, and not dropped.
+    "trigger_mode": "always_last",
     **context.PRIVATE,
   }
   # A new choice begins at its first page.
@@ -130,14 +147,15 @@ def build(
   number.submit(**page)
   for button, step in ((back, -1), (forward, 1)):
     button.click(
-      lambda number, step=step: (number or 1) + step, number, number,
-      show_progress="hidden", **context.PRIVATE,
+      None, [number, last], number, js=_TURN % step, trigger_mode="multiple",
+      **context.PRIVATE,
     ).then(**page)  # fmt: skip
   search.upload(
     like, [visit, search], [shown, said, thumbnails],
     **context.DEVICE, **context.PRIVATE,
   )  # fmt: skip
   search.clear(**page)
+  refusals.tell(said, search)
   for gallery, rows in ((thumbnails, shown), (neighbours, near)):
     gallery.select(_chosen, rows, row, **context.PRIVATE)
   row.change(
@@ -162,19 +180,19 @@ def build(
 
 def look_at(
   catalogue: catalogue_lib.Catalogue, group: str, text: str, number: int
-) -> tuple[list[int], int, str, list[tuple[np.ndarray, str]]]:
+) -> tuple[list[int], int, int, str, list[tuple[np.ndarray, str]]]:
   """A page of the rows that are looked for: see `catalogue.find` and `page`.
 
   Reads the images of the page alone, and no feature.
 
   Returns:
-    (its rows, its number, what to say, thumbnails).
+    (its rows, its number, number of pages, what to say, thumbnails).
   """
   found = catalogue.find(group, text)
   rows, number, pages = catalogue_lib.page(found, number, PAGE)
   line = f"{len(found):,} of {len(catalogue):,} rows, page {number} of {pages}"
   rows = rows.tolist()
-  return rows, number, pictures.hint(line), tiles(catalogue, rows)
+  return rows, number, pages, line, tiles(catalogue, rows)
 
 
 def _map() -> tuple[gr.Radio, gr.Button, gr.Image, gr.State, gr.HTML]:
@@ -183,7 +201,8 @@ def _map() -> tuple[gr.Radio, gr.Button, gr.Image, gr.State, gr.HTML]:
     gr.HTML(
       pictures.hint(
         "Two principal components of the features, or, where umap-learn is"
-        " installed, UMAP; a click chooses a memory."
+        " installed, UMAP; a click chooses a memory. Without a mouse: choose"
+        " one of the thumbnails above, or write its number under Row."
       )
     )
     way = gr.Radio(ways, value=ways[0], label="Map by", visible=len(ways) > 1)

@@ -11,6 +11,7 @@ from gmem_jax.studio import (
   context,
   controls,
   pictures,
+  refusals,
   results,
   streaming,
   uploads,
@@ -39,6 +40,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
         start = gr.Button("Go", variant="primary", elem_id="between-start")
         stop = gr.Button("Stop")
     with gr.Column(scale=2, min_width=300):
+      wait = context.waiting("between")
       status = gr.HTML(
         pictures.hint("Two memories: a row, or a picture."),
         elem_id="between-status",
@@ -52,6 +54,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
 
   def go(stopped, visit, *values) -> Iterator[tuple[Any, ...]]:
     quiet = gr.skip(), gr.skip(), gr.skip()
+    look = None
     try:
       generator = studio.current(visit)
       work, count = _work(generator, values)
@@ -69,17 +72,19 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
         _large(found.pixels, 1),
       )
     except streaming.TOLD as error:
-      yield studio.explain(error), gr.skip(), *quiet
+      yield *results.ended(studio, error, look), *quiet
 
   inputs = [*ends[0], *ends[1], method, points, seed]
   context.runs(
     studio,
     start,
     stop,
+    wait,
     go,
     [visit, *inputs],
     [status, strip, place, made, large],
   )
+  refusals.tell(status, ends[0][1], ends[1][1])
   place.change(
     _large, [made, place], large, show_progress="hidden", queue=False,
     **context.PRIVATE,

@@ -1,6 +1,7 @@
 """The tab Compare: the same memories and seeds, in two ways."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -58,6 +59,7 @@ def build(
   with gr.Row():
     start = gr.Button("Compare", variant="primary", elem_id="compare-start")
     stop = gr.Button("Stop")
+  wait = context.waiting("compare")
   status = gr.HTML(
     pictures.hint("Change one side, then Compare."), elem_id="compare-status"
   )
@@ -67,8 +69,8 @@ def build(
     stopped, visit, rows, per_row, seed, *values
   ) -> Iterator[tuple[Any, Any]]:
     size = len(_Side._fields)
+    text, made, first, look = "", [], None, None
     try:
-      text, made = "", []
       for name, part in (("A", values[:size]), ("B", values[size:])):
         # One after the other: two networks need not fit the device.
         try:
@@ -76,19 +78,29 @@ def build(
           work, count = _work(generator, rows, per_row, seed)
         except ValueError as error:
           raise ValueError(f"{name}: {error}") from None
-        for look in streaming.looks(work, count, stopped):
+
+        half = functools.partial(_half_done, stopped, len(made))
+        for look in streaming.looks(work, count, half):
           text = results.status(look, f"{name}: ")
           yield text, gr.skip() if made else results.growing(look)
           if look.made is not None:
             made.append((look.made, generator))
+            first = first or look
       yield text, _table(*made)
     except streaming.TOLD as error:
-      yield studio.explain(error), gr.skip()
+      said, shown = results.ended(studio, error, look)
+      if first is not None:
+        # A alone is no comparison, but it is finished.
+        shown = results.growing(first, "A, finished")
+        if isinstance(error, streaming.StoppedError):
+          said = pictures.hint("Stopped in B: these are A's images.", live=True)
+      yield said, shown
 
   context.runs(
     studio,
     start,
     stop,
+    wait,
     compare,
     [visit, rows, per_row, seed, *sides[0], *sides[1]],
     [status, shown],
@@ -103,6 +115,13 @@ def build(
     "compare_rows": rows, "compare_per_row": per_row, "compare_seed": seed,
     **named,
   }  # fmt: skip
+
+
+def _half_done(
+  stopped: Callable[[float], bool], before: int, done: float
+) -> bool:
+  """Tells how far both sides are; `before` of them are finished."""
+  return stopped((before + done) / 2)
 
 
 def _side(studio: context.Studio, name: str) -> _Side:
@@ -192,14 +211,15 @@ def _generator(
     generator = context.with_weights(generator, side.weights, step)
   elif step is not None:
     raise ValueError("checkpoint: converted weights have only one")
-  generator = generator.with_config(*changes)
   if side.bank == EDITED:
     if visit is None:
       raise ValueError("bank: none is edited yet")
-    return own_banks.use(visit, generator)
-  if side.bank != NETWORKS_OWN:
-    return generator.with_bank(studio.banks[side.bank])
-  return generator
+    own = generator is studio.generator
+    generator = visit if own else own_banks.use(visit, generator)
+  elif side.bank != NETWORKS_OWN:
+    # Before the settings, which change more often.
+    generator = context.with_bank(generator, studio.banks[side.bank])
+  return generator.with_config(*changes)
 
 
 def _work(

@@ -20,7 +20,11 @@ from gmem_jax.sample import (
   search,
 )
 from gmem_jax.sample.generator import Generator
-from gmem_jax.studio import catalogue as catalogue_lib, pictures, streaming
+from gmem_jax.studio import (
+  catalogue as catalogue_lib,
+  line as line_lib,
+  pictures,
+)
 
 # Of all events that compute: one at a time, and the others wait in a queue.
 DEVICE: dict[str, Any] = {"concurrency_id": "device", "concurrency_limit": 1}
@@ -39,6 +43,7 @@ class Studio:
     others: Name -> path of other runs.
     folder: Where uploads and downloads are until the end.
     stops: How often each visitor has stopped work.
+    line: Who waits for the device.
   """
 
   generator: Generator
@@ -49,6 +54,7 @@ class Studio:
   stops: collections.Counter[str | None] = dataclasses.field(
     default_factory=collections.Counter
   )
+  line: line_lib.Line = dataclasses.field(default_factory=line_lib.Line)
 
   @property
   def has_run(self) -> bool:
@@ -72,8 +78,6 @@ class Studio:
 
   def explain(self, error: Exception) -> str:
     """HTML for what does not fit, without folders of this machine."""
-    if isinstance(error, streaming.StoppedError):
-      return pictures.hint("Stopped.")
     names = {self.folder: "…", str(self.workdir): self.workdir.name}
     for name, path in {**self.banks, **self.others}.items():
       names |= {path: name, os.path.abspath(path): name}
@@ -129,6 +133,33 @@ def _with_weights(
   return generator_lib.from_config(other, workdir, step)
 
 
+def with_bank(generator: Generator, path: str) -> Generator:
+  """A generator with another bank; the last two are kept, and not read again.
+
+  Raises:
+    ValueError: If the bank does not fit.
+  """
+  return _with_bank(_Same(generator), path)
+
+
+class _Same:
+  """A generator as a key: equal to itself alone, as it has arrays."""
+
+  def __init__(self, generator: Generator):
+    self.generator = generator
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, _Same) and other.generator is self.generator
+
+  def __hash__(self) -> int:
+    return id(self.generator)
+
+
+@functools.lru_cache(maxsize=2)
+def _with_bank(same: _Same, path: str) -> Generator:
+  return same.generator.with_bank(path)
+
+
 @functools.lru_cache(maxsize=8)
 def _catalogue(bank: host_bank.HostBank, side: int) -> catalogue_lib.Catalogue:
   return catalogue_lib.Catalogue(bank, side)
@@ -142,57 +173,84 @@ def closeness(bank: host_bank.HostBank) -> np.ndarray:
   return search.closeness(bank)
 
 
+def waiting(name: str) -> gr.HTML:
+  """Where `busy` says how long a call of the tab `name` waits."""
+  return gr.HTML("", visible=False, elem_id=f"{name}-wait")
+
+
 def busy(
+  studio: Studio,
   button: gr.Button,
+  wait: gr.HTML,
   work: Callable[..., Any],
   inputs: Sequence[Any],
   outputs: Sequence[Any],
   begin: tuple[Callable[..., Any], Any] | None = None,
-  **settings: Any,
 ) -> Any:
-  """Connects a button with work, during which one sees that it takes no click.
+  """Connects a button with work on the device; whoever waits, sees how long.
 
   Args:
-    button: Gets its words back when the work is done or has failed.
-    work: See `gr.Button.click`, as for the rest.
+    studio: Its line is joined at the click, and left after the work.
+    button: Takes no click meanwhile, and says so.
+    wait: See `waiting`.
+    work: Takes the key in the line, and the values of the inputs.
     inputs: Of the work.
     outputs: Of the work.
     begin: Runs at once, also while others wait, and what it gives a value to.
-    **settings: Of the work.
 
   Returns:
     The event after the work.
   """
-  words = button.value
+  words, kind = button.value, str(button.elem_id)
   quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", **PRIVATE}
   first, given = begin or (lambda request: None, gr.State(None))
+  timer = gr.Timer(1, active=False)
 
-  def start(request: gr.Request) -> tuple[Any, Any]:
-    return first(request), gr.Button("Working…", interactive=False)
+  def tell(request: gr.Request) -> tuple[Any, Any]:
+    found = studio.line.wait((request.session_hash, kind))
+    text = line_lib.words(found)
+    html = pictures.hint(text, live=True) if text else ""
+    return (
+      gr.HTML(html, visible=bool(text)),
+      gr.Timer(active=found is not None),
+    )
 
-  def end() -> gr.Button:
-    return gr.Button(words, interactive=True)
+  def start(request: gr.Request) -> tuple[Any, ...]:
+    studio.line.join((request.session_hash, kind))
+    taken = gr.Button("Working…", interactive=False)
+    return first(request), taken, *tell(request)
 
-  done = button.click(start, None, [given, button], **quiet).then(
-    work, inputs, outputs, **settings, **PRIVATE
+  def run(request: gr.Request, *values: Any) -> Iterator[Any]:
+    key = request.session_hash, kind
+    with studio.line.turn(key):
+      yield from work(key, *values)
+
+  def end(request: gr.Request) -> tuple[Any, ...]:
+    studio.line.leave((request.session_hash, kind))
+    return gr.Button(words, interactive=True), *tell(request)
+
+  done = button.click(start, None, [given, button, wait, timer], **quiet).then(
+    run, inputs, outputs, show_progress="hidden", **DEVICE, **PRIVATE
   )
+  timer.tick(tell, None, [wait, timer], **quiet)
   # Gradio refuses some values before the work; then comes nothing but this.
-  done.failure(end, None, button, **quiet)
-  return done.then(end, None, button, **quiet)
+  done.failure(end, None, [button, wait, timer], **quiet)
+  return done.then(end, None, [button, wait, timer], **quiet)
 
 
 def runs(
   studio: Studio,
   start: gr.Button,
   stop: gr.Button,
+  wait: gr.HTML,
   work: Callable[..., Iterator[Any]],
   inputs: Sequence[Any],
   outputs: Sequence[Any],
 ) -> None:
-  """Connects two buttons with work on the device; whoever waits, waits there.
+  """Connects two buttons with work on the device; see `busy`.
 
-  `work` takes the function that tells whether it is stopped, and the values of
-  the inputs.
+  `work` takes a function that is told what part is done, and tells whether it
+  is stopped; and the values of the inputs. The first output is its status.
   """
   # Not Gradio's way to cancel, which shows stopped work as a fault. Counted is
   # how often a visitor has stopped, so that work in the queue is stopped, too.
@@ -201,20 +259,19 @@ def runs(
   def begin(request: gr.Request) -> int:
     return studio.stops[request.session_hash]
 
-  def run(request: gr.Request, ticket, *values) -> Iterator[Any]:
-    session = request.session_hash
-    yield from work(lambda: studio.stops[session] > ticket, *values)
+  def run(key: line_lib.Key, ticket, *values) -> Iterator[Any]:
+    def stopped(done: float) -> bool:
+      studio.line.tell(key, done)
+      return studio.stops[key[0]] > ticket
+
+    # Before the first image comes, a network may have to be loaded.
+    yield pictures.bar(0, "It begins."), *[gr.skip()] * (len(outputs) - 1)
+    yield from work(stopped, *values)
 
   def end(request: gr.Request) -> None:
     studio.stops[request.session_hash] += 1
 
   busy(
-    start,
-    run,
-    [ticket, *inputs],
-    [*outputs],
-    begin=(begin, ticket),
-    show_progress="minimal",
-    **DEVICE,
+    studio, start, wait, run, [ticket, *inputs], outputs, begin=(begin, ticket)
   )
   stop.click(end, None, None, queue=False, show_progress="hidden", **PRIVATE)

@@ -1,6 +1,6 @@
 """The tab Edit: own pictures join the bank, rows leave it; downloads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -12,6 +12,7 @@ from gmem_jax.studio import (
   controls,
   own_banks,
   pictures,
+  refusals,
   uploads,
 )
 
@@ -43,6 +44,7 @@ def build(
       remove = gr.Button("Remove", elem_id="edit-remove")
       back = gr.Button("Back to the studio's bank", elem_id="edit-back")
     with gr.Column(scale=2, min_width=300):
+      wait = context.waiting("edit")
       said = gr.HTML(_about(studio, None), elem_id="edit-said")
       new_rows = gr.Textbox("", visible=False)
       shown = gr.Gallery(
@@ -59,20 +61,21 @@ def build(
 
   def edit(
     work: Callable[[Generator | None, Any], Generator],
-  ) -> Callable[[Generator | None, Any], tuple[Any, ...]]:
-    def run(visit, value):
+  ) -> Callable[..., Iterator[tuple[Any, ...]]]:
+    def run(key, visit, value):
       try:
         size = len(studio.current(visit).source.require_bank().rows)
         other = work(visit, value)
       except (ValueError, OSError) as error:
-        return (
+        yield (
           *(gr.skip() for _ in range(2)),
           studio.explain(error),
           *(gr.skip() for _ in range(4)),
         )
+        return
       added = range(size, len(other.source.require_bank().rows))
       tiles = bank_tab.tiles(context.catalogue(other), [*added[:SHOWN]])
-      return (
+      yield (
         other,
         None,
         _about(studio, other),
@@ -81,6 +84,7 @@ def build(
         gr.update(visible=bool(added)),
         gr.update(value=own_banks.pack(studio, other), visible=True),
       )
+      studio.line.tell(key, 1.0)
 
     return run
 
@@ -96,6 +100,7 @@ def build(
       raise ValueError("rows: name some")
     return own_banks.remove(studio, visit, found)
 
+  refusals.tell(said, files)
   events = []
   for button, control, work in (
     (append, files, lambda *given: own_banks.append(studio, *given)),
@@ -103,14 +108,7 @@ def build(
   ):
     outputs = [visit, control, said, new_rows, shown, take, packed]
     events.append(
-      context.busy(
-        button,
-        edit(work),
-        [visit, control],
-        outputs,
-        show_progress_on=said,
-        **context.DEVICE,
-      )
+      context.busy(studio, button, wait, edit(work), [visit, control], outputs)
     )
   events.append(
     back.click(

@@ -10,6 +10,7 @@ from gmem_jax.studio import (
   context,
   controls,
   pictures,
+  refusals,
   results,
   streaming,
   uploads,
@@ -46,6 +47,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
         start = gr.Button("Make", variant="primary", elem_id="make-start")
         stop = gr.Button("Stop", elem_id="make-stop")
     with gr.Column(scale=2, min_width=300):
+      wait = context.waiting("make")
       status = gr.HTML(
         pictures.hint("Choose memories, then Make."), elem_id="make-status"
       )
@@ -58,6 +60,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
 
   def make(stopped, visit, *values) -> Iterator[tuple[Any, ...]]:
     hidden = [gr.update(visible=False)] * 2
+    look = None
     try:
       generator = studio.current(visit)
       work, count = _work(generator, values)
@@ -73,16 +76,18 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
       paths = results.pack(made, studio.folder)
       yield text, html, *(gr.update(value=p, visible=True) for p in paths)
     except streaming.TOLD as error:
-      yield studio.explain(error), gr.skip(), *hidden
+      yield *results.ended(studio, error, look), *hidden
 
   context.runs(
     studio,
     start,
     stop,
+    wait,
     make,
     [visit, *memories, *sampling],
     [status, shown, *packed],
   )
+  refusals.tell(status, memories.files)
   _react(studio, memories, drawing)
   return {
     **{f"make_{name}": value for name, value in memories._asdict().items()

@@ -102,6 +102,7 @@ def error(text: str) -> str:
   return f'<p class="gm-error" role="alert">{html.escape(text)}</p>'
 
 
-def hint(text: str) -> str:
-  """A remark."""
-  return f'<p class="gm-hint">{html.escape(text)}</p>'
+def hint(text: str, *, live: bool = False) -> str:
+  """A remark; a live one is read out when it changes."""
+  role = ' role="status"' if live else ""
+  return f'<p class="gm-hint"{role}>{html.escape(text)}</p>'

@@ -6,8 +6,9 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import gradio as gr
 import numpy as np
 
 from gmem_jax.sample import images as images_lib, sheet
@@ -49,15 +50,38 @@ def nearest(generator: Generator, pixels: np.ndarray) -> list[Near]:
   ]
 
 
-def growing(look: streaming.Look) -> str:
-  """Images while they are made."""
+def growing(look: streaming.Look, caption: str = "") -> str:
+  """Images while they are made, or what they were when that ended."""
   if look.pixels is None:
     return ""
+  state = "unfinished" if look.made is None else "finished"
   cards = [
-    pictures.figure(pixels, f"image {number}, unfinished", quick=True)
+    pictures.figure(pixels, f"image {number}, {state}", caption, quick=True)
     for number, pixels in zip(look.numbers, look.pixels, strict=True)
   ]
   return f'<div class="gm-grid">{"".join(cards)}</div>'
+
+
+def ended(
+  studio: context.Studio, error: Exception, look: streaming.Look | None
+) -> tuple[str, Any]:
+  """What is told and shown of work that did not come to its end.
+
+  Args:
+    studio: Explains errors.
+    error: One of `streaming.TOLD`.
+    look: The last one, or None if the work had not begun.
+
+  Returns:
+    (status, images): the last previews say that they are unfinished.
+  """
+  shown: Any = gr.skip() if look is None else growing(look, "unfinished")
+  if not isinstance(error, streaming.StoppedError):
+    return studio.explain(error), shown
+  text = "Stopped before there was an image."
+  if look is not None and look.pixels is not None:
+    text = f"Stopped at {look.done:.0%}: these images are unfinished."
+  return pictures.hint(text, live=True), shown
 
 
 def status(look: streaming.Look, name: str = "") -> str:

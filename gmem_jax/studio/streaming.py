@@ -43,9 +43,13 @@ TOLD = (ValueError, OSError, StoppedError)
 
 
 def looks(
-  work: Work, count: int, stopped: Callable[[], bool] = lambda: False
+  work: Work,
+  count: int,
+  stopped: Callable[[float], bool] = lambda done: False,
 ) -> Iterator[Look]:
   """Does work that makes `count` images; ends it when it is closed.
+
+  `stopped` is told at each step what part is done, in [0, 1].
 
   Yields at least every `EVERY` seconds, as a page can be told, and the work be
   closed, only then. The last look has all images.
@@ -59,7 +63,10 @@ def looks(
   last = [0.0]
 
   def on_step(preview: stepwise.Preview) -> None:
-    if stop.is_set() or stopped():
+    finished = int(preview.numbers[0]) + (
+      len(preview.numbers) * preview.step / preview.steps
+    )
+    if stop.is_set() or stopped(finished / count):
       raise StoppedError
     # The page is served by this process, too, and small networks would hold
     # Python's lock all the time.
@@ -68,9 +75,6 @@ def looks(
     if now - last[0] < EVERY and preview.step < preview.steps:
       return
     last[0] = now
-    finished = int(preview.numbers[0]) + (
-      len(preview.numbers) * preview.step / preview.steps
-    )
     told.put((finished / count, preview.numbers, preview.pixels()))
 
   def run() -> None:

@@ -41,6 +41,16 @@ def restrict_formats() -> None:
     del Image.OPEN[name]
 
 
+def too_large(name: str) -> str:
+  """What is said of a file of more than `MAX_BYTES`."""
+  return f"{name}: more than {MAX_BYTES >> 20} MB"
+
+
+def too_many(count: int) -> str:
+  """What is said of more than `MAX_FILES` pictures."""
+  return f"{count} pictures: at most {MAX_FILES} at a time"
+
+
 def check(files: Sequence[str] | None) -> list[Upload]:
   """Reads uploaded files.
 
@@ -49,13 +59,13 @@ def check(files: Sequence[str] | None) -> list[Upload]:
   """
   files = list(files or ())
   if len(files) > MAX_FILES:
-    raise ValueError(f"{len(files)} pictures: at most {MAX_FILES} at a time")
+    raise ValueError(too_many(len(files)))
   found = []
   for file in files:
     name = pathlib.Path(file).name
     try:
       if os.path.getsize(file) > MAX_BYTES:
-        raise ValueError(f"{name}: more than {MAX_BYTES >> 20} MB")
+        raise ValueError(too_large(name))
       decode_image.read(pathlib.Path(file), decode_image.MIN_SIDE)
     except (decode_image.BadImageError, OSError) as error:
       reason = "it is gone: upload it again"

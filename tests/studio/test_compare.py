@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 import gmem_jax
+from gmem_jax.sample import source as source_lib
+from gmem_jax.studio import compare as compare_lib, context
 from tests import tiny
 from tests.studio import conftest
 
@@ -164,6 +166,54 @@ def test_two_banks_show_two_memories(page, runs):
   check(b, moved)
   memories = page.locator("#compare-images .gm-apart .gm-memory")
   assert memories.count() == 4
+
+
+def test_a_bank_is_read_once(runs, monkeypatch):
+  own = load(runs / "first")
+  banks = {"later": str(runs / "later")}
+  studio = context.Studio(own, own.workdir, banks, {}, "")
+  read = []
+  load_bank = source_lib.load_bank
+
+  def counted(*args):
+    read.append(args)
+    return load_bank(*args)
+
+  monkeypatch.setattr(source_lib, "load_bank", counted)
+
+  def side(scale, bank):
+    sampling = ("ode_euler", 5, scale, 0.0, 1.0)
+    return compare_lib._Side(compare_lib.OWN, "", "ema", bank, True, *sampling)
+
+  found = [
+    compare_lib._generator(studio, None, side(scale, "later"))
+    for scale in (1.0, 1.5, 1.0)
+  ]
+  assert len(read) == 1
+  assert len({id(each.source.require_bank()) for each in found}) == 1
+  assert [each.config.sampler.guidance.scale for each in found] == [1, 1.5, 1]
+  assert found[0].config.sample.bank == banks["later"]
+  mine = own.with_bank(runs / "later")
+  read.clear()
+  used = compare_lib._generator(studio, mine, side(1.5, compare_lib.EDITED))
+  assert used.source.require_bank() is mine.source.require_bank()
+  assert not read
+
+
+def test_stop_in_the_second_side_names_the_first(page):
+  page.get_by_role("button", name="B: sampler").click()
+  steps = page.get_by_label("Points of the time grid, B").last
+  steps.fill("1000")
+  steps.press("Tab")
+  choose(page, "Sampler, B", "ode_rk4")
+  page.locator("#compare-start").click()
+  page.locator("#compare-status").get_by_text(
+    re.compile(r"^B: \d+%")
+  ).wait_for()
+  page.get_by_role("tabpanel").get_by_role("button", name="Stop").last.click()
+  page.get_by_text("Stopped in B: these are A's images.").wait_for()
+  captions = page.locator("#compare-images figcaption")
+  assert {each.inner_text() for each in captions.all()} == {"A, finished"}
 
 
 def test_the_side_that_does_not_fit_is_named(page):

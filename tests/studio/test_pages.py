@@ -152,6 +152,32 @@ def test_a_broken_upload_is_named(server, visit, tmp_path):
   make(page)
 
 
+def test_an_upload_that_is_too_large_or_too_many_is_named(
+  server, visit, tmp_path, picture
+):
+  large = tmp_path / "large.png"
+  large.write_bytes(b"0" * ((16 << 20) + 1))
+  too_large = "large.png: more than 16 MB; nothing was uploaded"
+  page = visit(server.url)
+  page.get_by_label("pictures", exact=True).check()
+  said = page.locator("#make-status [role=alert]")
+  many = page.locator("#make-files input[type=file]")
+  many.set_input_files([picture, large])
+  said.get_by_text(too_large).wait_for()
+  many.set_input_files([picture] * 17)
+  said.get_by_text("17 pictures: at most 16 at a time").wait_for()
+  for tab, control, status in (
+    ("Bank", "#bank-search", "#bank-said"),
+    ("Between", "#between-second", "#between-status"),
+    ("Edit", "#edit-files", "#edit-said"),
+  ):
+    page.get_by_role("tab", name=tab).click()
+    if tab == "Bank":
+      page.get_by_role("button", name="Search by a picture").click()
+    page.locator(f"{control} input[type=file]").set_input_files(large)
+    page.locator(status).get_by_text(too_large).wait_for()
+
+
 def test_a_drawing_becomes_images(server, visit):
   page = visit(server.url)
   page.get_by_label("pictures", exact=True).check()
@@ -180,7 +206,11 @@ def test_stop_frees_the_device(server, visit):
   assert start.is_disabled()
   assert start.inner_text() == "Working…"
   page.locator("#make-stop").click()
-  page.get_by_text("Stopped.", exact=True).wait_for()
+  said = page.locator("#make-status")
+  said.get_by_text(re.compile(r"Stopped at \d+%: .*unfinished")).wait_for()
+  captions = page.locator("#make-images figcaption")
+  assert captions.count() == page.locator("#make-images img").count() > 0
+  assert {each.inner_text() for each in captions.all()} == {"unfinished"}
   page.locator("#make-start:enabled").get_by_text("Make").wait_for()
   other = visit(server.url)
   make(other)
@@ -188,18 +218,26 @@ def test_stop_frees_the_device(server, visit):
   assert not images(page).count()
 
 
-def test_a_second_visitor_waits_and_sees_it(server, visit):
+def test_a_second_visitor_waits_and_sees_how_long(server, visit):
   first, second = visit(server.url + LONG), visit(server.url)
   first.locator("#make-start").click()
   first.locator("#make-images img").first.wait_for()
   second.locator("#make-start").click()
-  # Whatever else is asked for meanwhile, it is in a queue.
-  second.get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
+  told = second.locator("#make-wait")
+  known = re.compile(r"^1 call is before yours: your turn in about \d+ s\.$")
+  told.get_by_text(known).wait_for()
+  before = told.inner_text()
+  # It is counted down, or up if the first gets slower.
+  second.wait_for_function(
+    "before => document.querySelector('#make-wait').innerText !== before",
+    arg=before,
+  )
   assert not second.locator("#make-images img").count()
   first.locator("#make-stop").click()
   second.locator("#make-zip").wait_for()
   assert images(second).count() == 8
   assert not images(first).count(), "nor does one see the other's images"
+  assert not told.is_visible()
 
 
 def test_the_bank_is_browsed(server, visit):
@@ -230,6 +268,25 @@ def test_the_bank_is_browsed(server, visit):
   make(page)
   memory = page.locator("#make-images .gm-memory").inner_text()
   assert memory.strip() == f"row {row}"
+
+
+def test_no_click_on_next_is_lost(server, visit):
+  page = visit(server.url + "?tab=bank")
+  page.get_by_text("page 1 of 24").wait_for()
+  click = "(button, times) => { while (times--) button.click(); }"
+  forward = page.get_by_role("button", name="Next")
+  for _ in range(4):
+    forward.evaluate(click, 1)
+  page.get_by_text("page 5 of 24").wait_for()
+  page.get_by_role("button", name="Back").dblclick()
+  page.get_by_text("page 3 of 24").wait_for()
+  # Nor is one counted that leads nowhere.
+  for _ in range(30):
+    forward.evaluate(click, 1)
+  page.get_by_text("page 24 of 24").wait_for()
+  page.get_by_role("button", name="Back").click()
+  page.get_by_text("page 23 of 24").wait_for()
+  assert page.locator("#bank-page input").input_value() == "23"
 
 
 def test_rows_that_are_none_are_named(server, visit):
@@ -267,7 +324,9 @@ def test_the_map_is_drawn_and_clicked(server, visit):
   page.locator("#bank-draw").click()
   drawn = page.locator("#bank-map img")
   drawn.wait_for()
-  page.get_by_alt_text("Map of the bank").wait_for()
+  page.get_by_alt_text(
+    "Map of the bank, for the mouse; without one, choose a thumbnail"
+  ).wait_for()
   box = drawn.bounding_box()
   # Somewhere in the middle there are memories.
   for part in (0.5, 0.45, 0.55, 0.4, 0.6):
@@ -354,6 +413,23 @@ def test_all_can_be_done_without_a_mouse_or_eyes(server, visit):
     page.wait_for_timeout(300)
     assert tab.get_attribute("aria-selected") == "true"
     assert page.evaluate(_NAMELESS) == [], tab.inner_text()
+
+
+def test_rows_are_chosen_by_keyboard(server, visit):
+  page = visit(server.url + "?tab=bank")
+  thumbnails = page.locator("#bank-thumbnails button.thumbnail-item")
+  thumbnails.nth(7).focus()
+  page.keyboard.press("Enter")
+  page.get_by_alt_text("memory, row 7", exact=True).wait_for()
+  neighbour = page.locator("#bank-neighbours button.thumbnail-item").first
+  row = neighbour.inner_text().split()[0]
+  neighbour.focus()
+  page.keyboard.press("Enter")
+  page.get_by_alt_text(f"memory, row {row}", exact=True).wait_for()
+  page.locator("#bank-row input").focus()
+  page.keyboard.press("Control+a")
+  page.keyboard.type("12")
+  page.get_by_alt_text("memory, row 12", exact=True).wait_for()
 
 
 # What the key Tab should reach, and whether one sees where it is.

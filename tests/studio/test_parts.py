@@ -111,8 +111,8 @@ def test_looks_show_work_and_end_it(generator):
 def test_looks_end_when_a_visitor_stops_them(generator):
   asked = []
 
-  def stopped():
-    asked.append(len(asked))
+  def stopped(done):
+    asked.append(done)
     return len(asked) > 5
 
   with pytest.raises(streaming.StoppedError):
@@ -122,6 +122,7 @@ def test_looks_end_when_a_visitor_stops_them(generator):
       )
     )
   assert len(asked) == 6, "asked at each step, until it says so"
+  np.testing.assert_allclose(asked, np.arange(6) / 39)
 
 
 def test_looks_raise_what_the_work_raises(generator):
@@ -171,7 +172,7 @@ def test_of_a_large_bank_no_more_is_read_than_is_shown():
   )
   bank = host_bank.HostBank(rows.T.view(_Counted), None, {}, lambda: images)
   catalogue = catalogue_lib.Catalogue(bank, 8)
-  shown, _, line, tiles = bank_tab.look_at(catalogue, "", "", 12_345)
+  shown, _, _, line, tiles = bank_tab.look_at(catalogue, "", "", 12_345)
   first = 12_344 * bank_tab.PAGE
   assert shown == seen == [*range(first, first + bank_tab.PAGE)]
   assert "page 12345 of 21353" in line
