@@ -54,7 +54,9 @@ class Studio:
   stops: collections.Counter[str | None] = dataclasses.field(
     default_factory=collections.Counter
   )
-  line: line_lib.Line = dataclasses.field(default_factory=line_lib.Line)
+  line: line_lib.WaitingLine = dataclasses.field(
+    default_factory=line_lib.WaitingLine
+  )
 
   @property
   def has_run(self) -> bool:

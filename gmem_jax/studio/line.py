@@ -30,7 +30,7 @@ class _Call:
     return self.begun is not None or now - self.asked < _GONE
 
 
-class Line:
+class WaitingLine:
   """Calls in the order of their clicks; of the device, one runs at a time.
 
   Gradio has the queue; here is only what is said of it. Gradio's own estimate
@@ -128,7 +128,7 @@ class Line:
 
 
 def words(wait: tuple[int, float | None] | None) -> str:
-  """What a visitor is told of `Line.wait`; "" if nothing is waited for."""
+  """What is told of `WaitingLine.wait`; "" if nothing is waited for."""
   if wait is None or not wait[0]:
     return ""
   count, seconds = wait

@@ -29,7 +29,7 @@ def finish(line, clock, key, seconds):
 
 
 def test_nobody_waits_for_nobody(clock):
-  line = line_lib.Line()
+  line = line_lib.WaitingLine()
   assert line.wait(("ann", "make")) is None
   line.join(("ann", "make"))
   assert line_lib.words(line.wait(("ann", "make"))) == ""
@@ -38,7 +38,7 @@ def test_nobody_waits_for_nobody(clock):
 
 
 def test_a_running_call_is_judged_by_its_own_pace(clock):
-  line = line_lib.Line()
+  line = line_lib.WaitingLine()
   ann, ben = ("ann", "make"), ("ben", "make")
   line.join(ann)
   line.join(ben)
@@ -55,7 +55,7 @@ def test_a_running_call_is_judged_by_its_own_pace(clock):
 
 
 def test_those_who_wait_count_as_the_last_finished_ones(clock):
-  line = line_lib.Line()
+  line = line_lib.WaitingLine()
   for seconds in (1000, 2, 4, 2, 4, 3):
     finish(line, clock, ("ann", "make"), seconds)
   finish(line, clock, ("ann", "edit"), 20)
@@ -83,7 +83,7 @@ def test_those_who_wait_count_as_the_last_finished_ones(clock):
 
 
 def test_a_kind_that_was_never_finished_counts_as_the_others(clock):
-  line = line_lib.Line()
+  line = line_lib.WaitingLine()
   finish(line, clock, ("ann", "make"), 8)
   line.join(("ben", "between"))
   line.join(("cem", "make"))
