@@ -90,15 +90,10 @@ def training(
   `bank.placement` is "auto".
 
   Raises:
-    ValueError: If the batch does not divide.
+    ValueError: If the batch or its parts do not divide over the mesh.
   """
-  ways = sharding.batch_ways(mesh)
   size, k = config.train.batch_size, config.train.steps_per_dispatch
-  if size % ways:
-    raise ValueError(
-      f"config.train.batch_size={size}: must be a multiple of the mesh's data x"
-      f" fsdp = {ways}"
-    )
+  setup.check_batch(config, mesh)
   memory = memory_shapes(config, bank_rows, mesh, device_memory)
   shapes = jax.eval_shape(setup.make_init(config, memory))
   shardings = sharding.state_shardings(shapes, mesh)

@@ -34,19 +34,7 @@ def make_mesh(config: sections.Config) -> jax.sharding.Mesh:
     ValueError: If the batch or its parts do not divide over it.
   """
   mesh = sharding.make_mesh(config.mesh)
-  ways = sharding.batch_ways(mesh)
-  batch, parts = config.train.batch_size, config.train.accumulation
-  if batch % ways:
-    raise ValueError(
-      f"config.train.batch_size={batch}: must be a multiple of the mesh's data"
-      f" x fsdp = {ways}"
-    )
-  if batch % (ways * parts):
-    raise ValueError(
-      f"config.train.accumulation={parts}: must divide the {batch // ways}"
-      f" examples that each of data x fsdp = {ways} has of"
-      f" config.train.batch_size={batch}"
-    )
+  setup.check_batch(config, mesh)
   return mesh
 
 

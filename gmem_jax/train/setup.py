@@ -51,6 +51,27 @@ class RunMemory:
   unit: bank_lib.MemoryBank | None = None
 
 
+def check_batch(config: sections.Config, mesh: Mesh) -> None:
+  """Refuses a batch that the devices cannot share equally.
+
+  Raises:
+    ValueError: If the batch or its parts do not divide over the mesh.
+  """
+  ways = sharding.batch_ways(mesh)
+  batch, parts = config.train.batch_size, config.train.accumulation
+  if batch % ways:
+    raise ValueError(
+      f"config.train.batch_size={batch}: must be a multiple of the mesh's data"
+      f" x fsdp = {ways}"
+    )
+  if batch % (ways * parts):
+    raise ValueError(
+      f"config.train.accumulation={parts}: must divide the {batch // ways}"
+      f" examples that each of data x fsdp = {ways} has of"
+      f" config.train.batch_size={batch}"
+    )
+
+
 def network(
   config: sections.Config, memory: RunMemory
 ) -> transformer.FlowTransformer:

@@ -64,6 +64,14 @@ def test_fsdp_sends_parameters_not_activations():
 
 
 @pytest.mark.multidevice
+def test_parts_of_the_batch_that_do_not_divide_are_refused():
+  """As training would: this machine may be rented for it."""
+  config = tiny.make_config(train__batch_size=16, train__accumulation=8)
+  with pytest.raises(ValueError, match=r"config\.train\.accumulation=8"):
+    compile_command.training(config, make_mesh(data=4), bank_rows=100)
+
+
+@pytest.mark.multidevice
 def test_training_takes_shapes_of_the_config():
   config = tiny.make_config(
     train__batch_size=32,

@@ -1,6 +1,7 @@
 """The weights that come with the package."""
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -81,8 +82,8 @@ def test_the_files_are_small_and_licensed():
   assert sum(path.stat().st_size for path in files) <= 6_000_000
   assert "CC BY-SA 4.0" in (FOLDER / "LICENSE.txt").read_text()
   contents = b"".join(path.read_bytes() for path in files)
-  for place in (b"/tmp/", b"/home/", b"/data/emoji"):
-    assert place not in contents, "a path of the machine that made them"
+  found = re.search(rb"/(?:tmp|home|root)/|/data/emoji", contents)
+  assert found is None, "a path of the machine that made them"
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):

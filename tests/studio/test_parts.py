@@ -262,7 +262,7 @@ def test_what_an_address_says_is_checked(control, text, value):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Numba's and UMAP's own.
 def test_umap_puts_together_what_is_alike():
-  pytest.importorskip("umap")
+  pytest.importorskip("umap", reason="needs the extra 'umap'")
   random = np.random.default_rng(0)
   middles = random.normal(size=(3, 16))
   kinds = np.arange(150) % 3
