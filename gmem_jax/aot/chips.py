@@ -30,7 +30,7 @@ class Chip:
 
 
 _DOCS = "https://cloud.google.com/tpu/docs/"
-_NVIDIA = "https://resources.nvidia.com/en-us-tensor-core (H100 data sheet)"
+_NVIDIA = "https://resources.nvidia.com/en-us-tensor-core"
 CHIPS = {
   chip.name: chip
   for chip in (
@@ -41,6 +41,7 @@ CHIPS = {
     Chip("v6e", 918e12, 32 * GIB, 1638e9, 400e9, 12.5e9, _DOCS + "v6e"),
     # SXM5, dense; NVLink within one node.
     Chip("h100", 989e12, 80 * GIB, 3350e9, 450e9, None, _NVIDIA),
+    Chip("h200", 989e12, 141 * 10**9, 4800e9, 450e9, None, _NVIDIA),
   )
 }
 
@@ -51,8 +52,10 @@ class Roofline:
 
   Attributes:
     compute: For the matmuls at the peak rate.
-    memory: To read the arguments and write the results once.
-    network: To send what the collectives send, over all ports at once.
+    memory: To read and write what the program moves.
+    network: To send what the collectives send while other work runs, over all
+      ports at once.
+    waiting: To send what they send while nothing else runs.
     between: To send what crosses from slice to slice; 0 where the speed of that
       network is not published.
   """
@@ -61,28 +64,42 @@ class Roofline:
   memory: float
   network: float
   between: float = 0.0
+  waiting: float = 0.0
 
   @property
   def seconds(self) -> float:
     """A lower bound that no real step reaches."""
-    # As if all overlapped perfectly; their sum would be no bound.
-    return max(dataclasses.astuple(self))
+    # As if all that can overlap did so perfectly.
+    return self.waiting + max(
+      self.compute, self.memory, self.network, self.between
+    )
 
   @property
   def limit(self) -> str:
     """Name of the limit that sets it."""
     parts = dataclasses.asdict(self)
     limit = max(parts, key=lambda name: parts[name])
-    return "between slices" if limit == "between" else limit
+    names = {"between": "between slices", "waiting": "network"}
+    return names.get(limit, limit)
 
 
 def roofline(
-  chip: Chip, *, flops: float, memory: int, sent: float, between: float = 0.0
+  chip: Chip,
+  *,
+  flops: float,
+  memory: float,
+  sent: float,
+  waiting: float = 0.0,
+  between: float = 0.0,
 ) -> Roofline:
-  """The least time of a step, from FLOPs and bytes of one chip."""
+  """The least time of a step, from FLOPs and bytes of one chip.
+
+  `waiting` bytes are sent while nothing else runs, `sent` beside other work.
+  """
   return Roofline(
     compute=flops / chip.flops,
     memory=memory / chip.bandwidth,
     network=sent / chip.link,
     between=between / chip.between if chip.between else 0.0,
+    waiting=waiting / chip.link,
   )

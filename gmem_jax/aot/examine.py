@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from gmem_jax import progress
-from gmem_jax.aot import chips, flops, hlo, topology
+from gmem_jax.aot import chips, flops, hlo, topology, traffic
 
 _SIZE = r"\(?([\d.]+)([KMGT]?)\)?"
 _TOO_BIG = (
@@ -31,7 +31,7 @@ class Program:
     name: For the report.
     jitted: The jitted function.
     arguments: Trees of shapes with shardings.
-    parts: The arguments by kind; few rows of the kind "bank" are read.
+    parts: The arguments by kind.
   """
 
   name: str
@@ -50,6 +50,7 @@ class Needs:
     flops: Over all chips.
     seconds: Time to compile.
     peak: Most bytes of memory in use on a chip.
+    moved: Bytes that a chip's memory reads and writes; see `traffic`.
     collectives: Those of one chip.
   """
 
@@ -58,6 +59,7 @@ class Needs:
   flops: float
   seconds: float
   peak: int | None
+  moved: float | None
   collectives: list[hlo.Collective] | None
   roofline: chips.Roofline | None
 
@@ -106,7 +108,7 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
   seconds = time.monotonic() - began
   if compiled is None:
     _check_memory(program.name, held, machine)
-    return Needs(program.name, parts, total, seconds, None, None, None)
+    return Needs(program.name, parts, total, seconds, *(None,) * 4)
   memory = compiled.memory_analysis()
   # The compiler gives two accounts; the larger is the safe one.
   peak = max(
@@ -117,26 +119,27 @@ def examine(program: Program, machine: topology.Topology) -> Needs:
     - memory.alias_size_in_bytes,
   )
   _check_memory(program.name, peak, machine)
-  collectives = hlo.collectives(
-    compiled.as_text(), machine.count // machine.slices
-  )
-  between = sum(c.sent for c in collectives if c.kind.endswith(hlo.BETWEEN))
-  # The bank is left out: a step reads few of its rows.
-  moved = memory.output_size_in_bytes + sum(
-    size for name, size in parts.items() if name != "bank"
-  )
+  text = compiled.as_text()
+  moved = traffic.moved(text)
+  collectives = hlo.collectives(text, machine.count // machine.slices)
+  sent = sum((c.sent for c in collectives), 0.0)
+  waiting = sum((c.sent_waiting for c in collectives), 0.0)
+  crossing = (c.sent for c in collectives if c.kind.endswith(hlo.BETWEEN))
+  between = sum(crossing, 0.0)
   return Needs(
     program.name,
     parts,
     total,
     seconds,
     peak,
+    moved,
     collectives,
     chips.roofline(
       machine.chip,
       flops=total / machine.count,
       memory=moved,
-      sent=float(sum(c.sent for c in collectives)) - between,
+      sent=sent - waiting - between,
+      waiting=waiting,
       between=between,
     ),
   )
@@ -195,20 +198,24 @@ def describe(needs: Needs, machine: topology.Topology) -> str:
     )
   per_chip = needs.flops / machine.count
   line("matmuls", f"{per_chip / 1e12:10.3f} TFLOP a chip")
+  if needs.moved is not None:
+    line("memory traffic", f"{readable(needs.moved):>10} a chip")
   for c in needs.collectives or []:
+    waiting = f"; a chip waits for {c.waiting} of them" if c.waiting else ""
     line(
       c.kind,
       f"{readable(c.sent):>10} sent by a chip, in {c.count}, the largest of"
-      f" {readable(c.size)}",
+      f" {readable(c.size)}{waiting}",
     )
   if needs.roofline:
     r = needs.roofline
     slices = f", between slices {r.between * 1e3:.1f}" if r.between else ""
+    waits = f" and {r.waiting * 1e3:.1f} alone" if r.waiting else ""
     line(
       "time, ESTIMATE",
       f"{r.seconds * 1e3:10.1f} ms at least ({r.limit}): compute"
       f" {r.compute * 1e3:.1f}, memory {r.memory * 1e3:.1f}, network"
-      f" {r.network * 1e3:.1f}{slices}",
+      f" {r.network * 1e3:.1f}{waits}{slices}",
     )
   verb = "compiled in" if machine.compiler else "lowered, not compiled, in"
   line(verb, f"{needs.seconds:10.1f} s")

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 KINDS = (
   "all-gather",
@@ -49,6 +50,8 @@ class Collective:
     payload: Bytes of their whole (unsplit) arrays, summed.
     sent: Bytes that a device sends for them if in rings: (g - 1) / g of the
       payload in a group of g, twice that for an all-reduce.
+    waiting: How many of them the device waits for and does nothing else.
+    sent_waiting: What is sent of `sent` meanwhile.
   """
 
   kind: str
@@ -56,6 +59,8 @@ class Collective:
   size: float
   payload: float
   sent: float
+  waiting: int = 0
+  sent_waiting: float = 0.0
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
@@ -68,47 +73,79 @@ def collectives(text: str, devices: int) -> list[Collective]:
     text: The program of one slice.
     devices: Devices of that slice.
   """
-  computations, entry = _computations(text)
-  runs: dict[str, list[tuple[int, float, float]]] = {}
-  for kind, times, line, result in _walk(computations, entry, 1):
+  parts, entry = computations(text)
+  runs: dict[str, list[_Run]] = {}
+  for kind, times, line, result in _walk(parts, entry, 1):
     group = _group_size(line, devices)
     payload = _payload(kind, result, line, group)
     share = 1.0 if kind.startswith("collective-p") else (group - 1) / group
     sent = payload * share * (2 if kind.startswith("all-reduce") else 1)
-    runs.setdefault(kind, []).append((times, payload, sent))
+    runs.setdefault(kind, []).append(
+      _Run(times, payload, sent, _waits(kind, line))
+    )
   return [
     Collective(
       kind,
-      count=sum(times for times, _, _ in runs[kind]),
-      size=max(payload for _, payload, _ in runs[kind]),
-      payload=sum(times * payload for times, payload, _ in runs[kind]),
-      sent=sum(times * sent for times, _, sent in runs[kind]),
+      count=sum(run.times for run in runs[kind]),
+      size=max(run.payload for run in runs[kind]),
+      payload=sum(run.times * run.payload for run in runs[kind]),
+      sent=sum(run.times * run.sent for run in runs[kind]),
+      waiting=sum(run.times for run in runs[kind] if run.waits),
+      sent_waiting=sum(
+        (run.times * run.sent for run in runs[kind] if run.waits), 0.0
+      ),
     )
     for kind in (*KINDS, *(kind + BETWEEN for kind in KINDS))
     if kind in runs
   ]
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+class _Run(NamedTuple):
+  """One collective of the text, with the bytes of one time that it runs."""
+
+  times: int
+  payload: float
+  sent: float
+  waits: bool
+
+
+def _waits(kind: str, line: str) -> bool:
+  """Whether nothing else runs during a collective."""
+  # Three ways to overlap: a start with a done, pieces between other work, and
+  # the host's network.
+  apart = "-start(" in line or _CHAIN.search(line) or kind.endswith(BETWEEN)
+  return not apart
+
+
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
   """Computation -> its lines, and the name of the first to run."""
-  computations, entry, lines = {}, "", []
+  found, entry, lines = {}, "", []
   for line in text.splitlines():
     if match := _COMPUTATION.match(line):
-      lines = computations.setdefault(match[2], [])
+      lines = found.setdefault(match[2], [])
       entry = match[2] if match[1] else entry
     else:
       lines.append(line)
   if not entry:
     raise ValueError("the program's text has no ENTRY computation")
-  return computations, entry
+  return found, entry
+
+
+def called(line: str) -> list[str]:
+  """The computations that an instruction runs; a loop's condition is none."""
+  return [
+    target
+    for names in _CALLED.findall(line)
+    for target in names.replace("%", "").split(", ")
+  ]
 
 
 def _walk(
-  computations: dict[str, list[str]], name: str, times: int
+  parts: dict[str, list[str]], name: str, times: int
 ) -> Iterator[tuple[str, int, str, str]]:
   """(kind, times, line, result type) of the collectives under a computation."""
   seen = set()
-  for line in computations.get(name, []):
+  for line in parts.get(name, []):
     match = _INSTRUCTION.match(line)
     if not match:
       continue
@@ -123,26 +160,25 @@ def _walk(
     if opcode == "send" and (crossing := _CROSSING.search(line)):
       yield crossing[2].lower().replace("_", "-") + BETWEEN, times, line, result
       continue
-    inner = times * (_trips(computations, line) if opcode == "while" else 1)
-    for called in _CALLED.findall(line):
-      for target in called.replace("%", "").split(", "):
-        for item in _walk(computations, target, inner):
-          piece = _CHAIN.search(item[2])
-          if piece and piece.groups() in seen:
-            continue
-          if piece:
-            seen.add(piece.groups())
-          yield item
+    inner = times * (trips(parts, line) if opcode == "while" else 1)
+    for target in called(line):
+      for item in _walk(parts, target, inner):
+        piece = _CHAIN.search(item[2])
+        if piece and piece.groups() in seen:
+          continue
+        if piece:
+          seen.add(piece.groups())
+        yield item
 
 
-def _trips(computations: dict[str, list[str]], line: str) -> int:
+def trips(parts: dict[str, list[str]], line: str) -> int:
   """How often a loop runs; 1 if the text does not tell."""
   if known := _TRIPS.search(line):
     return int(known[1])
   # Not every backend writes the count. A scan's condition compares its counter,
   # which begins at 0, with a single constant.
   condition = _CONDITION.search(line)
-  lines = computations.get(condition[1], []) if condition else []
+  lines = parts.get(condition[1], []) if condition else []
   if not any("direction=LT" in x for x in lines):
     return 1
   constants = [int(m[1]) for m in map(_CONSTANT.search, lines) if m]
@@ -168,7 +204,7 @@ def _group_size(line: str, devices: int) -> int:
 
 def _payload(kind: str, result: str, line: str, group: int) -> float:
   """Bytes of the whole array that a collective works on."""
-  sizes = [_bytes(*array) for array in _ARRAY.findall(result)]
+  sizes = [size(*array) for array in _ARRAY.findall(result)]
   if kind.endswith(BETWEEN):
     return sizes[0]  # The other is the transfer's number.
   if "-start(" in line and kind in ("all-gather", "collective-permute"):
@@ -183,7 +219,7 @@ def _payload(kind: str, result: str, line: str, group: int) -> float:
   return float(sum(sizes))
 
 
-def _bytes(dtype: str, shape: str) -> float:
+def size(dtype: str, shape: str) -> float:
   """Bytes of an array; a token has none."""
   bits = 8 if dtype.startswith("f8") else _BITS.get(dtype, 0)
   return bits / 8 * math.prod(int(n) for n in shape.split(",") if n)

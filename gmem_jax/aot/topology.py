@@ -8,6 +8,7 @@ can still be lowered for GPUs, but not compiled.
 import contextlib
 import dataclasses
 import importlib.metadata
+import importlib.util
 import math
 import os
 import re
@@ -22,11 +23,11 @@ _N = r"[1-9]\d*"
 _NAME = re.compile(
   rf"(?P<tpu>v4|v5e|v5p|v6e):(?P<shape>{_N}(?:x{_N}){{1,2}})"
   rf"(?:x(?P<slices>{_N})slices)?"
-  rf"|(?P<gpu>h100):(?:(?P<hosts>{_N})x)?(?P<each>{_N})"
+  rf"|(?P<gpu>h100|h200):(?:(?P<hosts>{_N})x)?(?P<each>{_N})"
 )
 HELP = (
   "v4:XxYxZ, v5e:XxY, v5p:XxYxZ or v6e:XxY (chips along each axis), each with"
-  " x2slices at its end for two of them, h100:N or h100:HOSTSxN"
+  " x2slices at its end for two of them, h100:N or h100:HOSTSxN, as h200"
 )
 
 # What libtpu asks of a machine that has no TPU; without the last two it would
@@ -41,22 +42,35 @@ _ENVIRONMENT = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 # The H100 SXM as XLA describes it to itself; without a driver nothing else can.
-_H100 = """
+# The H200 has the same processor with other memory, here as it is published.
+_HOPPER = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32
   shared_memory_per_block: 49152 shared_memory_per_core: 233472
   shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
   core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84929347584 cuda_compute_capability { major: 9 }
+  memory_bandwidth: %(bandwidth)d l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: %(memory)d cuda_compute_capability { major: 9 }
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 8 }
 runtime_version { major: 12 minor: 8 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
+device_description_str: "%(name)s"
 """
+_GPUS = {
+  "h100": {
+    "name": "NVIDIA H100 80GB HBM3",
+    "memory": 84_929_347_584,
+    "bandwidth": 3_352_320_000_000,
+  },
+  "h200": {
+    "name": "NVIDIA H200",
+    "memory": 141_000_000_000,
+    "bandwidth": 4_800_000_000_000,
+  },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +94,13 @@ class Topology:
   devices: tuple[Any, ...]
   compiler: str
   options: dict[str, str]
+
+  @property
+  def has_cudnn(self) -> bool:
+    """Whether programs with cuDNN's attention can be compiled for it."""
+    if self.platform != "cuda" or not self.compiler:
+      return False
+    return importlib.util.find_spec("nvidia.cudnn") is not None
 
 
 def describe(name: str) -> Topology:
@@ -148,7 +169,9 @@ def _gpu(name: str, kind: str, hosts: int, each: int) -> Topology:
   else:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     topology = topologies.get_topology_desc(
-      platform="cuda", target_config=_H100, topology=f"1x{hosts}x{each}"
+      platform="cuda",
+      target_config=_HOPPER % _GPUS[kind],
+      topology=f"1x{hosts}x{each}",
     )
     devices, compiler = tuple(topology.devices), f"jax-cuda12-pjrt {version}"
   return Topology(

@@ -15,7 +15,7 @@ from gmem_jax.aot import examine, topology
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
-from gmem_jax.models import transformer
+from gmem_jax.models import conditioning
 from gmem_jax.models.encoders import patch_pca, protocols, vae
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sampler as sampler_lib, source as source_lib
@@ -108,7 +108,7 @@ def training(
     memory.bank,
     setup.make_retrieve(config, memory.bank),
   )
-  searched = transformer.uses_cross(config.model.conditioning)
+  searched = conditioning.uses_cross(config.model.conditioning)
   steps = "training step" if k == 1 else f"{k} training steps"
   return examine.Program(
     f"{steps}, batch {size}",
@@ -211,7 +211,7 @@ def memory_shapes(
     stats=protocols.LatentStats(jnp.zeros(shape[2]), jnp.ones(shape[2])),
     latent_shape=shape,
     token_dim=FEATURE_WIDTH if config.loss.projection_weight else 0,
-    unit=bank if transformer.uses_cross(config.model.conditioning) else None,
+    unit=bank if conditioning.uses_cross(config.model.conditioning) else None,
   )
 
 
@@ -233,7 +233,7 @@ def _bank_shapes(
   # The same padding as of `bank.sharding.place` and `setup.lookup_bank`, which
   # need arrays.
   multiple = 1 if where.is_fully_replicated else mesh.size
-  if transformer.uses_cross(config.model.conditioning):
+  if conditioning.uses_cross(config.model.conditioning):
     multiple *= 8
   padding = -rows % multiple
 

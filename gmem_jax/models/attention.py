@@ -6,13 +6,14 @@ Letters: `b` batch, `n` tokens, `d` width, `heads hd` heads and their width,
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from gmem_jax.models import layers
 
@@ -20,19 +21,63 @@ IMPLEMENTATIONS = ("xla", "cudnn", "auto")
 _HALF_PRECISION = ("bfloat16", "float16")
 
 Heads = Float[Array, "b n heads hd"]
+ByHead = Float[Array, "b heads n hd"]
 # Cosines and sines of the rotation of q and k.
 Rope = tuple[Float[np.ndarray, "n f"], Float[np.ndarray, "n f"]]
 
 _cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
 
+@jax.custom_vjp
 def _xla(q: Heads, k: Heads, v: Heads) -> Heads:
+  """The attention by plain matmuls; keeps no array of [n m] for its gradient.
+
+  Derived by JAX the gradient would keep two in each block, one of them float32,
+  and multiply float32: of 65 GB of a training step, 22 were these.
+
+  Source: Dao et al. (2022), arXiv 2205.14135, has these equations.
+  """
+  return _forward(q, k, v)[0]
+
+
+def _weights(q: ByHead, k: ByHead) -> Float[Array, "b heads n m"]:
   # Not jax.nn's, which strict dtype promotion refuses in bfloat16.
   logits = jnp.einsum(
-    "bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32
+    "bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32
   )
-  weights = jax.nn.softmax(logits / math.sqrt(q.shape[-1]), axis=-1)
-  return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v)
+  return jax.nn.softmax(logits / math.sqrt(q.shape[-1]), axis=-1)
+
+
+def _forward(q: Heads, k: Heads, v: Heads) -> tuple[Heads, Any]:
+  """What is returned, and what the gradient needs."""
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+  y = jnp.einsum("bhnm,bhmd->bhnd", _weights(q, k).astype(v.dtype), v)
+  y = jnp.swapaxes(y, 1, 2)
+  return y, (q, k, v, y)
+
+
+def _backward(kept: Any, dy: Heads) -> tuple[Heads, Heads, Heads]:
+  """Gradients of q, k and v; products in their dtype, sums in float32."""
+  q, k, v, y = kept
+  # Else XLA would keep the forward pass's weights, seeing them computed again.
+  q, k = jax.lax.optimization_barrier((q, k))
+  weights = _weights(q, k)
+  # The softmax's gradient subtracts its mean under the weights.
+  products = dy.astype(jnp.float32) * y.astype(jnp.float32)
+  mean = jnp.swapaxes(jnp.sum(products, axis=-1, keepdims=True), 1, 2)
+  dy = jnp.swapaxes(dy, 1, 2)
+  dv = jnp.einsum("bhnm,bhnd->bhmd", weights.astype(v.dtype), dy)
+  dweights = jnp.einsum(
+    "bhnd,bhmd->bhnm", dy, v, preferred_element_type=jnp.float32
+  )
+  dlogits = weights * (dweights - mean) / math.sqrt(q.shape[-1])
+  dlogits = dlogits.astype(q.dtype)
+  dq = jnp.einsum("bhnm,bhmd->bhnd", dlogits, k)
+  dk = jnp.einsum("bhnm,bhnd->bhmd", dlogits, q)
+  return jnp.swapaxes(dq, 1, 2), jnp.swapaxes(dk, 1, 2), jnp.swapaxes(dv, 1, 2)
+
+
+_xla.defvjp(_forward, _backward)
 
 
 def cudnn_obstacle(dtype: DTypeLike, head_width: int) -> str | None:
@@ -109,22 +154,53 @@ def rotate(
   cos: Float[np.ndarray, "n f"],
   sin: Float[np.ndarray, "n f"],
 ) -> Float[Array, "b n heads hd"]:
-  """Rotates adjacent pairs of channels by the angles of `rope_tables`.
+  """Rotates pairs of channels by the angles of `rope_tables`.
 
-  Each pair (a, b) becomes (a cos - b sin, b cos + a sin), in its place in x.
+  Each pair (a, b) becomes (a cos - b sin, b cos + a sin), computed in float32
+  and returned in x's dtype. Channel i of a head is paired with i + f;
+  `pairs_to_halves` brings parameters into that order.
 
   Source: Su et al. (2021), arXiv 2104.09864.
   """
-  # Pairs are adjacent, not half a head apart as in GPT-NeoX: that order would
-  # need the published kernels of q and k permuted.
   cos, sin = cos[None, :, None, :], sin[None, :, None, :]
-  a, b = jnp.moveaxis(x.reshape(*x.shape[:-1], -1, 2), -1, 0)
-  pairs = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
-  return pairs.reshape(x.shape)
+  # In bfloat16 the cosines of the angles would be rounded to 8 bits.
+  halves = x.reshape(*x.shape[:-1], 2, -1).astype(jnp.float32)
+  signed = np.stack([-sin, sin], axis=-2)
+  y = halves * cos[..., None, :] + halves[..., ::-1, :] * signed
+  return y.reshape(x.shape).astype(x.dtype)
+
+
+def pairs_to_halves(params: PyTree, heads: int) -> PyTree:
+  """Orders the channels of q and k as `rotate` wants them.
+
+  In checkpoints, as in the published files, the two channels of a pair are
+  adjacent. Half a head apart, they can be read and written whole: adjacent
+  ones cost two more passes over q and k in each block. Both orders give the
+  same scores, up to rounding, and the work is one pass over the parameters.
+
+  Args:
+    params: Of one `Attention`, or of several with leading axes.
+    heads: Of that `Attention`.
+  """
+
+  def reorder(x, heads):
+    pairs = x.reshape(*x.shape[:-1], heads, -1, 2)
+    return jnp.swapaxes(pairs, -1, -2).reshape(x.shape)
+
+  def reorder_qk(x):
+    qk, v = jnp.split(x, (2 * x.shape[-1] // 3,), axis=-1)
+    return jnp.concatenate([reorder(qk, 2 * heads), v], axis=-1)
+
+  out = {**params, "qkv": jax.tree.map(reorder_qk, params["qkv"])}
+  for name in {"q_norm", "k_norm"} & params.keys():
+    out[name] = jax.tree.map(lambda x: reorder(x, 1), params[name])
+  return out
 
 
 class Attention(nn.Module):
   """Multi-head self-attention with optional norm and rotation of q and k.
+
+  To rotate, it takes parameters from `pairs_to_halves`.
 
   Attributes:
     heads: Number of heads; divides d.
@@ -150,7 +226,7 @@ class Attention(nn.Module):
     linear = functools.partial(
       layers.dense, dtype=self.dtype, float8=self.float8
     )
-    qkv = linear(3 * d, name="qkv")(x)
+    qkv = layers.whole_gradient(linear(3 * d, name="qkv")(x))
     shape = (b, n, self.heads, d // self.heads)
     q, k, v = (y.reshape(shape) for y in jnp.split(qkv, 3, axis=-1))
     if self.qk_norm:
@@ -161,7 +237,6 @@ class Attention(nn.Module):
       )
       q, k = norm(name="q_norm")(q), norm(name="k_norm")(k)
     if rope is not None:
-      # In float32: bfloat16 would round the angles' cosines to 8 bits.
-      q, k = (rotate(y.astype(jnp.float32), *rope) for y in (q, k))
+      q, k = rotate(q, *rope), rotate(k, *rope)
     y = attend(q.astype(v.dtype), k.astype(v.dtype), v, self.implementation)
     return linear(d, name="proj")(y.reshape(b, n, d))

@@ -2,17 +2,18 @@
 
 Whatever the options, the parameters of all blocks are one tree whose arrays
 have a leading layer axis: checkpoints, converter and sharding rules know one
-layout only.
+layout only. `ready` makes of it what the blocks take.
 
 Letters: `b` batch, `n` tokens, `d` width, `l` layers, `g` cross-attentions.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -30,6 +31,17 @@ CrossStack = PyTree[Float[Array, "g ..."]]
 Constrain = Callable[[Array], Array]
 # (a block's parameters, its cross-attention's or None, tokens) -> tokens.
 Step = Callable[[PyTree, PyTree | None, Tokens], Tokens]
+
+
+@flax.struct.dataclass
+class Ready:
+  """Parameters of all blocks, or of all cross-attentions, as blocks take them.
+
+  Attributes:
+    layers: Of each in a tuple; or one tree to scan over, a `Stack`.
+  """
+
+  layers: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +166,38 @@ def _init_layers(
   return init
 
 
+def ready(
+  stack: Stack | Ready, block: Block, *, unroll: bool, cast: bool = False
+) -> Ready:
+  """Makes of a stack what the blocks take, unless it was made before.
+
+  Args:
+    stack: As checkpoints have them.
+    block: Its channels of q and k are ordered if it rotates them; see
+      `attention.pairs_to_halves`.
+    unroll: Give each layer's on its own.
+    cast: Cast the kernels to the dtype of the matmuls, too: for parameters that
+      are used more than once.
+  """
+  if isinstance(stack, Ready):
+    return stack
+  if block.style.rope and "attn" in stack:
+    attn = attention.pairs_to_halves(stack["attn"], block.heads)
+    stack = {**stack, "attn": attn}
+  if cast:
+    stack = cast_kernels(stack, block.dtype)
+  return Ready(tuple(unstack(stack)) if unroll else stack)
+
+
+def cast_kernels(params: PyTree, dtype: DTypeLike) -> PyTree:
+  """Casts what a linear layer would cast at each call: kernel and bias."""
+  if not isinstance(params, Mapping):
+    return params
+  if "kernel" in params:
+    return {name: x.astype(dtype) for name, x in params.items()}
+  return {name: cast_kernels(part, dtype) for name, part in params.items()}
+
+
 def make_step(
   block: Block,
   cond: Float[Array, "b d"],
@@ -186,8 +230,8 @@ def make_step(
 
 def run_unrolled(
   step: Step,
-  stack: Stack,
-  cross: CrossStack | None,
+  layers: tuple[PyTree, ...],
+  cross: tuple[PyTree, ...] | None,
   x: Tokens,
   *,
   intermediate: int,
@@ -200,8 +244,8 @@ def run_unrolled(
 
   Args:
     step: See `make_step`.
-    stack: Parameters of all blocks.
-    cross: Parameters of the cross-attentions, or None; g divides l, and the
+    layers: Parameters of the l blocks.
+    cross: Parameters of the g cross-attentions, or None; g divides l, and the
       first of every l / g blocks has one.
     x: Tokens before the first block.
     intermediate: Number of blocks after which the tokens are returned too.
@@ -216,13 +260,11 @@ def run_unrolled(
   # Traced once for all blocks (28 of them took 2.9 s, one takes 0.7 s); XLA
   # inlines the calls, so the program and its memory are the same.
   step = jax.jit(_checkpointed(step, remat, prevent_cse=True))
-  blocks = unstack(stack)
-  reads = [None] * len(blocks)
+  reads: list[PyTree | None] = [None] * len(layers)
   if cross is not None:
-    cross_layers = unstack(cross)
-    reads[:: len(blocks) // len(cross_layers)] = cross_layers
+    reads[:: len(layers) // len(cross)] = cross
   tokens = x
-  for i, (params, read) in enumerate(zip(blocks, reads, strict=True), 1):
+  for i, (params, read) in enumerate(zip(layers, reads, strict=True), 1):
     x = step(params, read, x)
     tokens = x if i == intermediate else tokens
   return x, tokens

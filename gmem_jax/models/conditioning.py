@@ -1,4 +1,4 @@
-"""Cross-attention to retrieved neighbours.
+"""What a network is conditioned on, and cross-attention to neighbours.
 
 With conditioning "cross" or "adaln+cross" the tokens attend to k snippets that
 a lookup found in the bank, each with its score. A snippet of zeros is an absent
@@ -19,6 +19,43 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from gmem_jax.models import layers
+
+KINDS = ("none", "adaln", "cross", "adaln+cross")
+
+
+def uses_adaln(kind: str) -> bool:
+  """Whether a network of that conditioning takes a snippet."""
+  return "adaln" in kind.split("+")
+
+
+def uses_cross(kind: str) -> bool:
+  """Whether a network of that conditioning takes neighbours."""
+  return "cross" in kind.split("+")
+
+
+def check(
+  kind: str,
+  snippet: Float[Array, "b _"] | None,
+  neighbours: Float[Array, "b k _"] | None,
+  width: int,
+) -> None:
+  """Checks that the vectors are those that the conditioning takes.
+
+  Raises:
+    ValueError: If one is missing, too much, or not `width` wide.
+  """
+  for name, vectors, needed in (
+    ("snippet", snippet, uses_adaln(kind)),
+    ("neighbour", neighbours, uses_cross(kind)),
+  ):
+    if (vectors is not None) != needed:
+      need = f"needs a {name}" if needed else f"takes no {name}"
+      raise ValueError(f"config.model.conditioning={kind!r}: {need}")
+    if vectors is not None and vectors.shape[-1] != width:
+      raise ValueError(
+        f"a {name} has {vectors.shape[-1]} elements, the network is built for"
+        f" {width}"
+      )
 
 
 @flax.struct.dataclass

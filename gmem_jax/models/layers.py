@@ -57,6 +57,17 @@ def dense(
   )
 
 
+@jax.custom_vjp
+def whole_gradient(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+  """The identity; its gradient is computed once, not in each of its uses."""
+  return x
+
+
+whole_gradient.defvjp(
+  lambda x: (x, None), lambda _, g: (jax.lax.optimization_barrier(g),)
+)
+
+
 class Norm(nn.Module):
   """RMSNorm or LayerNorm over the last axis, computed and returned in float32.
 
@@ -213,7 +224,7 @@ class SwiGlu(nn.Module):
     linear = functools.partial(dense, dtype=self.dtype, float8=self.float8)
     width = x.shape[-1]
     # Two thirds of GeluMlp's hidden width: three matrices, as many parameters.
-    y = linear(2 * (8 * width // 3), name="w12")(x)
+    y = whole_gradient(linear(2 * (8 * width // 3), name="w12")(x))
     a, b = jnp.split(y, 2, axis=-1)
     return linear(width, name="w3")(nn.silu(a) * b)
 

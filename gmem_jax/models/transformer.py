@@ -6,7 +6,8 @@ Letters: `b` batch, `h w c` latent, `n` tokens, `d` width, `s` snippet width,
 `z` width of the image encoder's tokens, `k` neighbours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,24 +17,12 @@ from jaxtyping import Array, Float, Key
 
 from gmem_jax.models import attention, blocks, conditioning, layers
 
-CONDITIONING = ("none", "adaln", "cross", "adaln+cross")
-
 # Aliases, as the network has attributes named like these modules.
 Latent = Float[Array, "b h w c"]
 Snippet = Float[Array, "*b s"]
 Neighbours = conditioning.Neighbours
 MemoryTokens = conditioning.MemoryTokens
 Projected = Float[Array, "b n _"] | tuple[Float[Array, "b n _"], ...]
-
-
-def uses_adaln(conditioning: str) -> bool:
-  """Whether the network takes a snippet."""
-  return "adaln" in conditioning.split("+")
-
-
-def uses_cross(conditioning: str) -> bool:
-  """Whether the network takes neighbours."""
-  return "cross" in conditioning.split("+")
 
 
 class FlowTransformer(nn.Module):
@@ -116,7 +105,7 @@ class FlowTransformer(nn.Module):
       self.token_dim = self.token_dims
     super().__post_init__()
     for name, allowed in (
-      ("conditioning", CONDITIONING),
+      ("conditioning", conditioning.KINDS),
       ("remat", blocks.REMAT),
       ("attention", attention.IMPLEMENTATIONS),
     ):
@@ -233,6 +222,20 @@ class FlowTransformer(nn.Module):
     one = isinstance(self.token_dim, int)
     return velocity, projected[0] if one else projected
 
+  def ready(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters for many calls: what each would do to them is done once.
+
+    A loop that calls the network then neither cuts nor casts them in its body.
+    """
+    block, done = self.block(), dict(params)
+    for name in {"blocks", "cross"} & params.keys():
+      unroll = not self.scan_layers
+      done[name] = blocks.ready(params[name], block, unroll=unroll, cast=True)
+    # The embeddings of time and snippet stay float32.
+    for name in ("patch_embed", "final"):
+      done[name] = blocks.cast_kernels(params[name], self.dtype)
+    return done
+
   def block(self) -> blocks.Block:
     """One block, without parameters: they are slices of params['blocks']."""
     return blocks.Block(
@@ -276,17 +279,24 @@ class FlowTransformer(nn.Module):
     intermediate: int,
   ) -> tuple[blocks.Tokens, blocks.Tokens]:
     block, depth, width = self.block(), self.depth, self.width
-    stack = self.param("blocks", blocks.init_stack(block, depth, width))
+    layers = self._ready("blocks", blocks.init_stack(block, depth, width))
     cross = None
     if memory is not None:
       count = depth // self.cross_every
-      cross = self.param("cross", blocks.init_cross(block, count, width))
+      cross = self._ready("cross", blocks.init_cross(block, count, width))
     rope = self.rope_tables(grid)
     step = blocks.make_step(block, cond, rope, memory, self.constrain)
     run = blocks.run_scanned if self.scan_layers else blocks.run_unrolled
     return run(
-      step, stack, cross, x, intermediate=intermediate, remat=self.remat
+      step, layers, cross, x, intermediate=intermediate, remat=self.remat
     )
+
+  def _ready(self, name: str, init: Callable[..., Any]) -> Any:
+    given = self.get_variable("params", name)
+    # Flax would compare the shapes of parameters that `ready` has arranged.
+    stack = given if isinstance(given, blocks.Ready) else self.param(name, init)
+    unroll = not self.scan_layers
+    return blocks.ready(stack, self.block(), unroll=unroll).layers
 
   def _positions(self, grid: int) -> Float[Array, "1 n d"]:
     """The position table: in the checkpoint, but never trained."""
@@ -322,23 +332,12 @@ class FlowTransformer(nn.Module):
         f"the latent is {h}x{w}; it must be square and a multiple of"
         f" config.model.patch={self.patch}"
       )
-    for name, vectors, needed in (
-      ("snippet", snippet, uses_adaln(self.conditioning)),
-      (
-        "neighbour",
-        None if neighbours is None else neighbours.snippets,
-        uses_cross(self.conditioning),
-      ),
-    ):
-      if (vectors is not None) != needed:
-        self._refuse(
-          "conditioning", f"needs a {name}" if needed else f"takes no {name}"
-        )
-      if vectors is not None and vectors.shape[-1] != self.snippet_dim:
-        raise ValueError(
-          f"a {name} has {vectors.shape[-1]} elements, the network is built"
-          f" for {self.snippet_dim}"
-        )
+    conditioning.check(
+      self.conditioning,
+      snippet,
+      None if neighbours is None else neighbours.snippets,
+      self.snippet_dim,
+    )
     if project and not self.token_dims:
       raise ValueError(
         "project=True needs a network with a projector: token_dim=0 must be the"

@@ -19,7 +19,7 @@ from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
 from gmem_jax.files import shown
-from gmem_jax.models import retrieval, transformer
+from gmem_jax.models import conditioning, retrieval
 from gmem_jax.models.encoders import protocols
 from gmem_jax.sample import (
   host_bank,
@@ -276,7 +276,7 @@ def plan_snippets(
   per_row = config.sample.per_row
   info = {"per_row": per_row, **snippets.info}
   # An image alone comes from no bank; but a network may attend to one.
-  attends = transformer.uses_cross(source.sampler.network.conditioning)
+  attends = conditioning.uses_cross(source.sampler.network.conditioning)
   if (from_bank or attends) and source.bank is not None:
     info["bank"] = source.bank.info
 

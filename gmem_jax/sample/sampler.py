@@ -212,7 +212,7 @@ class Sampler:
   ) -> tuple[Array | None, conditioning.Neighbours | None]:
     """What the network is conditioned on: unit snippets, and neighbours."""
     snippet = None
-    if transformer.uses_adaln(self.network.conditioning):
+    if conditioning.uses_adaln(self.network.conditioning):
       snippet = bank_lib.normalise(features)
     return snippet, neighbours
 
@@ -247,6 +247,7 @@ class Sampler:
   ) -> "Flow":
     """What `samplers` integrates, for one device's images."""
     network = sampling_network(self.network, self.dtype)
+    params = network.ready(params)
 
     def apply(x, t, condition):
       def bound(x, t):

@@ -16,7 +16,7 @@ from gmem_jax.bank import (
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders, row_images
 from gmem_jax.files import weights as weights_lib
-from gmem_jax.models import dit, transformer
+from gmem_jax.models import conditioning, dit
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import host_bank, sampler as sampler_lib, snippets
@@ -130,7 +130,7 @@ def _attending(
   config: sections.Config, source: SampleSource, mesh: jax.sharding.Mesh
 ) -> SampleSource:
   """Gives a network with cross-attention its bank to look up in."""
-  searched = transformer.uses_cross(config.model.conditioning)
+  searched = conditioning.uses_cross(config.model.conditioning)
   if not searched or source.weights.bank is not None:
     return source
   bank = bank_sharding.place(
@@ -176,7 +176,7 @@ def _from_run(
       bank_files.origin_of(memory.info),
       functools.partial(_run_images, workdir, memory),
     )
-    if transformer.uses_cross(config.model.conditioning):
+    if conditioning.uses_cross(config.model.conditioning):
       placed = bank_sharding.place(memory.bank, mesh, config.bank.placement)
       unit = setup.lookup_bank(config, placed)
       memory = dataclasses.replace(memory, unit=unit)

@@ -9,6 +9,7 @@ The loop's contract, which tests depend on:
 4. The data iterator advances after the save.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -192,19 +193,19 @@ def train(run: Run) -> train_state.TrainState:
     steps = run.config.log.profiled
     if run.config.log.wandb:
       board = wandb_board.Board(run.config, run.workdir)
-  checkpoints = checkpoint.Checkpoints(
-    run.workdir / "checkpoints", run.config.checkpoint
-  )
-  state, progress = restore_or_init(run, checkpoints)
-  writer = metrics.Writer(run.workdir, int(state.step), run.callbacks, board)
-  tracer = tensorboard.Tracer(steps, run.workdir / "profile")
-  try:
-    with processes.StopRequest() as stop:
-      return _loop(run, state, progress, checkpoints, writer, tracer, stop)
-  finally:
-    tracer.close()
-    checkpoints.close()
-    writer.close()
+  # From here on a signal waits for the end of a step: not even one that comes
+  # while a checkpoint is read ends one process without the others.
+  with processes.StopRequest() as stop, contextlib.ExitStack() as ending:
+    checkpoints = checkpoint.Checkpoints(
+      run.workdir / "checkpoints", run.config.checkpoint
+    )
+    ending.callback(checkpoints.close)
+    state, progress = restore_or_init(run, checkpoints)
+    writer = metrics.Writer(run.workdir, int(state.step), run.callbacks, board)
+    ending.callback(writer.close)
+    tracer = tensorboard.Tracer(steps, run.workdir / "profile")
+    ending.callback(tracer.close)
+    return _loop(run, state, progress, checkpoints, writer, tracer, stop)
 
 
 def _loop(run, state, progress, checkpoints, writer, tracer, stop):

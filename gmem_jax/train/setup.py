@@ -19,7 +19,7 @@ from gmem_jax.bank import (
 )
 from gmem_jax.config import networks, sections
 from gmem_jax.files import weights
-from gmem_jax.models import dit, retrieval, transformer
+from gmem_jax.models import conditioning, dit, retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
@@ -108,7 +108,7 @@ def lookup_bank(
   Raises:
     ValueError: If the bank has too few rows.
   """
-  if not transformer.uses_cross(config.model.conditioning):
+  if not conditioning.uses_cross(config.model.conditioning):
     return None
   retrieval.check_bank(config.retrieval, bank)
   where = bank.sharding
@@ -128,7 +128,7 @@ def make_retrieve(
     config: Decides whether there is one; None is returned without.
     bank: What `lookup_bank` made, or its shapes with shardings.
   """
-  if bank is None or not transformer.uses_cross(config.model.conditioning):
+  if bank is None or not conditioning.uses_cross(config.model.conditioning):
     return None
   placement = bank_sharding.lookup_placement(bank)
   return retrieval.make_retrieve(config.retrieval, placement, config.seed)

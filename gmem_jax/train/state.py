@@ -77,9 +77,9 @@ def init_params(
   """Draws a network's parameters."""
   snippet = neighbours = None
   # Linen creates the parameters of the inputs that it sees.
-  if transformer.uses_adaln(network.conditioning):
+  if conditioning.uses_adaln(network.conditioning):
     snippet = jnp.zeros((1, network.snippet_dim))
-  if transformer.uses_cross(network.conditioning):
+  if conditioning.uses_cross(network.conditioning):
     neighbours = conditioning.Neighbours(
       jnp.zeros((1, 1, network.snippet_dim)), jnp.zeros((1, 1))
     )

@@ -94,7 +94,7 @@ def make_train_step(
 
   Source: paper §3; the published training loop.
   """
-  adaln = transformer.uses_adaln(network.conditioning)
+  adaln = conditioning.uses_adaln(network.conditioning)
   project = loss_config.projection_weight > 0
   update = make_update(
     network, tx, loss_config, ema_decay=ema_decay, accumulation=accumulation

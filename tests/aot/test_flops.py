@@ -73,12 +73,16 @@ def test_shard_map_counts_for_all_devices():
 def test_roofline_is_the_worst_limit():
   chip = chips.Chip("c", flops=100.0, memory=1, bandwidth=10.0, link=2.0,
                     between=0.5, source="")  # fmt: skip
-  found = chips.roofline(chip, flops=300.0, memory=20, sent=8.0)
+  found = chips.roofline(chip, flops=300.0, memory=20.0, sent=8.0)
   assert (found.compute, found.memory, found.network) == (3.0, 2.0, 4.0)
   assert (found.seconds, found.limit) == (4.0, "network")
-  found = chips.roofline(chip, flops=0.0, memory=0, sent=8.0, between=3.0)
+  found = chips.roofline(chip, flops=0.0, memory=0.0, sent=8.0, between=3.0)
   assert (found.network, found.between) == (4.0, 6.0)
   assert (found.seconds, found.limit) == (6.0, "between slices")
+  found = chips.roofline(chip, flops=0.0, memory=20.0, sent=2.0, waiting=6.0)
+  assert (found.network, found.waiting) == (1.0, 3.0)
+  # What the chip waits for is added to the worst of what can overlap.
+  assert (found.seconds, found.limit) == (5.0, "network")
   unknown = dataclasses.replace(chip, between=None)
-  found = chips.roofline(unknown, flops=0.0, memory=0, sent=8.0, between=3.0)
+  found = chips.roofline(unknown, flops=0.0, memory=0.0, sent=8.0, between=3.0)
   assert (found.between, found.limit) == (0.0, "network")

@@ -74,7 +74,7 @@ def test_counts_and_bytes():
   )
   both = 4.0 * 10 + 2 * 6
   assert found["all-reduce"] == hlo.Collective(
-    "all-reduce", 1, both, both, 2 * both * 3 / 4
+    "all-reduce", 1, both, both, 2 * both * 3 / 4, 1, 2 * both * 3 / 4
   )
   assert found["reduce-scatter"] == hlo.Collective(
     "reduce-scatter",
@@ -82,12 +82,14 @@ def test_counts_and_bytes():
     size=256.0,
     payload=28.0 * 256 + 2 * 4 * 8,
     sent=(28 * 256 + 64) * 7 / 8,
+    waiting=28 + 1,
+    sent_waiting=(28 * 256 + 64) * 7 / 8,
   )
   assert found["collective-permute"] == hlo.Collective(
     "collective-permute", 1, 12.0, 12.0, 12.0
   )
   assert found["all-to-all"] == hlo.Collective(
-    "all-to-all", 1, 32.0, 32.0, 16.0
+    "all-to-all", 1, 32.0, 32.0, 16.0, 1, 16.0
   )
   # In a ring of one chip of each of three slices.
   between = "all-reduce between slices"

@@ -194,6 +194,10 @@ def test_torch_takes_the_same_step(work):
 
 @pytest.mark.torch
 @pytest.mark.slow
+# torch.compile warns of what it uses itself.
+@pytest.mark.filterwarnings(
+  "ignore:.torch.jit.script_method:DeprecationWarning"
+)
 def test_torch_runs_in_turns_with_us(capsys):
   pytest.importorskip("torch", reason="needs torch (extra 'oracle')")
   assert train.main([*shapes.arguments(), "--repeats=1"]) == 0

@@ -67,8 +67,7 @@ def _layers(network, params, x, t, snippet):
   block = jax.jit(
     lambda layer, tokens: _inside(network.block(), layer, tokens, cond, rope)
   )
-  for i in range(network.depth):
-    layer = jax.tree.map(lambda a, i=i: a[i], params["blocks"])
+  for i, layer in enumerate(network.ready(params)["blocks"].layers):
     tokens, seen = block(layer, tokens)
     out[f"block{i}"] = tokens
     for name in ("norm1", "attn", "norm2", "mlp"):

@@ -4,6 +4,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.extend import core as jax_core
 
 from gmem_jax import rngs
 from gmem_jax.data import write_images
@@ -90,6 +91,52 @@ def test_accelerators_are_asked_for_the_precision(precision):
   asked = re.findall(r"precision = \[(\w+), \w+\]", program.as_text())
   # Embeddings of time and snippet are always float32.
   assert set(asked) == {precision.upper(), "HIGHEST"}
+
+
+def test_no_step_cuts_or_casts_weights():
+  """What is the same at each step is done once, before them."""
+  sampler, weights, rows = make_sampling(sample__dtype="bfloat16")
+  numbers = np.zeros(sampler.call_size, np.int32)
+  traced = sampler.jitted.trace(
+    weights, rngs.root(0), numbers, np.asarray(rows[numbers]), numbers
+  )
+  (loop,) = loops(traced.jaxpr.jaxpr)
+  assert loop.params["num_consts"] > 20, "the weights do not come from outside"
+  constants = loop.params["jaxpr"].jaxpr.invars[: loop.params["num_consts"]]
+  width = sampler.network.width
+  made = list(of_constants(loop.params["jaxpr"].jaxpr, constants))
+  assert made, "nothing is known to depend on weights alone"
+  large = [x for x in made if x.outvars[0].aval.size >= width**2]
+  assert not large, large
+
+
+def loops(jaxpr):
+  """The scans of a program, outermost ones alone."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "scan":
+      yield equation
+    else:
+      for inner in jax_core.jaxprs_in_params(equation.params):
+        yield from loops(inner)
+
+
+def of_constants(jaxpr, constants):
+  """The equations whose operands are all among the constants, or made of them.
+
+  Products are left out: they are of weights and activations.
+  """
+  known = set(constants)
+  for equation in jaxpr.eqns:
+    operands = [x for x in equation.invars if not hasattr(x, "val")]
+    inner = list(jax_core.jaxprs_in_params(equation.params))
+    if inner:
+      given = zip(inner[0].invars, equation.invars, strict=False)
+      yield from of_constants(
+        inner[0], [x for x, y in given if not hasattr(y, "val") and y in known]
+      )
+    elif operands and all(x in known for x in operands):
+      known.update(equation.outvars)
+      yield equation
 
 
 def test_the_row_matters(sampling):
