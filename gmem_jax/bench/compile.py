@@ -29,19 +29,23 @@ class Row:
 
   Attributes:
     topology: See `aot.topology.HELP`.
-    changes: Dotted config keys that differ from the option `tpu`.
+    option: Of the config.
+    changes: Dotted config keys that differ from it.
   """
 
   topology: str
+  option: str
   changes: Mapping[str, Any]
 
 
 ROWS = (
-  Row("v4:4x4x4", {}),
-  Row("v5e:16x16", {}),
-  Row("v5p:4x4x4", {}),
-  Row("v6e:16x16", {}),
-  Row("h100:8", {"mesh.fsdp": 8, "model.remat": "dots"}),
+  Row("v4:4x4x4", "tpu", {}),
+  Row("v5e:16x16", "tpu", {}),
+  Row("v5p:4x4x4", "tpu", {}),
+  Row("v6e:16x16", "tpu", {}),
+  Row("h100:1", "train", {"train.batch_size": 128}),
+  Row("h100:8", "train", {}),
+  Row("h200:8", "train", {}),
 )
 
 
@@ -56,7 +60,7 @@ def measure(row: Row) -> tuple[examine.Needs, ...] | str:
   assert spec.loader is not None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  tree = module.get_config("tpu")
+  tree = module.get_config(row.option)
   tree.update_from_flattened_dict(dict(row.changes))
   # The command prints as it goes, which is not for a table.
   try:
@@ -74,16 +78,16 @@ def cells(row: Row, needs: Sequence[examine.Needs]) -> list[str]:
   held = sum(step.parts.values()) / chips.GIB
   found = [
     row.topology,
-    ", ".join(f"{k}={v}" for k, v in row.changes.items()),
+    ", ".join([row.option, *(f"{k}={v}" for k, v in row.changes.items())]),
     f"{held:.2f}",
   ]
-  if step.roofline is None or step.collectives is None:
-    found += ["unknown"] * 3
+  if (time := step.roofline) is None:
+    found += ["unknown"] * 4
   else:
-    sent = sum(c.sent for c in step.collectives) / chips.GIB
-    time = step.roofline
+    sent = sum(c.sent for c in step.collectives or []) / chips.GIB
     found += [
       f"{(step.peak or 0) / chips.GIB:.2f}",
+      f"{(step.moved or 0) / chips.GIB:.1f}",
       f"{sent:.2f}",
       f"{time.seconds * 1e3:.0f} ({time.limit})",
     ]
@@ -97,7 +101,7 @@ def cells(row: Row, needs: Sequence[examine.Needs]) -> list[str]:
 
 
 HEADER = (
-  "machine", "changes", "arguments", "peak", "sent", "estimate, ms",
+  "machine", "option", "arguments", "peak", "moved", "sent", "estimate, ms",
   "compiling, s", "sampler's peak", "compiling, s",
 )  # fmt: skip
 

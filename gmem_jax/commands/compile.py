@@ -15,7 +15,7 @@ from gmem_jax.aot import examine, topology
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders
-from gmem_jax.models import conditioning
+from gmem_jax.models import attention, conditioning
 from gmem_jax.models.encoders import patch_pca, protocols, vae
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sampler as sampler_lib, source as source_lib
@@ -59,6 +59,7 @@ def compile_mode(
     f" {machine.compiler or 'no compiler'}, jax {jax.__version__}",
     flush=True,
   )
+  config = _as_there(config, machine)
   results = []
   makers = {"train": training, "sample": sampling}
   for make in [makers[only]] if only else makers.values():
@@ -76,6 +77,26 @@ def compile_mode(
     part = {None: "", "train": "'s training step", "sample": "'s sampler"}
     print(f"\n{name} fits this config{part[only]}.")
   return tuple(results)
+
+
+def _as_there(
+  config: sections.Config, machine: topology.Topology
+) -> sections.Config:
+  """The config with the attention that "auto" would choose on the machine."""
+  model = config.model
+  if model.attention != "auto" or machine.platform != "cuda":
+    return config
+  if attention.cudnn_obstacle(model.dtype, model.width // model.heads):
+    return config
+  if not machine.has_cudnn:
+    print(
+      "training step with XLA's attention; the machine would take cuDNN's, but"
+      " nvidia-cudnn-cu12 is not installed here"
+    )
+    return config
+  return dataclasses.replace(
+    config, model=dataclasses.replace(model, attention="cudnn")
+  )
 
 
 def training(
