@@ -103,7 +103,9 @@ def _parser() -> errors.Parser:
     default=[],
     help=(
       "what the tensors do not tell: num_heads, encoder_depth, num_groups"
-      " (default: as published for that width)"
+      " (default: as published for that width); position_grid=16 for DINOv2"
+      " whose positions are resampled twice, as GMem's code does for images of"
+      " 512 pixels"
     ),
   )
   return parser

@@ -33,12 +33,13 @@ SETTINGS = {
   "encoder_depth": "projector_depth",
   "projector_depth": "projector_depth",
   "num_groups": "num_groups",
+  "position_grid": "position_grid",
 }
 _ACCEPTED = {
   "lightning_dit": ("num_heads", "encoder_depth"),
   "sit": ("num_heads", "encoder_depth"),
   "vae": ("num_groups",),
-  "dinov2": ("num_heads",),
+  "dinov2": ("num_heads", "position_grid"),
 }
 # Width of DINOv2 -> (size, depth, heads).
 _DINOV2_SIZES = {384: ("S", 12, 6), 768: ("B", 12, 12), 1024: ("L", 24, 16)}
@@ -182,6 +183,8 @@ def _dinov2(contents: Contents, settings: Mapping[str, int]) -> Identity:
     # One place is the class token's.
     "table": math.isqrt(places - 1),
   }
+  if "position_grid" in settings:
+    model["position_grid"] = settings["position_grid"]
   if depth == published_depth:
     title += f" ViT-{size}/{patch}"
   else:

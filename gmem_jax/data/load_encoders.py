@@ -249,7 +249,10 @@ def features_name(config: sections.Config) -> str | None:
 
 def _network_name(kind: str, metadata: dict[str, Any]) -> str:
   # A digest, since banks must not mix features of different weights.
-  return f"{kind}(sha256={metadata['source']['sha256'][:12]})"
+  made_of = f"sha256={metadata['source']['sha256'][:12]}"
+  if grid := metadata["model"].get("position_grid"):
+    made_of += f", position_grid={grid}"
+  return f"{kind}({made_of})"
 
 
 def _snippet_name(encoder: str, metadata: dict[str, Any]) -> str:

@@ -24,10 +24,11 @@ from gmem_jax.convert import (
   torch_import,
   uses,
 )
+from gmem_jax.data import load_encoders
 from gmem_jax.files import weights
 from gmem_jax.files.torch_reader import torch_file
 from gmem_jax.models import dit
-from tests import small_networks
+from tests import small_networks, tiny
 from tests.convert import helpers
 
 
@@ -185,6 +186,28 @@ def test_random_networks_go_to_pytorch_and_back(tmp_path):
         weights.load_converted(tmp_path / f"{name}_2", tree)[0],
         weights.load_converted(source, tree)[0],
       )
+
+
+def test_positions_resampled_twice_name_the_features(tmp_path):
+  small_networks.write_networks(tmp_path, seed=0)
+  original = tmp_path / "dinov2.pth"
+  helpers.run(tmp_path / "dinov2", original, "--to-torch")
+  heads, names = ["--model", "num_heads=2"], {}
+  for name, grid in (("once", []), ("twice", ["--model", "position_grid=16"])):
+    out = tmp_path / name
+    code, _, err = helpers.run(original, out, *heads, *grid)
+    assert code == 0, err
+    config = tiny.make_config(
+      encoder__features="dinov2",
+      encoder__features_weights=str(out),
+      encoder__image_size=256,
+    )
+    encoder = load_encoders.load_features(config, 3)
+    names[name] = encoder.name
+    assert encoder.network.position_grid == (16 if grid else None)
+    assert load_encoders.features_name(config) == encoder.name
+  # A bank of the one is no bank of the other.
+  assert names["twice"] == names["once"][:-1] + ", position_grid=16)"
 
 
 @pytest.mark.golden

@@ -30,6 +30,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Every 256 pixels of an image become 224 = 16 * 14 pixels for the network.
 IMAGE_UNIT = 256
 NETWORK_UNIT = 224
+# DINOv2's own, from when its authors kept a resampling from rounding down.
+POSITION_OFFSET = 0.1
 
 
 def preprocess(images: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 3"]:
@@ -109,6 +111,10 @@ class DINOv2(nn.Module):
     patch: Side of a patch in pixels; divides 224.
     hidden: Width of the MLP; None for 4 * width.
     table: Side of the square table of positions.
+    position_grid: Side of a grid to which the table is resampled first, and
+      from there to the image's patches: 16 in GMem's code. None for once, as
+      in REPA's. Both are the same for images of 256 pixels, whose patches are
+      16 x 16; GMem published no features of others.
     dtype: Of the matmuls; norms, softmax, the residual stream and the results
       are float32.
   """
@@ -119,6 +125,7 @@ class DINOv2(nn.Module):
   patch: int = 14
   hidden: int | None = None
   table: int = 37
+  position_grid: int | None = None
   dtype: DTypeLike = jnp.float32
 
   def setup(self) -> None:
@@ -185,7 +192,13 @@ class DINOv2(nn.Module):
     # both as published. The class token's is kept.
     cls, grid = self.pos_embed[:, :1], self.pos_embed[:, 1:]
     grid = grid.reshape(1, self.table, self.table, self.width)
-    grid = resize.bicubic_antialias(grid, (rows, columns))
+    if self.position_grid is None:
+      grid = resize.bicubic_antialias(grid, (rows, columns))
+    else:
+      side = self.position_grid
+      grid = resize.bicubic_antialias(grid, (side, side))
+      if grid.shape[1:3] != (rows, columns):
+        grid = resize.bicubic_offset(grid, (rows, columns), POSITION_OFFSET)
     return jnp.concatenate([cls, grid.reshape(1, -1, self.width)], axis=1)
 
   def _block(self) -> DINOv2Block:

@@ -38,6 +38,18 @@ def bicubic(images: Images, size: Size) -> Resized:
   return _resample(images, size, _interpolation, kernel=kernel, reach=2)
 
 
+def bicubic_offset(images: Images, size: Size, offset: float) -> Resized:
+  """As `bicubic`, with the pixel distances of a target larger by `offset`.
+
+  Source: PyTorch's `interpolate(mode="bicubic", scale_factor=…)` for a factor
+  of (size + offset) / source, with which DINOv2 resamples its positions.
+  """
+  kernel = functools.partial(_cubic, a=-0.75)
+  return _resample(
+    images, size, _interpolation, kernel=kernel, reach=2, offset=offset
+  )
+
+
 def bicubic_antialias(images: Images, size: Size) -> Resized:
   """Cubic filtering (a = -0.5): the kernel widens when the image shrinks.
 
@@ -92,12 +104,17 @@ def _triangle(u: np.ndarray) -> np.ndarray:
 
 
 def _interpolation(
-  n: int, m: int, kernel: Kernel, reach: int, centre: float = 0.5
+  n: int,
+  m: int,
+  kernel: Kernel,
+  reach: int,
+  centre: float = 0.5,
+  offset: float = 0.0,
 ) -> np.ndarray:
   """Matrix [m, n]: row i weighs the 2 * reach pixels around position i."""
   # Reads as many pixels when it shrinks, so it aliases: the published encoders
   # were trained and evaluated with that.
-  position = (np.arange(m) + centre) * (n / m) - centre
+  position = (np.arange(m) + centre) * (n / (m + offset)) - centre
   first = np.floor(position).astype(int) - reach + 1
   pixels = first[:, None] + np.arange(2 * reach)
   matrix = np.zeros((m, n))

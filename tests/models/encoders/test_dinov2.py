@@ -14,7 +14,7 @@ from flax import traverse_util
 from gmem_jax.convert import rules
 from gmem_jax.convert.names import dinov2 as names
 from gmem_jax.files.torch_reader import torch_file
-from gmem_jax.models.encoders import dinov2
+from gmem_jax.models.encoders import dinov2, resize
 from tests import recipe
 
 # Of an array's maximum. Reached: 3e-5 for pixels, where the published code
@@ -350,3 +350,22 @@ def test_wrong_image_sizes_are_refused(shape):
 def test_wrong_fields_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     _small(**fields).init(jax.random.key(0), _images(1))
+
+
+def test_positions_resampled_twice():
+  """Differs from once at 512 pixels alone."""
+  once, twice = _small(table=37), _small(table=37, position_grid=16)
+  params = {"params": _random_params(once)}
+
+  def positions(model, side):
+    return np.asarray(model.apply(params, side, side, method="positions"))
+
+  np.testing.assert_array_equal(positions(twice, 16), positions(once, 16))
+  small = positions(twice, 16)
+  large = positions(twice, 32)
+  np.testing.assert_array_equal(large[:, :1], small[:, :1])
+  grid = jnp.asarray(small[:, 1:]).reshape(1, 16, 16, 32)
+  grid = resize.bicubic_offset(grid, (32, 32), 0.1)
+  np.testing.assert_array_equal(large[:, 1:], grid.reshape(1, -1, 32))
+  # Twice has lost what 16 x 16 cannot hold.
+  assert np.abs(large - positions(once, 32)).max() > 0.1

@@ -146,3 +146,21 @@ def test_equals_torch(method, options, source, target):
   np.testing.assert_allclose(
     method(images, target), theirs, atol=1e-6 * np.abs(theirs).max()
   )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("source", "target"), [(16, 32), (16, 48), (37, 16)])
+def test_an_offset_equals_torch(source, target):
+  """As DINOv2 asks for it: by a factor, which is not the sizes' ratio."""
+  torch = pytest.importorskip("torch", reason='needs the extra "oracle"')
+  images = _images((source, source))
+  nchw = torch.from_numpy(np.array(images, np.float64)).permute(0, 3, 1, 2)
+  factor = (target + 0.1) / source
+  theirs = torch.nn.functional.interpolate(
+    nchw, scale_factor=(factor, factor), mode="bicubic"
+  )
+  theirs = theirs.permute(0, 2, 3, 1).numpy()
+  ours = resize.bicubic_offset(images, (target, target), 0.1)
+  np.testing.assert_allclose(ours, theirs, atol=1e-6 * np.abs(theirs).max())
+  plain = np.asarray(resize.bicubic(images, (target, target)))
+  assert np.abs(plain - theirs).max() > 1e-3
