@@ -163,7 +163,12 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     init_from="",  # converted weights, or the directory of a run
     allow_changes=False,  # True: go on with another rate or batch size
   )
-  c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices
+  c.mesh = dict(
+    data=-1,  # all remaining devices
+    fsdp=1,
+    tensor=1,
+    gather="layer",  # what fsdp splits; or "step": all at once
+  )
   c.checkpoint = dict(
     every=10_000,  # steps
     keep_latest=2,

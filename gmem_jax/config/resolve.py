@@ -141,19 +141,23 @@ def _check_projection(config: sections.Config) -> None:
 def _build(cls: type, tree: Mapping[str, Any], prefix: str = "") -> Any:
   """Builds a dataclass from a mapping with exactly its keys.
 
-  `prefix` is what stands before the keys in errors, with a dot at the end.
+  A key that has a default may be missing, as it is in recipes and runs from
+  before it. `prefix` is what stands before the keys in errors, with a dot at
+  the end.
   """
   hints = typing.get_type_hints(cls, include_extras=True)
-  names = [f.name for f in dataclasses.fields(cls)]
+  fields = dataclasses.fields(cls)
+  names = [f.name for f in fields]
   where = f" in config.{prefix[:-1]}" if prefix else " in the config"
   unknown = sorted(set(tree) - set(names))
   if unknown:
     raise ValueError(f"unknown key(s) {unknown}{where}; known: {names}")
-  missing = [n for n in names if n not in tree]
+  needed = (f.name for f in fields if f.default is dataclasses.MISSING)
+  missing = [n for n in needed if n not in tree]
   if missing:
     raise ValueError(f"missing key(s) {missing}{where}")
   return cls(
-    **{n: _value(hints[n], tree[n], prefix + n) for n in names}  # type: ignore
+    **{n: _value(hints[n], tree[n], prefix + n) for n in names if n in tree}  # type: ignore
   )
 
 

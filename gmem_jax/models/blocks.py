@@ -166,9 +166,7 @@ def _init_layers(
   return init
 
 
-def ready(
-  stack: Stack | Ready, block: Block, *, unroll: bool, cast: bool = False
-) -> Ready:
+def ready(stack: Stack | Ready, block: Block, *, unroll: bool) -> Ready:
   """Makes of a stack what the blocks take, unless it was made before.
 
   Args:
@@ -176,16 +174,12 @@ def ready(
     block: Its channels of q and k are ordered if it rotates them; see
       `attention.pairs_to_halves`.
     unroll: Give each layer's on its own.
-    cast: Cast the kernels to the dtype of the matmuls, too: for parameters that
-      are used more than once.
   """
   if isinstance(stack, Ready):
     return stack
   if block.style.rope and "attn" in stack:
     attn = attention.pairs_to_halves(stack["attn"], block.heads)
     stack = {**stack, "attn": attn}
-  if cast:
-    stack = cast_kernels(stack, block.dtype)
   return Ready(tuple(unstack(stack)) if unroll else stack)
 
 

@@ -222,18 +222,22 @@ class FlowTransformer(nn.Module):
     one = isinstance(self.token_dim, int)
     return velocity, projected[0] if one else projected
 
+  def cast(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Casts kernels to the dtype of the matmuls, as each call would."""
+    kept = ("time_embed", "snippet_embed", "memory_embed")  # Always float32.
+    return {
+      n: part if n in kept else blocks.cast_kernels(part, self.dtype)
+      for n, part in params.items()
+    }
+
   def ready(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters for many calls: what each would do to them is done once.
 
     A loop that calls the network then neither cuts nor casts them in its body.
     """
-    block, done = self.block(), dict(params)
+    done, unroll = self.cast(params), not self.scan_layers
     for name in {"blocks", "cross"} & params.keys():
-      unroll = not self.scan_layers
-      done[name] = blocks.ready(params[name], block, unroll=unroll, cast=True)
-    # The embeddings of time and snippet stay float32.
-    for name in ("patch_embed", "final"):
-      done[name] = blocks.cast_kernels(params[name], self.dtype)
+      done[name] = blocks.ready(done[name], self.block(), unroll=unroll)
     return done
 
   def block(self) -> blocks.Block:

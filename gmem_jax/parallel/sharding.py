@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -55,11 +55,16 @@ class MeshConfig:
     data: Replicas of the parameters; the batch is split over it.
     fsdp: Ways in which parameters and batch are split.
     tensor: Ways in which single matmuls are split.
+    gather: When a device gets the parameters that others of `fsdp` have: those
+      of a "layer" before it runs, and again in the backward pass; or all, in
+      the dtype of the matmuls, once a "step", which sends a third less and
+      takes more memory (ZeRO-1, Rajbhandari et al. (2019), arXiv 1910.02054).
   """
 
   data: int
   fsdp: int
   tensor: int
+  gather: Literal["layer", "step"] = "layer"
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -199,6 +204,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, *, steps_axis: bool = False) -> NamedSharding:
   """The sharding of a batch; `steps_axis`: after a leading axis of steps."""
   return NamedSharding(mesh, P(None, *BATCH) if steps_axis else BATCH)
+
+
+def gather(params: Any, mesh: Mesh) -> Any:
+  """Gives every device of the `fsdp` axis all parameters, inside a jitted step.
+
+  Their gradients are summed onto the devices that own them.
+  """
+  owned = state_shardings(params, mesh)
+
+  def without_fsdp(sharding):
+    spec = (None if name == "fsdp" else name for name in sharding.spec)
+    return NamedSharding(mesh, P(*spec))
+
+  whole = jax.tree.map(without_fsdp, owned)
+  constrain = jax.lax.with_sharding_constraint
+
+  # The constraint's own gradient would sum onto every device.
+  @jax.custom_vjp
+  def gathered(params):
+    return constrain(params, whole)
+
+  gathered.defvjp(
+    lambda params: (constrain(params, whole), None),
+    lambda _, grads: (constrain(grads, owned),),
+  )
+  return gathered(params)
 
 
 def place_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:

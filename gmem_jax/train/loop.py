@@ -11,6 +11,7 @@ The loop's contract, which tests depend on:
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -122,6 +123,9 @@ def jit_step(
     (state, batches, bank, encoder) -> (state, metrics [k]), jitted. The encoder
     may be None; see `train_step.make_train_step`.
   """
+  gather = None
+  if config.mesh.gather == "step":
+    gather = functools.partial(sharding.gather, mesh=mesh)
   step_fn = train_step.make_train_step(
     network.clone(constrain=sharding.place_batch(mesh)),
     train_state.make_optimizer(config.optim),
@@ -131,6 +135,7 @@ def jit_step(
     ema_decay=config.train.ema_decay,
     accumulation=config.train.accumulation,
     retrieve=retrieve,
+    gather=gather,
   )
   where, everywhere = bank.sharding, sharding.replicated(mesh)
   batches = sharding.batch_sharding(mesh, steps_axis=True)

@@ -25,7 +25,7 @@ from gmem_jax.bank import bank as bank_lib
 from gmem_jax.diffusion import losses
 from gmem_jax.models import conditioning, retrieval, transformer
 from gmem_jax.models.encoders import protocols
-from gmem_jax.train import state as train_state
+from gmem_jax.train import gradients, state as train_state
 
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, "..."]]
@@ -73,6 +73,7 @@ def make_train_step(
   ema_decay: float,
   accumulation: int = 1,
   retrieve: retrieval.RetrieveFn | None = None,
+  gather: Callable[[Any], Any] | None = None,
 ) -> StepFn:
   """Makes the training step.
 
@@ -86,6 +87,7 @@ def make_train_step(
     accumulation: See `make_update`.
     retrieve: Looks up what cross-attention attends to; the bank then has unit
       rows.
+    gather: See `make_update`.
 
   Returns:
     (state, batch, bank, encoder=None) -> (state, metrics). The batch holds what
@@ -97,7 +99,12 @@ def make_train_step(
   adaln = conditioning.uses_adaln(network.conditioning)
   project = loss_config.projection_weight > 0
   update = make_update(
-    network, tx, loss_config, ema_decay=ema_decay, accumulation=accumulation
+    network,
+    tx,
+    loss_config,
+    ema_decay=ema_decay,
+    accumulation=accumulation,
+    gather=gather,
   )
 
   def step_fn(state, batch, bank, encoder=None):
@@ -137,13 +144,21 @@ def make_update(
   *,
   ema_decay: float,
   accumulation: int = 1,
+  gather: Callable[[Any], Any] | None = None,
 ) -> UpdateFn:
   """Makes the part of the step that draws nothing.
 
   It is apart so that tests can give it the draws of the published step.
 
-  Its `accumulation` is the number of parts of the batch whose gradients are
-  averaged one after the other; it divides the batch.
+  Args:
+    network: See `make_train_step`, like `tx`, `loss_config` and `ema_decay`.
+    tx: The optimizer.
+    loss_config: The loss.
+    ema_decay: Of the moving average.
+    accumulation: Parts of the batch whose gradients are averaged one after the
+      other; divides the batch.
+    gather: Gives a device the parameters that it does not own, once for all
+      parts; None leaves that to the network's blocks.
 
   Returns:
     (state, Draws) -> (state, metrics): gradients of the loss, optimizer, moving
@@ -168,7 +183,13 @@ def make_update(
       loss_config, predict, draws.x1, draws.x0, draws.t, draws.tokens
     )
 
-  grad_fn = accumulate(jax.value_and_grad(loss_fn, has_aux=True), accumulation)
+  grad_fn = gradients.accumulate(
+    jax.value_and_grad(loss_fn, has_aux=True), accumulation
+  )
+  if gather is not None:
+    grad_fn = gradients.at_gathered(
+      grad_fn, lambda params: network.ready(gather(network.cast(params)))
+    )
 
   def update(state, draws):
     (loss, metrics), grads = grad_fn(state.params, draws)
@@ -188,39 +209,6 @@ def make_update(
     return state, metrics
 
   return update
-
-
-def accumulate(fn: Callable[..., Any], parts: int) -> Callable[..., Any]:
-  """Lets a function see a batch in parts, and averages what it returns.
-
-  The function is (params, batch) -> pytree of means over the batch; the result
-  is the same up to rounding. The number of parts divides the batch.
-  """
-  if parts == 1:
-    return fn
-
-  # Part j has the rows j, j + parts, …: a batch split over devices in blocks of
-  # rows then needs no exchange, and every part keeps all devices busy.
-  def split(x):
-    return jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
-
-  def accumulated(params, batch):
-    leaves, structure = jax.tree.flatten(batch)
-
-    def one(part):
-      return fn(params, structure.unflatten(part))
-
-    def add(total, part):
-      return jax.tree.map(jnp.add, total, one(part)), None
-
-    leaves = [split(x) for x in leaves]
-    shapes = jax.eval_shape(one, [x[0] for x in leaves])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    # A scan, not a Python loop: one part's activations are alive at a time.
-    total, _ = jax.lax.scan(add, zeros, leaves)
-    return jax.tree.map(lambda x: x / parts, total)
-
-  return accumulated
 
 
 def repeat(step_fn: StepFn) -> StepFn:

@@ -10,6 +10,7 @@ from gmem_jax.commands import runs
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
+  gradients,
   loop,
   setup,
   state as train_state,
@@ -55,6 +56,44 @@ def take_steps(run, dataset, dispatches):
     metrics.append(jax.device_get(values))
   losses = np.concatenate([m["train/loss"] for m in metrics])
   return state, losses
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("scan", [True, False])
+def test_gathering_once_a_step_trains_the_same(
+  dataset, tmp_path, accumulation, scan
+):
+  changes = dict(
+    model__family="lightning_dit",
+    model__width=64,
+    model__scan_layers=scan,
+    mesh__data=2,
+    mesh__fsdp=2,
+    train__accumulation=accumulation,
+  )
+  runs = [
+    make_run(
+      tiny.make_config(**changes, mesh__gather=gather),
+      dataset,
+      jax.devices(),
+      tmp_path,
+    )
+    for gather in ("layer", "step")
+  ]
+  (expected, losses), (state, ours) = (
+    take_steps(run, dataset, 2) for run in runs
+  )
+  np.testing.assert_allclose(ours, losses, rtol=2e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    jax.device_get(state.params),
+    jax.device_get(expected.params),
+  )
+  # The state is split as before.
+  assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(
+    lambda x: x.sharding, expected
+  )
 
 
 @pytest.mark.multidevice
@@ -259,7 +298,7 @@ def test_accumulation_sees_every_example_once():
   batch = {"x": jnp.arange(12.0)}
   expected = fn(3.0, batch)
   for parts in (1, 2, 3, 12):
-    found = train_step.accumulate(fn, parts)(3.0, batch)
+    found = gradients.accumulate(fn, parts)(3.0, batch)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
