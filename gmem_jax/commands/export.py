@@ -24,7 +24,7 @@ from gmem_jax.bank import (
   files as bank_files,
   images as bank_images,
 )
-from gmem_jax.commands import interrupt, prepare
+from gmem_jax.commands import interrupt, prepare, startup
 from gmem_jax.config import networks, sections
 from gmem_jax.files import atomic, errors, weights
 from gmem_jax.models import dit
@@ -37,6 +37,14 @@ examples:
   All that samples depend on, in half the memory:
     python -m gmem_jax.commands.export runs/emoji weights/emoji --dtype=bfloat16
 """
+# What is written, and the key that takes it.
+_KEYS = {
+  "network.safetensors": "sample.network",
+  "latent_stats.safetensors": "encoder.latent_stats",
+  "bank": "sample.bank",
+  "tokenizer.safetensors": "encoder.tokenizer_weights",
+  "snippet.safetensors": "encoder.snippet_weights",
+}
 
 
 def export_run(
@@ -174,6 +182,16 @@ def _digest(tree: Any) -> str:
   return digest.hexdigest()
 
 
+def _next(out: pathlib.Path) -> str:
+  """What samples from what was written."""
+  keys = " ".join(
+    f"--config.{key}={out / name}"
+    for name, key in _KEYS.items()
+    if (out / name).exists()
+  )
+  return f"Next, with the run's --config and --mode=sample: {keys}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line; returns its exit status."""
   parser = errors.Parser(
@@ -207,10 +225,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     export_run(run, out, dtype=args.dtype, storage=args.storage)
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     names = ", ".join(sorted(p.name for p in out.iterdir()))
-    errors.say(f"Wrote {out}: {names}; {size:,} bytes")
+    errors.say(f"Wrote {out}: {names}; {size:,} bytes\n{_next(out)}")
 
   return errors.run(work)
 
 
 if __name__ == "__main__":
+  startup.skip_libtpu()
   sys.exit(interrupt.run(main))

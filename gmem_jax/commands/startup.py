@@ -76,14 +76,21 @@ def skip_libtpu() -> None:
   errors before every command. Call it before JAX first looks for devices.
   """
   # Whoever names a platform, or a TPU in the environment, wants to be heard.
-  # JAX sets TPU_SKIP_MDS_QUERY itself where it finds no chip.
+  # JAX sets TPU_SKIP_MDS_QUERY itself where it finds no chip, and importing JAX
+  # imports libtpu, which sets its own path.
+  path = "TPU_LIBRARY_PATH"
+  library = getattr(sys.modules.get("libtpu"), "get_library_path", None)
+  own = library is not None and os.environ.get(path) == library()
+  ours = {"TPU_SKIP_MDS_QUERY"} | ({path} if own else set())
   asked = [
     name
     for name in os.environ
     if name in ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT")
-    or (name.startswith("TPU_") and name != "TPU_SKIP_MDS_QUERY")
+    or (name.startswith("TPU_") and name not in ours)
   ]
   if not asked and not any(map(glob.glob, TPU_CHIPS)):
+    if own:
+      del os.environ[path]
     # Python's way to say that a module cannot be imported. JAX knows no
     # setting for "all platforms but this".
     sys.modules["libtpu"] = None  # type: ignore

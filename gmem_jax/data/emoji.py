@@ -22,6 +22,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -208,8 +209,14 @@ def _write(
 ) -> None:
   """Draws the pictures, and says so."""
   count = write_pictures(directory, side, font)
-  print(f"{count:,} pictures of {side} pixels in {directory}")
+  print(
+    f"Wrote {count:,} pictures of {side} pixels to {directory}, by kind\n"
+    "Next: python -m gmem_jax.main --config=emoji --mode=prepare"
+    f" --config.data.path={directory}"
+  )
 
 
 if __name__ == "__main__":
+  # Drawing needs no accelerator, of which the progress line would ask.
+  jax.config.update("jax_platforms", "cpu")
   sys.exit(main())

@@ -46,9 +46,14 @@ def test_halves_take_half_and_move_pixels_little(run, tmp_path, capsys):
   assert export.main([str(run), str(whole)]) == 0
   small = ["--dtype=bfloat16", "--storage=int8"]
   assert export.main([str(run), str(half), *small]) == 0
-  assert "latent_stats.safetensors, network.safetensors" in (
-    capsys.readouterr().out
-  )
+  *_, wrote, following = capsys.readouterr().out.splitlines()
+  assert "latent_stats.safetensors, network.safetensors" in wrote
+  assert {word for word in following.split() if "=" in word} == {
+    "--mode=sample:",
+    f"--config.sample.network={half}/network.safetensors",
+    f"--config.encoder.latent_stats={half}/latent_stats.safetensors",
+    f"--config.sample.bank={half}/bank",
+  }
   sizes = [
     (out / "network.safetensors").stat().st_size for out in (whole, half)
   ]

@@ -250,6 +250,61 @@ def test_libtpu_is_left_alone_where_no_tpu_is(tmp_path, variables, loaded):
   assert ("libtpu is asked for" in run.stdout) is loaded
 
 
+# Each in a child of a process that has imported JAX, and with it libtpu, as
+# nearly all of our programs have when they start to work.
+PROGRAMS = """
+import contextlib, os, runpy, sys
+import jax
+
+for words in {programs}:
+  if not os.fork():
+    sys.argv = words.split()
+    with open(os.devnull, "w") as nothing:
+      with contextlib.redirect_stdout(nothing), contextlib.suppress(SystemExit):
+        runpy.run_module(words.split()[0], run_name="__main__", alter_sys=True)
+    away = sys.modules["libtpu"] is None and "TPU_LIBRARY_PATH" not in os.environ
+    print(away or jax.config.jax_platforms == "cpu", words, flush=True)
+    os._exit(0)
+  os.wait()
+"""
+
+
+@pytest.mark.process
+def test_every_program_leaves_libtpu_alone(tmp_path):
+  if any(map(glob.glob, startup.TPU_CHIPS)):
+    pytest.skip("this machine has a TPU")
+  package = tmp_path / "libtpu"
+  package.mkdir()
+  # The library tells JAX where it is as soon as it is imported.
+  (package / "__init__.py").write_text(
+    "import os\n"
+    "def get_library_path():\n"
+    "  return __file__.replace('__init__.py', 'libtpu.so')\n"
+    "os.environ.setdefault('TPU_LIBRARY_PATH', get_library_path())\n"
+  )
+  (package / "libtpu.so").touch()
+  programs = [
+    "gmem_jax.bank info --help",
+    "gmem_jax.bench lookup --help",
+    "gmem_jax.commands.export --help",
+    "gmem_jax.convert --help",
+    "gmem_jax.data.emoji --help",
+    "gmem_jax.evaluate --help",
+    "gmem_jax.studio --help",
+  ]
+  run = subprocess.run(
+    [sys.executable, "-c", PROGRAMS.format(programs=programs)],
+    env=without_platforms()
+    | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert run.stdout.splitlines() == [f"True {each}" for each in programs]
+
+
 def test_chips_of_a_tpu_are_seen(tmp_path, monkeypatch):
   for name in ("JAX_PLATFORMS", "JAX_FORCE_TPU_INIT"):
     monkeypatch.delenv(name, raising=False)

@@ -75,7 +75,9 @@ def test_another_font_draws_what_it_has(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(emoji, "kinds", lambda: kinds)
   out = tmp_path / "pictures"
   assert emoji.main([str(out), f"--font={path}", "--side=33"]) == 0
-  assert "1 pictures of 33 pixels" in capsys.readouterr().out
+  wrote, following = capsys.readouterr().out.splitlines()
+  assert "1 pictures of 33 pixels" in wrote
+  assert "--mode=prepare --config.data.path=" in following
   (heart,) = out.rglob("*.png")
   assert heart.parent.name == "heart"
   assert not (out / "unknown").exists()
