@@ -7,6 +7,7 @@ continues, and its result is that of an uninterrupted run, byte for byte.
 """
 
 import dataclasses
+import errno
 import functools
 import logging
 import pathlib
@@ -71,9 +72,12 @@ def write_store(
     if first:
       prepare_join.clean(directory)
   except OSError as error:
+    # With the system's number: launchers start again where a disk is full.
     raise OSError(
-      f"{error}\nThe shards that are whole are kept in {directory}: make room"
-      " or give access, and give the same command again."
+      error.errno or errno.EIO,
+      f"{error.strerror or error}. The shards that are whole are kept in"
+      f" {directory}: make room or give access, and give the same command again",
+      error.filename or str(directory),
     ) from None
   return atomic.read_json(directory / store.REPORT)
 

@@ -5,6 +5,7 @@ JSON. The JSON gets its name last, so a shard is whole once it exists.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import pathlib
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.data import schema as schema_lib, sources
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, disk
 
 # Records are read one by one in random order, so groups would be read in vain;
 # and noise does not compress.
@@ -228,4 +229,7 @@ def _disk_errors(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except RuntimeError as error:
-    raise OSError(f"{path} cannot be written: {error}") from None
+    # It tells the system's message, and not its number.
+    number = next((n for n in disk.FULL if os.strerror(n) in str(error)), None)
+    reason = f"cannot be written: {error}"
+    raise OSError(number or errno.EIO, reason, str(path)) from None

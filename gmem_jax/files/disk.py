@@ -12,7 +12,7 @@ from absl import logging as absl_logging
 
 # Besides a full disk, a quota and the limit of a file's size. Python names no
 # file in such an error, as it comes of writing to an open one.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Where tensorstore and safetensors have the system's number in their errors.
 _NUMBER = re.compile(r"os[ _]error(?:_code=')? ?(\d+)")
 # numpy's, of an array that did not fit.
@@ -29,7 +29,7 @@ def named(path: str | os.PathLike) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    if error.filename is None and error.errno in _FULL:
+    if error.filename is None and error.errno in FULL:
       raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     if _CUT.match(str(error)):
       # Mostly for the same reason; it does not say.
@@ -39,14 +39,14 @@ def named(path: str | os.PathLike) -> Iterator[None]:
   except Exception as error:  # Each library has a type of its own.
     found = _NUMBER.search(str(error))
     number = int(found[1]) if found else 0
-    if number not in _FULL:
+    if number not in FULL:
       raise
     raise OSError(number, os.strerror(number), os.fspath(path)) from None
 
 
 def is_full(error: BaseException) -> bool:
   """Whether the system said that a disk is full, or a quota used up."""
-  return isinstance(error, OSError) and error.errno in _FULL
+  return isinstance(error, OSError) and error.errno in FULL
 
 
 def _is_new(record: logging.LogRecord) -> bool:
