@@ -288,8 +288,9 @@ def list_images(
   names = []
   for path in _walk(root):
     extension = os.path.splitext(path)[1].lower() or "no extension"
-    # Some systems put a companion ._x.jpg, which is no image, beside an x.jpg.
-    if os.path.basename(path).startswith("."):
+    # Some systems put a companion ._x.jpg, which is no image, beside an x.jpg,
+    # or an .AppleDouble/x.jpg; others copies, as in .ipynb_checkpoints.
+    if any(part.startswith(".") for part in path.split(os.sep)):
       ignored["hidden"] += 1
     elif extension in EXTENSIONS:
       names.append(path)

@@ -19,7 +19,10 @@ SIZE = 8
 # In the order of classes, then of names. "linked" is a link to another place.
 IMAGES = ["0/a.bmp", "0/b.JPG", "0/deep.png", "linked/c.webp", "linked/d.png"]
 # Of another system, of a desktop, of a notebook; and what links make.
-LEFT_OUT = ["0/._b.JPG", "0/.DS_Store", "0/Thumbs.db", "notes.txt"]
+LEFT_OUT = [
+  "0/._b.JPG", "0/.AppleDouble/b.JPG", "0/.DS_Store", "0/Thumbs.db",
+  ".trash/x.png", "notes.txt",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +40,7 @@ def folder(tmp_path_factory):
       pixels = pixels[..., 0].astype(np.uint16) * 257
     Image.fromarray(pixels).save(root / name)
   for name in LEFT_OUT:
+    (root / name).parent.mkdir(exist_ok=True)
     (root / name).write_bytes(b"no image")
   (root / "0" / "up").symlink_to("..")
   (elsewhere / "back").symlink_to(root)
