@@ -26,6 +26,15 @@ def test_readme_can_be_skimmed():
   assert len((layout.ROOT / "README.md").read_text().splitlines()) <= 200
 
 
+def test_readme_says_what_comes_before_a_command():
+  """The clone before it is installed, and weights that are not in the package."""
+  text = (layout.ROOT / "README.md").read_text()
+  assert 0 < text.index("`git clone`") < text.index("pip install -e")
+  rows = [line for line in text.splitlines() if "gmem_jax.evaluate " in line]
+  assert rows
+  assert all("weights/inception" in row for row in rows)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
   for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
