@@ -27,7 +27,7 @@ def test_readme_can_be_skimmed():
 
 
 def test_readme_says_what_comes_before_a_command():
-  """The clone before it is installed, and weights that are not in the package."""
+  """The clone, before it is installed; weights that are not in the package."""
   text = (layout.ROOT / "README.md").read_text()
   assert 0 < text.index("`git clone`") < text.index("pip install -e")
   rows = [line for line in text.splitlines() if "gmem_jax.evaluate " in line]

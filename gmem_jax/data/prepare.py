@@ -76,7 +76,8 @@ def write_store(
     raise OSError(
       error.errno or errno.EIO,
       f"{error.strerror or error}. The shards that are whole are kept in"
-      f" {directory}: make room or give access, and give the same command again",
+      f" {directory}: make room or give access, and give the same command"
+      " again",
       error.filename or str(directory),
     ) from None
   return atomic.read_json(directory / store.REPORT)

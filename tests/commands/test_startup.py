@@ -262,7 +262,8 @@ for words in {programs}:
     with open(os.devnull, "w") as nothing:
       with contextlib.redirect_stdout(nothing), contextlib.suppress(SystemExit):
         runpy.run_module(words.split()[0], run_name="__main__", alter_sys=True)
-    away = sys.modules["libtpu"] is None and "TPU_LIBRARY_PATH" not in os.environ
+    path = os.environ.get("TPU_LIBRARY_PATH")
+    away = sys.modules["libtpu"] is None and path is None
     print(away or jax.config.jax_platforms == "cpu", words, flush=True)
     os._exit(0)
   os.wait()
