@@ -313,6 +313,9 @@ def _reason(error: Exception) -> str:
     return "no image: none of " + ", ".join(FORMATS)
   if isinstance(error, OSError) and error.errno is not None:
     return f"cannot be read: {os.strerror(error.errno)}"
+  if isinstance(error, Image.DecompressionBombError):
+    most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return f"more than {most:,} pixels, taken for a decompression bomb"
   text = " ".join(str(error).split()) or type(error).__name__
   return f"damaged: {text}"
 
