@@ -124,7 +124,11 @@ class WaitingLine:
     if not took:
       return None
     mean = sum(took) / len(took)
-    return mean if call.begun is None else max(0.0, call.begun + mean - now)
+    if call.begun is None:
+      return mean
+    # One that takes longer than the others did may take far longer.
+    left = call.begun + mean - now
+    return left if left > 0 else None
 
 
 def words(wait: tuple[int, float | None] | None) -> str:
