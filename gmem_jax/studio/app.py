@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
+from gmem_jax.sample.generator import Generator
 from gmem_jax.studio import (
   bank_tab,
   between,
@@ -47,7 +48,7 @@ def build(studio: context.Studio) -> gr.Blocks:
       None, delete_callback=lambda visit: own_banks.discard(studio, visit)
     )
     with gr.Row(elem_id="gm-head"):
-      gr.Markdown(f"# {TITLE}\n{_about(studio)}")
+      about = gr.Markdown(_about(studio, None))
       copy = gr.Button("Copy link", size="sm", scale=0, min_width=110)
     with gr.Tabs(selected="make") as tabs:
       with gr.Tab("Make", id="make") as make_tab:
@@ -80,18 +81,23 @@ def build(studio: context.Studio) -> gr.Blocks:
     for event in edited:
       # Rows of the tab Bank are others now.
       event.then(**forget).then(**page)
+      event.then(
+        lambda visit: _about(studio, visit), visit, about,
+        show_progress="hidden", **context.PRIVATE,
+      )  # fmt: skip
   return demo
 
 
-def _about(studio: context.Studio) -> str:
-  """What is looked at, in a line."""
+def _about(studio: context.Studio, visit: Generator | None) -> str:
+  """The title, and what is looked at, in a line."""
   source = studio.generator.source
-  size = len(source.require_bank().rows)
+  size = len(studio.current(visit).source.require_bank().rows)
   step, weights = (source.info.get(key) for key in ("step", "weights"))
   what = [f"step {step:,}"] if step is not None else []
   what += [str(weights)] if weights else []
   network = ", ".join([f"`{studio.workdir.name}`", *what])
-  return f"{network} · {size:,} memories"
+  whose = "your bank's " if visit else ""
+  return f"# {TITLE}\n{network} · {whose}{size:,} memories"
 
 
 def launch(

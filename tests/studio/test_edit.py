@@ -48,6 +48,7 @@ def test_own_pictures_join_the_bank(
   append(page, pictures)
   said = page.locator("#edit-said")
   said.get_by_text("1,439 rows").wait_for()
+  page.locator("#gm-head").get_by_text("your bank's 1,439 memories").wait_for()
   digest = bank_files.read(workdir).info.digest
   assert digest[:16] in said.inner_text()
   new = page.locator("#edit-shown button.thumbnail-item")
@@ -134,6 +135,7 @@ def test_rows_leave_the_bank_and_all_can_be_undone(
   page.get_by_role("tab", name="Edit").click()
   page.locator("#edit-back").click()
   said.get_by_text("The studio's bank, 1,437 rows").wait_for()
+  page.locator("#gm-head").get_by_text("· 1,437 memories").wait_for()
   assert not page.locator("#edit-download").is_visible()
   assert not [path for path in kept if holds(path, second)]
 
