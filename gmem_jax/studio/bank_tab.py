@@ -104,7 +104,7 @@ def build(
 
   def look(visit, group, text, number):
     group = "" if group == EVERYTHING else group
-    asked = int(number or 1)
+    asked = 1 if number is None else int(number)
     found = look_at(studio.catalogue(visit), group, text or "", asked)
     rows, number, pages, line, thumbnails = found
     # One may have gone on meanwhile: nothing is written that was asked for.
@@ -112,11 +112,16 @@ def build(
     return rows, number, pages, pictures.hint(line), thumbnails
 
   def describe(visit, row):
-    generator = studio.current(visit)
     try:
-      return _describe(generator, row or "")
+      return _describe(studio.current(visit), row or ""), [], []
     except ValueError as error:
       return studio.explain(error), [], []
+
+  def neighbours_of(visit, row):
+    try:
+      return _neighbours(studio.current(visit), row or "")
+    except ValueError:  # `describe` has said it.
+      return [], []
 
   def like(visit, file):
     generator = studio.current(visit)
@@ -141,9 +146,16 @@ def build(
     "trigger_mode": "always_last",
     **context.PRIVATE,
   }
-  # A new choice begins at its first page.
-  for change in (group.input, text.submit):
-    change(lambda: 1, None, number, **context.PRIVATE).then(**page)
+  # A new choice begins at its first page; the browser says so, as letters come
+  # faster than answers.
+  for change in (group.input, text.input, text.submit):
+    change(
+      None, None, number, js="() => 1", trigger_mode="multiple",
+      **context.PRIVATE,
+    ).then(**page)  # fmt: skip
+  # Gradio does not call it input where letters are taken away.
+  text.change(**page)
+  number.input(**page)
   number.submit(**page)
   for button, step in ((back, -1), (forward, 1)):
     button.click(
@@ -158,9 +170,14 @@ def build(
   refusals.tell(said, search)
   for gallery, rows in ((thumbnails, shown), (neighbours, near)):
     gallery.select(_chosen, rows, row, **context.PRIVATE)
+  # What a row is needs no device, and does not wait for it.
   row.change(
     describe, [visit, row], [detail, near, neighbours],
-    show_progress="hidden", **context.DEVICE, **context.PRIVATE,
+    show_progress="hidden", **context.PRIVATE,
+  ).then(
+    neighbours_of, [visit, row], [near, neighbours],
+    show_progress="minimal", show_progress_on=neighbours,
+    **context.DEVICE, **context.PRIVATE,
   )  # fmt: skip
   _connect_map(studio, visit, parts, row)
   # Not "page" alone, which Gradio reads itself.
@@ -267,27 +284,28 @@ def tiles(
   ]
 
 
-def _describe(generator: Generator, text: str) -> tuple[str, list[int], Any]:
-  """A row's image and facts, and its neighbours.
+def _number(catalogue: catalogue_lib.Catalogue, text: str) -> int | None:
+  """The row that a text names, or None if it is empty.
 
   Raises:
     ValueError: If there is no such row.
   """
   text = text.strip()
   if not text:
-    return pictures.hint("Choose a memory to see what it is."), [], []
-  catalogue = context.catalogue(generator)
-  bank = generator.source.require_bank()
-  if not text.isdecimal() or int(text[:12]) >= len(catalogue):
+    return None
+  if not text.isdecimal() or len(text) > 12 or int(text) >= len(catalogue):
     last = f"{len(catalogue) - 1:,}"
     raise ValueError(f"row {text[:40]}: the bank has rows 0 to {last}")
-  row = int(text)
-  found = generator.nearest(row, min(NEIGHBOURS + 1, len(catalogue)))
-  others = [
-    (int(other), score)
-    for other, score in zip(found.rows, found.scores, strict=True)
-    if other != row
-  ][:NEIGHBOURS]
+  return int(text)
+
+
+def _describe(generator: Generator, text: str) -> str:
+  """A row's image and facts; raises as `_number`."""
+  catalogue = context.catalogue(generator)
+  row = _number(catalogue, text)
+  if row is None:
+    return pictures.hint("Choose a memory to see what it is.")
+  bank = generator.source.require_bank()
   facts = {
     "row": f"{row:,} of {len(catalogue):,}",
     "class": catalogue.class_of(row),
@@ -295,13 +313,21 @@ def _describe(generator: Generator, text: str) -> tuple[str, list[int], Any]:
     "feature": f"{bank.rows.shape[1]} numbers, length"
     f" {float(np.linalg.norm(bank.rows[row])):.3g}",
     "encoder": generator.config.encoder.features,
-    "nearest": f"cosine {others[0][1]:.3f}" if others else "",
   }
   facts = {name: value for name, value in facts.items() if value}
   picture = pictures.figure(
     catalogue.picture(row), f"memory, row {row}", kind="gm-card"
   )
-  html = f'<div class="gm-detail">{picture}{pictures.facts(facts)}</div>'
-  near = [other for other, _ in others]
-  scores = np.array([score for _, score in others])
-  return html, near, tiles(catalogue, near, scores)
+  return f'<div class="gm-detail">{picture}{pictures.facts(facts)}</div>'
+
+
+def _neighbours(generator: Generator, text: str) -> tuple[list[int], Any]:
+  """The rows nearest to a row, and their thumbnails; raises as `_number`."""
+  catalogue = context.catalogue(generator)
+  row = _number(catalogue, text)
+  if row is None:
+    return [], []
+  found = generator.nearest(row, min(NEIGHBOURS + 1, len(catalogue)))
+  others = found.rows != row
+  near = found.rows[others][:NEIGHBOURS].tolist()
+  return near, tiles(catalogue, near, found.scores[others][:NEIGHBOURS])

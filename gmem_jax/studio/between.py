@@ -86,8 +86,8 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
   )
   refusals.tell(status, ends[0][1], ends[1][1])
   place.change(
-    _large, [made, place], large, show_progress="hidden", queue=False,
-    **context.PRIVATE,
+    _large, [made, place], large, js=controls.within("between-place"),
+    show_progress="hidden", queue=False, **context.PRIVATE,
   )  # fmt: skip
   return {
     "between_a": ends[0][0], "between_b": ends[1][0], "between_way": method,

@@ -98,6 +98,22 @@ def whole(name: str, value: Any) -> int:
   return int(found)
 
 
+def within(slider: str) -> str:
+  """JavaScript that puts an event's last value within its slider's bounds.
+
+  Gradio refuses what lies outside, as numbers do while they are typed.
+
+  Args:
+    slider: Its elem_id.
+  """
+  return f"""(...values) => {{
+    const {{min, max}} = document.querySelector("#{slider} input[type=range]");
+    const value = Math.round(values.pop()) || 0;
+    const kept = Math.min(Math.max(value, Number(min)), Number(max));
+    return values.length ? [...values, kept] : kept;
+  }}"""
+
+
 def seed(value: Any) -> int:
   """The seed that a visitor gave.
 
@@ -125,7 +141,7 @@ def parse_rows(
       continue
     match = _ROWS.fullmatch(part)
     if match is None:
-      raise ValueError(f"rows: {part[:40]!r} is no number: write 3, 7, 10-12")
+      raise ValueError(f"rows: {part[:40]!r} is no row: write 3, 7, 10-12")
     first = int(match[1])
     last = int(match[2] or first)
     if max(first, last) >= size:

@@ -60,6 +60,7 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
 
   def make(stopped, visit, *values) -> Iterator[tuple[Any, ...]]:
     hidden = [gr.update(visible=False)] * 2
+    kept = [gr.skip()] * 2
     look = None
     try:
       generator = studio.current(visit)
@@ -76,7 +77,11 @@ def build(studio: context.Studio, visit: gr.State) -> dict[str, Any]:
       paths = results.pack(made, studio.folder)
       yield text, html, *(gr.update(value=p, visible=True) for p in paths)
     except streaming.TOLD as error:
-      yield *results.ended(studio, error, look), *hidden
+      # Where nothing began, the images of before stay, and what has them.
+      yield (
+        *results.ended(studio, error, look),
+        *(kept if look is None else hidden),
+      )
 
   context.runs(
     studio,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gmem_jax.data import write_images
-from gmem_jax.studio import context, pictures
+from gmem_jax.studio import context, controls, pictures
 from gmem_jax.train import metrics
 
 # Seconds between two looks; and points of a curve.
@@ -63,9 +63,13 @@ def build(studio: context.Studio, tab: gr.Tab) -> None:
 
   outputs = [curve, said, plot, numbers, sheet]
   quiet: dict[str, Any] = {"show_progress": "hidden", **context.PRIVATE}
+  drawn = {
+    "fn": show, "inputs": sheet, "outputs": grid,
+    "js": controls.within("watch-sheet"), **quiet,
+  }  # fmt: skip
   for event in (tab.select, timer.tick, again.click, curve.input):
-    event(look, curve, outputs, **quiet).then(show, sheet, grid, **quiet)
-  sheet.input(show, sheet, grid, **quiet)
+    event(look, curve, outputs, **quiet).then(**drawn)
+  sheet.input(**drawn)
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 import gmem_jax
 from gmem_jax.data import write_images
+from tests.studio import conftest
 
 # So much to do that there is time to stop it, or to wait for it.
 LONG = "?make_count=16&make_per_row=4&method=ode_rk4&steps=1000"
@@ -101,6 +102,17 @@ def test_a_mixture_of_a_row_and_a_picture(server, visit, picture):
   memory = page.locator("#make-images .gm-memory").inner_text()
   assert "50% row 5" in memory
   assert "25% row 7" in memory
+
+
+def test_a_refused_click_keeps_what_was_made(server, visit):
+  page = visit(server.url)
+  make(page)
+  page.get_by_label("rows", exact=True).check()
+  page.locator("#make-start").click()
+  page.locator("#make-status").get_by_text("choose rows first").wait_for()
+  assert images(page).count() == 8
+  with page.expect_download():
+    page.locator("#make-zip").click()
 
 
 def test_numbers_that_make_no_sense_are_named(server, visit):
@@ -285,13 +297,51 @@ def test_no_click_on_next_is_lost(server, visit):
   assert page.locator("#bank-page input").input_value() == "23"
 
 
+def test_a_page_is_shown_as_its_number_is_typed(server, visit):
+  page = visit(server.url + "?tab=bank")
+  page.get_by_text("page 1 of 24").wait_for()
+  number = page.locator("#bank-page input")
+  for text, shown in (("3", "3"), ("99", "24"), ("0", "1"), ("12", "12")):
+    number.fill(text)
+    page.get_by_text(f"page {shown} of 24").wait_for()
+    page.wait_for_function(
+      "shown => document.querySelector('#bank-page input').value === shown",
+      arg=shown,
+    )
+
+
+def test_names_are_searched_as_they_are_typed(visit, tmp_path):
+  with conftest.serving("emoji", tmp_path / "temporary") as running:
+    page = visit(running.url + "?tab=bank&bank_name=face&bank_page=2")
+    page.get_by_text("161 of 1,178 rows, page 2 of 3").wait_for()
+    text = page.get_by_label("Name has")
+    text.press_sequentially("-screaming")
+    page.get_by_text("1 of 1,178 rows, page 1 of 1").wait_for()
+    for _ in range(len("face-screaming")):
+      text.press("Backspace")
+    page.get_by_text("1,178 of 1,178 rows, page 1 of 20").wait_for()
+
+
+def test_what_a_row_is_does_not_wait_for_the_device(server, visit):
+  first, second = visit(server.url + LONG), visit(server.url + "?tab=bank")
+  first.locator("#make-start").click()
+  first.locator("#make-images img").first.wait_for()
+  second.locator("#bank-thumbnails button.thumbnail-item").nth(7).click()
+  second.get_by_alt_text("memory, row 7", exact=True).wait_for()
+  neighbours = second.locator("#bank-neighbours button.thumbnail-item")
+  assert not neighbours.count()
+  assert first.locator("#make-start").is_disabled()
+  first.locator("#make-stop").click()
+  neighbours.first.wait_for()
+
+
 def test_rows_that_are_none_are_named(server, visit):
   page = visit(server.url + "?tab=bank")
   page.locator("#bank-thumbnails button.thumbnail-item").first.wait_for()
   row, detail = page.locator("#bank-row input"), page.locator("#bank-detail")
   assert row.input_value() == ""
   page.locator("#bank-take").click()
-  for text in ("-1", "1437", "3.5", "x"):
+  for text in ("-1", "1437", "3.5", "x", "0" * 13 + "5000"):
     row.fill(text)
     detail.get_by_text(f"row {text}: the bank has rows 0 to 1,436").wait_for()
   row.fill("")
@@ -500,6 +550,10 @@ def test_the_way_between_a_row_and_a_picture(server, visit, picture):
   page.get_by_alt_text("point 4, large").wait_for()
   large = page.locator("#between-large img")
   assert large.get_attribute("src") == last
+  # What is typed on the way to a number is not refused.
+  for text, point in (("0", 1), ("99", 4), ("", 1)):
+    place.fill(text)
+    page.get_by_alt_text(f"point {point}, large").wait_for()
 
 
 def test_a_run_is_watched(server, visit):
@@ -512,13 +566,19 @@ def test_a_run_is_watched(server, visit):
   path.write_text(text + '{"step": 30, "tra')
   (server.workdir / "samples").mkdir(exist_ok=True)
   pixels = np.zeros((16, 16, 1), np.uint8)
-  write_images.save_png(server.workdir / "samples" / "bank_0000020.png", pixels)
+  for step in (10, 20):
+    name = f"bank_{step:07}.png"
+    write_images.save_png(server.workdir / "samples" / name, pixels)
   page = visit(server.url + "?tab=watch")
   page.get_by_text("digits, step 20").wait_for()
   facts = page.locator("#watch-numbers").inner_text()
   assert re.search(r"train/loss\s+0\.5 at step 20", facts)
   assert re.search(r"eval/frechet\s+2 at step 20", facts)
   page.get_by_alt_text("samples/bank_0000020.png").wait_for()
+  sheet = page.locator("#watch-sheet input[type=number]")
+  for text, step in (("99", 10), ("0", 20), ("2", 10), ("", 20)):
+    sheet.fill(text)
+    page.get_by_alt_text(f"samples/bank_{step:07}.png").wait_for()
   # By itself.
   path.write_text(text + '{"step": 30, "train/loss": 0.25}\n')
   page.get_by_text("digits, step 30").wait_for()

@@ -36,13 +36,13 @@ def test_rows_are_read_from_text():
   assert read("3 - 5", 20) == [3, 4, 5]
   assert read("", 20) == read(None, 20) == []
   for text, message in (
-    ("3, x", "'x' is no number"),
-    ("-1", "'-1' is no number"),
+    ("3, x", "'x' is no row"),
+    ("-1", "'-1' is no row"),
     ("20", "the bank has rows 0 to 19"),
     ("5-3", "in order"),
     ("0-9", "at most 9 rows"),
-    ("1e9", "no number"),
-    ("9" * 400, "no number"),
+    ("1e9", "no row"),
+    ("9" * 400, "no row"),
   ):
     with pytest.raises(ValueError, match=message):
       read(text, 20, 9)
