@@ -258,10 +258,12 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
   if not path.exists():
     return []
   records = []
-  for line in path.read_text().splitlines():
+  # A kill can cut off the line that was being written, and a crash of the
+  # machine can leave any bytes there.
+  for line in path.read_text(errors="replace").splitlines():
     try:
-      records.append(json.loads(line))
-    # A kill can cut off the line that was being written.
-    except json.JSONDecodeError:
+      record = json.loads(line)
+      records.append(atomic.check_keys(record, {"step": int}, str(path)))
+    except (ValueError, RecursionError):
       _log.warning("%s: a broken line was left out", path)
   return records

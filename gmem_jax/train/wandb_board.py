@@ -42,7 +42,7 @@ class Board:
         project=config.log.wandb,
         dir=workdir,
         name=workdir.name,
-        id=atomic.read_json(path)["id"],
+        id=atomic.read_json(path, {"id": str})["id"],
         resume="allow",
         config=resolve.to_json(config),
       )
