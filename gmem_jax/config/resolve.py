@@ -9,6 +9,7 @@ and no other module sees a ConfigDict.
 import dataclasses
 import json
 import os
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -186,7 +187,10 @@ def _value(hint: Any, value: Any, key: str) -> Any:
     if not isinstance(value, (tuple, list)):
       raise ValueError(f"config.{key}={value!r}: a tuple is expected")
     return tuple(_value(args[0], v, key) for v in value)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+  if hint is float and type(value) in (int, float):
+    # JSON, in which a run keeps its config, has neither infinity nor NaN.
+    if not abs(value) <= sys.float_info.max:
+      raise ValueError(f"config.{key}={value}: must be finite")
     return float(value)
   if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
     raise ValueError(

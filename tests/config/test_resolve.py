@@ -71,6 +71,8 @@ def test_other_keys_may_begin_with_a_tilde(monkeypatch):
     ("loss.cosine", 1, r"config\.loss\.cosine=1: expected bool"),
     ("optim.learning_rate", "1", r"config\.optim\.learning_rate='1'"),
     ("optim.b2", 1.5, r"optim\.b2"),
+    ("optim.clip_norm", float("inf"), r"optim\.clip_norm=inf: must be finite"),
+    ("loss.projection_weight", float("nan"), r"weight=nan: must be finite"),
     (
       "optim.decay_steps",
       400,
