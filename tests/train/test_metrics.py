@@ -38,7 +38,7 @@ def test_writer_drops_what_a_killed_run_wrote_too_much(tmp_path):
   with (tmp_path / "metrics.jsonl").open("ab") as f:
     f.write(b'{"step": 40, "train/lo')  # killed while writing
     # What a crash of the machine may leave.
-    f.write(b'\n{}\n3\n\0\0\n\xff\xfe\n' + b"[" * 5000)
+    f.write(b"\n{}\n3\n\0\0\n\xff\xfe\n" + b"[" * 5000)
   writer = metrics.Writer(tmp_path, 20)
   writer.write_scalars(30, {"train/loss": 0.5})
   writer.close()
