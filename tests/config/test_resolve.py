@@ -113,6 +113,15 @@ def test_unknown_and_missing_keys_are_named():
     resolve.resolve(tree)
 
 
+def test_recipes_from_before_a_key_have_its_default():
+  tree = digits().to_dict()
+  del tree["mesh"]["gather"]
+  assert resolve.resolve(tree).mesh.gather == "layer"
+  tree["mesh"]["gather"] = "never"
+  with pytest.raises(ValueError, match=r"config\.mesh\.gather='never'"):
+    resolve.resolve(tree)
+
+
 def test_whole_numbers_serve_as_floats():
   tree = digits().to_dict()
   tree["optim"]["weight_decay"] = 0
