@@ -58,7 +58,7 @@ def changes(method: str, steps: Any, scale: Any, start: Any, end: Any) -> list:
   """Keys of the config that the controls of `sampling` stand for.
 
   Raises:
-    ValueError: If a number is missing.
+    ValueError: If a number is missing, or guidance ends before it begins.
   """
   guidance = {
     name: float(number(f"guidance {said}", value))
@@ -68,6 +68,11 @@ def changes(method: str, steps: Any, scale: Any, start: Any, end: Any) -> list:
       ("end", "to t", end),
     )
   }  # fmt: skip
+  if guidance["start"] > guidance["end"]:
+    raise ValueError(
+      f"guidance from t={guidance['start']} to t={guidance['end']}: the first"
+      " must not be above the second"
+    )
   return [
     f"sampler.method={method}",
     f"sampler.steps={whole('points of the time grid', steps)}",

@@ -48,6 +48,17 @@ def test_rows_are_read_from_text():
       read(text, 20, 9)
 
 
+def test_settings_are_refused_in_the_words_of_the_page():
+  assert controls.changes("ode_heun", 9, 2, 0.1, 1)[1:3] == [
+    "sampler.steps=9",
+    "sampler.guidance.scale=2.0",
+  ]
+  with pytest.raises(ValueError, match=r"^guidance from t=0\.5 to t=0\.2: "):
+    controls.changes("ode_heun", 9, 2, 0.5, 0.2)
+  with pytest.raises(ValueError, match=r"^guidance from t: a number is"):
+    controls.changes("ode_heun", 9, 2, None, 1)
+
+
 def test_weights_are_read_from_text():
   assert controls.parse_weights("2, 1;.5", 3) == [2, 1, 0.5]
   assert controls.parse_weights(" ", 2) == [1, 1]
