@@ -170,8 +170,8 @@ def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
     ValueError: If another bank is kept there: the data has changed.
   """
   if processes.agree(path.exists()):
-    stored = weights.read_tree_metadata(path)["info"]["digest"]
     if checkpoint.exist(path.parent / "checkpoints"):
+      stored = _info(weights.read_tree_metadata(path), path).digest
       # Rows are known by number: of other images they mean other snippets.
       if stored != memory.info.digest:
         raise ValueError(
@@ -193,6 +193,10 @@ def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
       "token_dim": memory.token_dim,
     },
   )
+
+
+def _info(metadata: dict[str, Any], path: pathlib.Path) -> bank_lib.BankInfo:
+  return bank_files.info_of(metadata.get("info"), f"info of {path}")
 
 
 def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
@@ -229,7 +233,7 @@ def load_memory(
     bank = bank_sharding.place(bank, mesh, placement)
   return RunMemory(
     bank=bank,
-    info=bank_files.info_of(metadata.get("info"), f"info of {path}"),
+    info=_info(metadata, path),
     stats=protocols.LatentStats(
       **sharding.place(stats, sharding.replicated(mesh))
     ),

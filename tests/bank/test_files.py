@@ -245,6 +245,24 @@ def test_a_runs_memory_comes_back_on_any_placement(rows, mesh, form, tmp_path):
     setup.save_memory(tmp_path / "memory", other)
 
 
+@pytest.mark.parametrize("text", ["", "{"])
+def test_a_runs_memory_without_its_description_is_named(
+  rows, mesh, tmp_path, text
+):
+  _, memory = _memory(rows[:19], mesh, "float32", "replicated")
+  path = tmp_path / "memory"
+  setup.save_memory(path, memory)
+  (path / "_CHECKPOINT_METADATA").write_text(text)
+  for read in (setup.save_memory, lambda path, _: bank_files.read(path)):
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+      read(path, memory)
+  # Before the first checkpoint nothing depends on it.
+  (tmp_path / "checkpoints" / "8").rmdir()
+  setup.save_memory(path, memory)
+  assert setup.load_memory(path, mesh).info == memory.info
+
+
 def test_the_memory_of_a_try_without_a_checkpoint_is_replaced(
   rows, mesh, tmp_path
 ):

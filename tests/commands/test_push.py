@@ -116,6 +116,10 @@ def test_what_was_pushed_samples_the_same(run, bank, golden_dir, tmp_path):
       f"gmem_jax: {tmp_path}: expected is the directory"
     )
     assert "nothing was sent (--dry-run)" in done.stdout
+    for name in ("run", "banks/small", "network"):
+      assert f"\nWrote hf://owner/{name}: " in done.stdout
+    ending = done.stdout.split("\nWrote hf://owner/run: ")[1]
+    assert 'gmem_jax.load("hf://owner/run")' in ending
 
     scored = "| score | 5,000 images |\n| --- | --- |\n| fid | 12.5123 |"
     network = check_card(handler.repos["owner/network"], scored, "a.pth")
