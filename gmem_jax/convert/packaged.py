@@ -33,7 +33,12 @@ def write_missing(config: sections.Config) -> None:
     return
   if jax.process_index() == 0 and not hub.exists(path):
     package, folder = _PACKAGES[name]
-    _convert(_find(package, folder, path), path)
+    try:
+      _convert(_find(package, folder, path), path)
+    except OSError:
+      # Another command that was started beside this one may have been faster.
+      if not hub.exists(path):
+        raise
   processes.wait_for_all("convert/packaged")
 
 

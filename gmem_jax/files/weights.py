@@ -96,21 +96,25 @@ def save_converted(
     with atomic.replacing(path) as temporary:
       safetensors.numpy.save_file(flat, temporary, header)
     return
-  # Orbax itself writes beside the path and renames in the end.
   context = _uncompressed()
   # The copy guards against changes during an asynchronous save. This one
   # blocks, and a second network in memory is what the converter cannot afford.
   context.memory.deepcopy_host_arrays = False
-  try:
-    with context, disk.named(path):
-      ocp.save_checkpointables(str(path), {**trees, "metadata": metadata})
-  except BaseException:
-    # Where a disk is full, what cannot be used must not take the room.
-    shutil.rmtree(f"{path}.orbax-checkpoint-tmp", ignore_errors=True)
-    raise
-  # Orbax notes where it wrote, which is of this machine alone.
-  if (marker := path / "commit_success.txt").exists():
-    marker.write_text(f"Checkpoint commit was successful to {path.name}")
+  # Orbax, too, writes beside the path and renames in the end; but two processes
+  # would write to one place.
+  with atomic.replacing(path) as temporary:
+    try:
+      with context, disk.named(path):
+        ocp.save_checkpointables(
+          str(temporary), {**trees, "metadata": metadata}
+        )
+    except BaseException:
+      # Where a disk is full, what cannot be used must not take the room.
+      shutil.rmtree(f"{temporary}.orbax-checkpoint-tmp", ignore_errors=True)
+      raise
+    # Orbax notes where it wrote, which is of this machine alone.
+    if (marker := temporary / "commit_success.txt").exists():
+      marker.write_text(f"Checkpoint commit was successful to {path.name}")
 
 
 def is_converted(path: str | os.PathLike) -> bool:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 
 # A program says that it has begun, then waits in one of several ways.
 PROGRAM = """
-import ctypes, sys, threading, time
+import ctypes, os, sys, threading, time
 from gmem_jax.commands import interrupt
 
 def begin():
@@ -37,6 +37,8 @@ def compiled():
   lock(mutex)
   # Said from inside of the wait: before it, Python would take the signal.
   threading.Timer(1, print, ["begun"], {{"flush": True}}).start()
+  # Or a test that fails would wait for ever.
+  threading.Timer(60, os._exit, [9]).start()
   lock(mutex)
 
 sys.exit(interrupt.run({work}))

@@ -348,6 +348,14 @@ def test_weights_of_a_package_are_converted_where_they_are_missing(
   before = path.stat().st_mtime_ns
   packaged.write_missing(resolve.change(drawn, change))
   assert path.stat().st_mtime_ns == before
+  # Another command beside this one is faster.
+  monkeypatch.setattr(hub, "exists", lambda path: next(seen))
+  seen = iter([False, True])
+  packaged.write_missing(resolve.change(drawn, change))
+  seen = iter([False, False])
+  with pytest.raises(FileExistsError):
+    packaged.write_missing(resolve.change(drawn, change))
+  monkeypatch.undo()
   monkeypatch.chdir(tmp_path)
   change = "encoder.features_weights=hf://owner/lite0"
   packaged.write_missing(resolve.change(drawn, change))

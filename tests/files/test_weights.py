@@ -151,6 +151,25 @@ def test_another_version_is_refused(tmp_path, monkeypatch):
     weights.load_converted(tmp_path / "x")
 
 
+def test_two_that_save_at_once_do_not_meet(tmp_path, monkeypatch):
+  """One of them is told that the other was faster."""
+  save, path = weights.ocp.save_checkpointables, tmp_path / "x"
+  others = {"params": {"a": np.full(3, 7.0)}}
+
+  def meanwhile(*args):
+    monkeypatch.undo()
+    save(*args)
+    weights.save_converted(path, others, helpers.metadata("second"))
+
+  monkeypatch.setattr(weights.ocp, "save_checkpointables", meanwhile)
+  with pytest.raises(OSError, match="x"):
+    weights.save_converted(path, TREES, helpers.metadata("first"))
+  assert list(tmp_path.iterdir()) == [path]
+  params, metadata = weights.load_converted(path)
+  np.testing.assert_array_equal(params["a"], np.full(3, 7.0))
+  assert metadata["title"] == helpers.metadata("second")["title"]
+
+
 def test_a_failed_save_leaves_nothing(tmp_path):
   trees = {"params": {"a": np.array(["text"])}}
   with pytest.raises(Exception):  # noqa: B017, PT011 (the library's own)
