@@ -213,6 +213,35 @@ def test_examples_of_the_help_would_be_taken(program):
   assert seen or program.startswith("gmem_jax.bench"), "an example is missing"
 
 
+# Arguments that are paths, by where argparse keeps them. --config is read by
+# `config.recipe`.
+FILES = {
+  "against", "bank", "decode", "dinov2", "dir", "dst", "features", "folder",
+  "font", "heldout", "image", "images", "inception", "out", "path", "pictures",
+  "reference", "results", "run", "scores", "sheet", "src", "swap", "weights",
+  "workdir",
+}  # fmt: skip
+# Names of scores, and of weights in a trainer's file; numbers. The paths of the
+# studio, which may have a name before them, are expanded when they are opened.
+NO_FILES = {
+  ("gmem_jax.bench.data", "images"),
+  ("gmem_jax.evaluate", "scores"), ("gmem_jax.convert", "weights"),
+  ("gmem_jax.studio", "workdir"), ("gmem_jax.studio", "bank"),
+  ("gmem_jax.studio", "against"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_paths_know_the_home(program, monkeypatch):
+  """No shell expands the ~ of --out=~/x."""
+  monkeypatch.setenv("HOME", "/home/me")
+  for parser in _parsers(pages.parser_of(program)):
+    for action in parser._actions:
+      if action.dest in FILES and (program, action.dest) not in NO_FILES:
+        found = str((action.type or str)("~/x"))
+        assert found == "/home/me/x", f"{parser.prog}: {action.dest}"
+
+
 def test_what_does_not_exist_is_noticed():
   assert unknown_keys("set config.data.image_size") == [
     "config.data.image_size",

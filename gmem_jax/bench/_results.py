@@ -10,7 +10,7 @@ import textwrap
 
 import jax
 
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, errors
 
 PATH = pathlib.Path(__file__).with_name("RESULTS.md")
 # What in the environment changes times: XLA's flags, and glibc's huge pages.
@@ -21,7 +21,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
   """Adds what makes a benchmark write its table."""
   parser.add_argument(
     "--results",
-    type=pathlib.Path,
+    type=errors.path,
     nargs="?",
     const=PATH,
     help="also write the table to this file, in place of an older one of the"

@@ -209,7 +209,7 @@ def main(arguments: list[str]) -> int:
     help="a key of the config, e.g. retrieval.neighbours=4; repeatable",
   )
   parser.add_argument(
-    "--workdir", default="", help="keeps the runs, to be continued"
+    "--workdir", type=errors.path, help="keeps the runs, to be continued"
   )
   args = parser.parse_args(arguments)
   chosen = args.only.split(";") if args.only else list(VARIANTS)

@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     default="XL/1",
     help="of the network",
   )
-  parser.add_argument("--dir", help="where to write (three times the file)")
+  parser.add_argument(
+    "--dir", type=errors.path, help="where to write (three times the file)"
+  )
   args = parser.parse_args(argv)
   with tempfile.TemporaryDirectory(dir=args.dir) as name:
     root = pathlib.Path(name)

@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   add("--step-batch", type=int, default=16, help="examples of a training step")
   add("--steps", type=int, default=4, help="training steps of a turn")
   add("--peer", choices=("torch", "numpy"), help="torch if it is installed")
-  add("--dir", help="where to write")
+  add("--dir", type=errors.path, help="where to write")
   args = parser.parse_args(argv)
   if min(args.batch, args.step_batch) > args.images:
     parser.error("--batch and --step-batch must not exceed --images")

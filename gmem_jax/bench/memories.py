@@ -21,9 +21,9 @@ keeps to its memory, not how good its pictures are.
 
 import argparse
 import fnmatch
-import pathlib
+import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -176,20 +176,28 @@ def main(argv: Sequence[str]) -> int:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("run", help="a run, or emoji: the weights in the package")
-  parser.add_argument("heldout", help="the bank of pictures not trained on")
+  path: Any = {"type": os.path.expanduser}
+  parser.add_argument(
+    "run", help="a run, or emoji: the weights in the package", **path
+  )
+  parser.add_argument(
+    "heldout", help="the bank of pictures not trained on", **path
+  )
   parser.add_argument(
     "--new", default="", help="patterns of kinds never trained on, by commas"
   )
   parser.add_argument(
-    "--swap", metavar="BANK", help="a bank of other pictures of the same kinds"
+    "--swap",
+    metavar="BANK",
+    help="a bank of other pictures of the same kinds",
+    **path,
   )
   parser.add_argument(
     "--count", type=int, default=128, help="memories of each set (default: 128)"
   )
   parser.add_argument("--seed", type=errors.seed, default=0)
   parser.add_argument(
-    "--out", help="also write OUT.png and OUT.json", type=pathlib.Path
+    "--out", help="also write OUT.png and OUT.json", type=errors.path
   )
   given = parser.parse_args(argv)
   run = load_lib.load(given.run)
@@ -216,4 +224,5 @@ def main(argv: Sequence[str]) -> int:
     grid = write_images.make_grid(np.stack(images), shown)
     write_images.save_png(given.out.with_suffix(".png"), grid)
     atomic.write_json(given.out.with_suffix(".json"), results)
+    print(f"Wrote {given.out.with_suffix('.png')} and its numbers, .json")
   return 0

@@ -188,15 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
 
-  def path(text: str) -> pathlib.Path:
-    return pathlib.Path(text).expanduser()
-
-  parser.add_argument("pictures", type=path, help="the folder to make")
+  parser.add_argument("pictures", type=errors.path, help="the folder to make")
   parser.add_argument(
     "--side", type=int, default=128, help="pixels of a picture (default: 128)"
   )
   parser.add_argument(
-    "--font", type=path, help="another font of colour emoji: .ttf, .otf"
+    "--font", type=errors.path, help="another font of colour emoji: .ttf, .otf"
   )
   given = parser.parse_args(argv)
   if given.side < 8:

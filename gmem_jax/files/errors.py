@@ -1,6 +1,7 @@
 """What bad input looks like: one line, one prefix, exit status 2."""
 
 import argparse
+import pathlib
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
@@ -52,6 +53,11 @@ def seed(text: str) -> int:
       f"{text!r} is no integer in [0, {SEEDS.stop:,})"
     )
   return int(text)
+
+
+def path(text: str) -> pathlib.Path:
+  """The type of an argument that is a path: no shell expands --out=~/x."""
+  return pathlib.Path(text).expanduser()
 
 
 def run(work: Callable[[], int | None]) -> int:
