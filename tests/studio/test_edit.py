@@ -207,7 +207,7 @@ def test_what_cannot_be_edited_is_named(server, visit, tmp_path):
   assert str(server.temporary) not in said.inner_text()
   for text, message in (
     ("9999", re.compile("rows.*9999")),
-    ("x", "'x' is no number"),
+    ("x", "'x' is no row"),
     ("0-1436", "at most 1000 rows"),
   ):
     page.locator("#edit-rows textarea").fill(text)
