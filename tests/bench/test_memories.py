@@ -65,7 +65,8 @@ def test_the_command_prints_the_table_and_writes_the_picture(run, capsys):
   arguments = [str(run / "run"), str(run / "bank"), "--new=7,8", "--count=5"]
   arguments.append(f"--swap={run / 'bank'}")
   assert memories.main([*arguments, f"--out={run / 'out'}"]) == 0
-  lines = capsys.readouterr().out.splitlines()
+  *lines, wrote = capsys.readouterr().out.splitlines()
+  assert wrote == f"Wrote {run / 'out.png'} and its numbers, .json"
   assert [line.split(" | ")[0] for line in lines[2:]] == [
     "| trained on", "| held out", "| new kinds",
     "| another bank",

@@ -232,6 +232,10 @@ def test_a_billion_laughs_in_the_config_is_left_out():
   for _ in range(60):
     value = [value] * 10
   assert torch_import.plain_json(value) is None
+  deep = []
+  for _ in range(5000):
+    deep = [deep]
+  assert torch_import.plain_json(deep) is None
   assert torch_import.plain_json({"a": [1, (2.5, None)], 3: float("inf")}) == {
     "a": [1, [2.5, None]],
     "3": "inf",
