@@ -35,6 +35,13 @@ def test_readme_says_what_comes_before_a_command():
   assert all("weights/inception" in row for row in rows)
 
 
+def test_pods_says_how_long_a_pod_takes_to_compile():
+  """For minutes the compiler says nothing."""
+  text = (layout.ROOT / "docs" / "pods.md").read_text()
+  after = text[text.index("--mode=compile") :]
+  assert re.search(r"XL for \S+ takes \w+ minutes of one core", after)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
   for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
