@@ -11,6 +11,7 @@ from PIL import Image
 
 import gmem_jax
 from gmem_jax.data import write_images
+from tests.studio import conftest
 
 # So much to do that there is time to stop it, or to wait for it.
 LONG = "?make_count=16&make_per_row=4&method=ode_rk4&steps=1000"
@@ -307,6 +308,18 @@ def test_a_page_is_shown_as_its_number_is_typed(server, visit):
       "shown => document.querySelector('#bank-page input').value === shown",
       arg=shown,
     )
+
+
+def test_names_are_searched_as_they_are_typed(visit, tmp_path):
+  with conftest.serving("emoji", tmp_path / "temporary") as running:
+    page = visit(running.url + "?tab=bank&bank_name=face&bank_page=2")
+    page.get_by_text("161 of 1,178 rows, page 2 of 3").wait_for()
+    text = page.get_by_label("Name has")
+    text.press_sequentially("-screaming")
+    page.get_by_text("1 of 1,178 rows, page 1 of 1").wait_for()
+    for _ in range(len("face-screaming")):
+      text.press("Backspace")
+    page.get_by_text("1,178 of 1,178 rows, page 1 of 20").wait_for()
 
 
 def test_what_a_row_is_does_not_wait_for_the_device(server, visit):
