@@ -68,8 +68,10 @@ class Roofline:
 
   @property
   def seconds(self) -> float:
-    """A lower bound that no real step reaches."""
-    # As if all that can overlap did so perfectly.
+    """A time that no real step reaches, unless caches save much memory traffic.
+
+    All that can overlap is taken to do so perfectly.
+    """
     return self.waiting + max(
       self.compute, self.memory, self.network, self.between
     )

@@ -8,7 +8,6 @@ can still be lowered for GPUs, but not compiled.
 import contextlib
 import dataclasses
 import importlib.metadata
-import importlib.util
 import math
 import os
 import re
@@ -100,7 +99,11 @@ class Topology:
     """Whether programs with cuDNN's attention can be compiled for it."""
     if self.platform != "cuda" or not self.compiler:
       return False
-    return importlib.util.find_spec("nvidia.cudnn") is not None
+    try:
+      importlib.metadata.version("nvidia-cudnn-cu12")
+    except importlib.metadata.PackageNotFoundError:
+      return False
+    return True
 
 
 def describe(name: str) -> Topology:

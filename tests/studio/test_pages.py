@@ -320,6 +320,8 @@ def test_names_are_searched_as_they_are_typed(visit, tmp_path):
     for _ in range(len("face-screaming")):
       text.press("Backspace")
     page.get_by_text("1,178 of 1,178 rows, page 1 of 20").wait_for()
+    # Before its server goes: it would still ask for the last pictures.
+    page.close()
 
 
 def test_what_a_row_is_does_not_wait_for_the_device(server, visit):
