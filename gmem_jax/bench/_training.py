@@ -14,7 +14,7 @@ from gmem_jax import rngs
 from gmem_jax.aot import flops
 from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.bench import _products
-from gmem_jax.commands import compile as compile_command
+from gmem_jax.commands import programs
 from gmem_jax.config import sections
 from gmem_jax.diffusion import losses
 from gmem_jax.models import transformer
@@ -71,8 +71,8 @@ def make(config: sections.Config) -> Work:
   """Compiles the product's own step for the first device, with random data."""
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
   # The very program of --mode=compile and of training, not a copy of it.
-  program = compile_command.training(config, mesh, _BANK_ROWS)
-  memory = compile_command.memory_shapes(config, _BANK_ROWS, mesh)
+  program = programs.training(config, mesh, _BANK_ROWS)
+  memory = programs.memory_shapes(config, _BANK_ROWS, mesh)
   network = setup.network(config, memory)
   _, shapes, bank_shapes, _ = program.arguments
   rows = jax.random.normal(rngs.key(1, "init"), bank_shapes.rows.shape)
@@ -82,7 +82,7 @@ def make(config: sections.Config) -> Work:
   # Traced without remat: what is computed twice counts once, as in every model
   # FLOPs utilisation that is published.
   plain = dataclasses.replace(config.model, remat="none")
-  once = compile_command.training(
+  once = programs.training(
     dataclasses.replace(config, model=plain), mesh, _BANK_ROWS
   )
   traced = once.jitted.trace(*once.arguments).jaxpr

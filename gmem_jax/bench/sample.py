@@ -31,7 +31,7 @@ import tqdm
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.bench import _recipe, _reference_sampler, _results, _timing
-from gmem_jax.commands import compile as compile_command
+from gmem_jax.commands import programs
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.diffusion import schedule
@@ -65,8 +65,8 @@ def make(config: sections.Config) -> tuple[Calls, int]:
     pixels; and the number of images.
   """
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
-  program = compile_command.sampling(config, mesh, 1)
-  memory = compile_command.memory_shapes(config, 1, mesh)
+  program = programs.sampling(config, mesh, 1)
+  memory = programs.memory_shapes(config, 1, mesh)
   network = setup.network(config, memory)
   # As samples are made; the projector is for training.
   dtype, precision = config.sample.dtype, config.sample.precision

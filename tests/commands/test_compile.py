@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from gmem_jax.aot import chips, examine, hlo, topology
-from gmem_jax.commands import compile as compile_command
+from gmem_jax.commands import compile as compile_command, programs
 from gmem_jax.parallel import sharding
 from tests import tiny
 
@@ -48,7 +48,7 @@ def test_fsdp_sends_parameters_not_activations():
       model__projector_depth=1,
       model__scan_layers=True,
     )
-    program = compile_command.training(config, mesh, bank_rows=100)
+    program = programs.training(config, mesh, bank_rows=100)
     compiled = program.jitted.lower(*program.arguments).compile()
     found = hlo.collectives(compiled.as_text(), 4)
     return program, {c.kind: c.sent for c in found}
@@ -68,7 +68,7 @@ def test_parts_of_the_batch_that_do_not_divide_are_refused():
   """As training would: this machine may be rented for it."""
   config = tiny.make_config(train__batch_size=16, train__accumulation=8)
   with pytest.raises(ValueError, match=r"config\.train\.accumulation=8"):
-    compile_command.training(config, make_mesh(data=4), bank_rows=100)
+    programs.training(config, make_mesh(data=4), bank_rows=100)
 
 
 @pytest.mark.multidevice
@@ -79,7 +79,7 @@ def test_training_takes_shapes_of_the_config():
     loss__projection_weight=0.5,
     data__tokens="bf16",
   )
-  program = compile_command.training(config, make_mesh(fsdp=4), bank_rows=1000)
+  program = programs.training(config, make_mesh(fsdp=4), bank_rows=1000)
   state, batch, bank, _ = program.arguments
   assert program.name == "2 training steps, batch 32"
   assert batch["latent"].shape == (2, 32, 8, 8, 1)
@@ -115,7 +115,7 @@ def test_the_bank_is_stored_and_placed_as_configured(
   """As in a run: beyond an eighth of a device's memory it is split."""
   config = tiny.make_config(bank__storage=storage, bank__placement=placement)
   mesh = make_mesh(data=2, fsdp=2)
-  program = compile_command.training(config, mesh, 1001, memory)
+  program = programs.training(config, mesh, 1001, memory)
   found = examine.bytes_per_device(program.parts["bank"])
   assert found == -(-1001 // parts) * bytes_a_row
   assert program.arguments[2].size == 1001
@@ -131,7 +131,7 @@ def test_latents_follow_from_tokenizer_and_size(tokenizer, size, shape):
     encoder__image_size=size,
     train__steps_per_dispatch=1,
   )
-  program = compile_command.training(
+  program = programs.training(
     config, make_mesh(data=4), bank_rows=compile_command.PUBLISHED_ROWS
   )
   assert program.arguments[1]["latent"].shape == (1, 16, *shape)
@@ -139,7 +139,7 @@ def test_latents_follow_from_tokenizer_and_size(tokenizer, size, shape):
 
 def test_batch_that_does_not_divide():
   with pytest.raises(ValueError, match=r"config\.train\.batch_size=18"):
-    compile_command.training(
+    programs.training(
       tiny.make_config(train__batch_size=18), make_mesh(data=4), 10
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gmem_jax.bank import bank as bank_lib, lookup, sharding as bank_sharding
-from gmem_jax.commands import compile as compile_command
+from gmem_jax.commands import programs
 from gmem_jax.config import networks
 from gmem_jax.models import retrieval
 from gmem_jax.parallel import sharding
@@ -188,7 +188,7 @@ def test_the_step_lowers_for_accelerators(platform, standard_promotion):
   del standard_promotion
   mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 1))
   settings = tiny.make_config(**CROSS)
-  program = compile_command.training(settings, mesh, 5_001)
+  program = programs.training(settings, mesh, 5_001)
   lowered = program.jitted.trace(*program.arguments).lower(
     lowering_platforms=(platform,)
   )

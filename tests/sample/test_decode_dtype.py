@@ -7,7 +7,7 @@ import pytest
 
 from gmem_jax import rngs
 from gmem_jax.bench import sample
-from gmem_jax.commands import compile as compile_command
+from gmem_jax.commands import programs
 from gmem_jax.data import load_encoders
 from gmem_jax.models.encoders import protocols, vae
 from gmem_jax.parallel import sharding
@@ -56,7 +56,7 @@ def test_the_sampler_decodes_as_the_config_says(dtype):
     )
   ).recipe
   mesh = sharding.make_mesh(sharding.MeshConfig(1, 1, 1), jax.devices()[:1])
-  program = compile_command.sampling(config, mesh, 1)
+  program = programs.sampling(config, mesh, 1)
   text = str(program.jitted.trace(*program.arguments).jaxpr)
   convolutions = [
     line for line in text.splitlines() if "conv_general_dilated" in line
