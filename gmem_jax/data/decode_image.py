@@ -252,10 +252,12 @@ def load(
 
 
 @contextlib.contextmanager
-def threads() -> Iterator[concurrent.futures.Executor]:
-  """Threads to read images in, without the warnings of Pillow."""
-  # Filters belong to the whole process, so they are set before threads start
-  # and lifted after they end.
+def quiet() -> Iterator[None]:
+  """Keeps away the warnings of Pillow of which `read` takes care.
+
+  Filters belong to the whole process, so this begins before threads that read
+  images start, and ends after they have.
+  """
   with warnings.catch_warnings():
     # `_check_size` has its own limit, and refuses instead of warning.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -263,10 +265,16 @@ def threads() -> Iterator[concurrent.futures.Executor]:
     warnings.filterwarnings("ignore", "Palette images with Transparency")
     # It changes no pixel.
     warnings.filterwarnings("ignore", "Corrupt EXIF data")
-    # Pillow decodes and resizes without Python's lock.
-    count = min(os.cpu_count() or 1, MAX_THREADS)
-    with concurrent.futures.ThreadPoolExecutor(count) as pool:
-      yield pool
+    yield
+
+
+@contextlib.contextmanager
+def threads() -> Iterator[concurrent.futures.Executor]:
+  """Threads to read images in, without the warnings of Pillow."""
+  # Pillow decodes and resizes without Python's lock.
+  count = min(os.cpu_count() or 1, MAX_THREADS)
+  with quiet(), concurrent.futures.ThreadPoolExecutor(count) as pool:
+    yield pool
 
 
 def _check_size(sides: tuple[int, int], size: int | None, most: int) -> None:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from gmem_jax.commands import interrupt, startup
 from gmem_jax.files import errors
@@ -86,9 +87,10 @@ def _serve(args: argparse.Namespace) -> None:
       f"--host={args.host}: other machines could reach the page; give it a"
       " --password"
     )
+  from gmem_jax.data import decode_image
   from gmem_jax.studio import uploads
 
-  with uploads.folder() as folder:
+  with uploads.folder() as folder, decode_image.quiet():
     _serve_from(args, folder)
 
 
@@ -96,28 +98,28 @@ def _serve_from(args: argparse.Namespace, folder: str) -> None:
   # Read when Gradio is imported.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   try:
-    from gmem_jax.studio import app, open as open_lib, uploads
+    from gmem_jax.studio import app, names, open as open_lib, uploads
   except ModuleNotFoundError as error:
     if error.name != "gradio":
       raise
     raise ModuleNotFoundError(
       "the studio needs Gradio: pip install 'gmem_jax[studio]'"
     ) from None
-  studio = open_lib.open_studio(
-    args.workdir,
-    args.change,
-    args.config,
-    folder,
-    banks=args.bank,
-    others=args.against,
-    device_batch=_BATCH,
-  )
+  young = open_lib.without_checkpoint(args.workdir)
+  if young is not None:
+    errors.say(
+      f"--workdir={args.workdir}: the run has no checkpoint yet; until it has"
+      " one and the studio is started again, there is only the tab Watch"
+    )
+    demo = app.build_watch(young)
+  else:
+    demo = _open(args, folder)
   uploads.restrict_formats()
+  names.keep_typed()
   # Ends as Ctrl-C does, and so deletes what visitors brought.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
-  demo = app.build(studio)
   try:
-    url = app.launch(demo, studio, args.host, args.port, args.password)
+    url = app.launch(demo, folder, args.host, args.port, args.password)
   except OSError:
     raise ValueError(
       f"--port={args.port}: it is taken, or --host={args.host} is no address of"
@@ -129,6 +131,22 @@ def _serve_from(args: argparse.Namespace, folder: str) -> None:
       time.sleep(3600)
   finally:
     demo.close(verbose=False)
+
+
+def _open(args: argparse.Namespace, folder: str) -> Any:
+  """Loads what the flags name, and builds its page."""
+  from gmem_jax.studio import app, open as open_lib
+
+  studio = open_lib.open_studio(
+    args.workdir,
+    args.change,
+    args.config,
+    folder,
+    banks=args.bank,
+    others=args.against,
+    device_batch=_BATCH,
+  )
+  return app.build(studio)
 
 
 if __name__ == "__main__":

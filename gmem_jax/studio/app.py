@@ -3,6 +3,7 @@
 import contextlib
 import hmac
 import importlib.resources
+import pathlib
 from typing import Any
 
 import gradio as gr
@@ -23,6 +24,7 @@ from gmem_jax.studio import (
   uploads,
   watch,
 )
+from gmem_jax.train import checkpoint
 
 TITLE = "gmem_jax studio"
 # Seconds: how often files of visitors are looked through, and how old they get.
@@ -62,7 +64,7 @@ def build(studio: context.Studio) -> gr.Blocks:
       with gr.Tab("Edit", id="edit") as edit_tab:
         edited, new_rows, take_new = edit.build(studio, visit)
       with gr.Tab("Watch", id="watch") as watch_tab:
-        watch.build(studio, watch_tab)
+        watch.build(studio.workdir, studio.has_run, watch_tab)
     all_tabs = [make_tab, bank, between_tab, compare_tab, edit_tab, watch_tab]
     read = link.connect(demo, tabs, all_tabs, {**named, **bank_named}, copy)
     # Of the page that the address names.
@@ -88,6 +90,33 @@ def build(studio: context.Studio) -> gr.Blocks:
   return demo
 
 
+def build_watch(workdir: pathlib.Path) -> gr.Blocks:
+  """Builds the page of a run that has no checkpoint yet: it is watched."""
+  with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
+    with gr.Row(elem_id="gm-head"):
+      about = gr.Markdown(_about_young(workdir))
+    with gr.Tabs(), gr.Tab("Watch", id="watch") as tab:
+      look = watch.build(workdir, True, tab)
+    demo.load(**look).then(None, None, None, js=link.READY, **context.PRIVATE)
+    timer = gr.Timer(watch.EVERY)
+    timer.tick(
+      lambda: _about_young(workdir), None, about, show_progress="hidden",
+      **context.PRIVATE,
+    )  # fmt: skip
+  return demo
+
+
+def _about_young(workdir: pathlib.Path) -> str:
+  """The title, and why there is nothing but the tab Watch."""
+  text = (
+    "no checkpoint yet, so there is nothing to sample from; its training can be"
+    " watched"
+  )
+  if checkpoint.exist(workdir / "checkpoints"):
+    text = "it has a checkpoint now: start the studio again to sample from it"
+  return f"# {TITLE}\n`{workdir.name}` · {text}"
+
+
 def _about(studio: context.Studio, visit: Generator | None) -> str:
   """The title, and what is looked at, in a line."""
   source = studio.generator.source
@@ -101,9 +130,11 @@ def _about(studio: context.Studio, visit: Generator | None) -> str:
 
 
 def launch(
-  demo: gr.Blocks, studio: context.Studio, host: str, port: int, password: str
+  demo: gr.Blocks, folder: str, host: str, port: int, password: str
 ) -> str:
   """Starts to serve the page in a thread; returns its address.
+
+  `folder` is where visitors' files are.
 
   Raises:
     OSError: If the port is taken.
@@ -135,7 +166,7 @@ def launch(
     theme=_theme(),
     css=css.read_text(),
     app_kwargs={
-      "middleware": [Middleware(_Guard, folder=studio.folder)],
+      "middleware": [Middleware(_Guard, folder=folder)],
       "docs_url": None, "redoc_url": None, "openapi_url": None,
     },
   )  # fmt: skip

@@ -106,13 +106,16 @@ def whole(name: str, value: Any) -> int:
 def within(slider: str) -> str:
   """JavaScript that puts an event's last value within its slider's bounds.
 
-  Gradio refuses what lies outside, as numbers do while they are typed.
+  Gradio refuses what lies outside, as numbers do while they are typed. Of a
+  slider that is not shown the value stays as it is.
 
   Args:
     slider: Its elem_id.
   """
   return f"""(...values) => {{
-    const {{min, max}} = document.querySelector("#{slider} input[type=range]");
+    const shown = document.querySelector("#{slider} input[type=range]");
+    if (!shown) return values.length > 1 ? values : values[0];
+    const {{min, max}} = shown;
     const value = Math.round(values.pop()) || 0;
     const kept = Math.min(Math.max(value, Number(min)), Number(max));
     return values.length ? [...values, kept] : kept;

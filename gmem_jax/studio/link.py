@@ -12,7 +12,7 @@ from gmem_jax.studio import context
 _LONGEST = 2000
 
 # Until the address has been read, the page's own beginning must not change it.
-_READY = "() => { window.gmemReady = true; }"
+READY = "() => { window.gmemReady = true; }"
 # Writes what differs from the defaults into the address; asks no server.
 _WRITE = """(...values) => {
   if (!window.gmemReady) return;
@@ -91,7 +91,7 @@ def connect(
     queue=False,
     show_progress="hidden",
     **context.PRIVATE,
-  ).then(None, None, None, js=_READY, **context.PRIVATE)
+  ).then(None, None, None, js=READY, **context.PRIVATE)
 
 
 def _value(control: Any, text: str) -> Any:

@@ -11,9 +11,20 @@ from gmem_jax.files import errors, hub
 from gmem_jax.sample import load as load_lib
 from gmem_jax.sample.generator import Generator
 from gmem_jax.studio import context
+from gmem_jax.train import checkpoint, directory
 
 # How the library names what the flags name.
 _ARGUMENT = re.compile(r"(?:path|--workdir)(?:=.*?)?: ")
+
+
+def without_checkpoint(path: str) -> pathlib.Path | None:
+  """The directory of a run that has no checkpoint yet; None of all else."""
+  where = pathlib.Path(os.path.expanduser(path))
+  if (where / directory.RECORD).exists() and not checkpoint.exist(
+    where / "checkpoints"
+  ):
+    return where
+  return None
 
 
 def open_studio(

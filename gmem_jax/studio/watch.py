@@ -17,8 +17,14 @@ EVERY, POINTS = 5, 500
 LOSS = "train/loss"
 
 
-def build(studio: context.Studio, tab: gr.Tab) -> None:
-  """Builds what is in the tab."""
+def build(workdir: pathlib.Path, is_run: bool, tab: gr.Tab) -> dict[str, Any]:
+  """Builds what is in the tab; returns the event that looks.
+
+  Args:
+    workdir: What is looked at.
+    is_run: Whether it is a run; converted weights have no training.
+    tab: Looks at it when it is opened.
+  """
   with gr.Row():
     curve = gr.Dropdown(
       [LOSS], value=LOSS, label="Curve", filterable=False, min_width=160,
@@ -39,27 +45,21 @@ def build(studio: context.Studio, tab: gr.Tab) -> None:
   timer = gr.Timer(EVERY)
 
   def look(chosen):
-    records = read(studio.workdir)
+    records = read(workdir)
     names = sorted({name for each in records for name in each} - {"step"})
     chosen = chosen if chosen in names else LOSS
     frame = series(records, chosen)
-    last = records[-1]["step"] if records else None
-    line = (
-      f"{studio.workdir.name}, step {last:,}"
-      if records
-      else f"{studio.workdir.name} has no metrics.jsonl: it is no run"
-    )
-    sheets = len(_sheets(studio.workdir))
+    sheets = len(_sheets(workdir))
     return (
       gr.update(choices=names or [LOSS], value=chosen),
-      pictures.hint(line),
+      pictures.hint(describe(workdir.name, records, is_run)),
       gr.update(value=frame, visible=bool(records)),
       latest(records),
       gr.update(maximum=max(2, sheets), visible=sheets > 1),
     )
 
   def show(number):
-    return draw(studio.workdir, number)
+    return draw(workdir, number) if is_run else ""
 
   outputs = [curve, said, plot, numbers, sheet]
   quiet: dict[str, Any] = {"show_progress": "hidden", **context.PRIVATE}
@@ -67,9 +67,23 @@ def build(studio: context.Studio, tab: gr.Tab) -> None:
     "fn": show, "inputs": sheet, "outputs": grid,
     "js": controls.within("watch-sheet"), **quiet,
   }  # fmt: skip
+  looked = {"fn": look, "inputs": curve, "outputs": outputs, **quiet}
   for event in (tab.select, timer.tick, again.click, curve.input):
-    event(look, curve, outputs, **quiet).then(**drawn)
+    event(**looked).then(**drawn)
   sheet.input(**drawn)
+  return looked
+
+
+def describe(name: str, records: list[dict[str, Any]], is_run: bool) -> str:
+  """What is watched, and how far it is."""
+  if records:
+    return f"{name}, step {records[-1]['step']:,}"
+  if is_run:
+    return (
+      f"{name} has no numbers yet: they show here once training has written the"
+      " first"
+    )
+  return f"{name} has converted weights: there is no training to watch"
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
