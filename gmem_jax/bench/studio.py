@@ -135,9 +135,7 @@ def chromium() -> Iterator[Any]:
   from playwright import sync_api
 
   with sync_api.sync_playwright() as playwright:
-    # Its own sandbox needs rights that root in a container lacks.
-    sandbox = [] if os.getuid() else ["--no-sandbox"]
-    browser = playwright.chromium.launch(executable_path=path, args=sandbox)
+    browser = playwright.chromium.launch(executable_path=path)
     yield browser
     browser.close()
 

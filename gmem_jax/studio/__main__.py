@@ -10,6 +10,7 @@ from typing import Any
 
 from gmem_jax.commands import interrupt, startup
 from gmem_jax.files import errors
+from gmem_jax.studio import stubs
 
 _EXAMPLES = """\
 examples:
@@ -98,7 +99,8 @@ def _serve_from(args: argparse.Namespace, folder: str) -> None:
   # Read when Gradio is imported.
   os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
   try:
-    from gmem_jax.studio import app, names, open as open_lib, uploads
+    with stubs.unwritten():
+      from gmem_jax.studio import app, names, open as open_lib, uploads
   except ModuleNotFoundError as error:
     if error.name != "gradio":
       raise

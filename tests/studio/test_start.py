@@ -1,8 +1,11 @@
 """What the studio refuses before it serves, and where it keeps programs."""
 
 import dataclasses
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import gmem_jax
 from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.files import hub
 from gmem_jax.studio import __main__ as studio_main, open as open_lib
-from tests import tiny
+from tests import layout, tiny
 
 
 def save_bank(path, like, rows, **about):
@@ -110,3 +113,22 @@ def test_programs_are_kept_in_own_runs_alone(workdir, tmp_path, monkeypatch):
     assert not list(pathlib.Path().glob("emoji")), studio
   mine = tmp_path / "cache" / "gmem_jax" / "compiled"
   assert kept == [workdir / "compiled", mine, mine]
+
+
+def test_gradio_is_imported_without_its_stubs(tmp_path):
+  for name in ("within", "outside"):
+    source = "import gradio\n\nclass Own(gradio.File):\n  pass\n"
+    (tmp_path / f"{name}.py").write_text(source)
+  code = (
+    "import inspect\n"
+    "from gmem_jax.studio import stubs\n"
+    "before = inspect.getfile\n"
+    "with stubs.unwritten():\n"
+    "  import within\n"
+    "assert inspect.getfile is before\n"
+    "import outside\n"
+  )
+  environment = os.environ | {"PYTHONPATH": f"{layout.ROOT}:{tmp_path}"}
+  subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+  # What Gradio does where nobody keeps it from it.
+  assert [path.stem for path in tmp_path.glob("*.pyi")] == ["outside"]
