@@ -180,6 +180,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     images="",  # a folder or .npz to score instead of samples
     keep_images=False,
     save_every=60.0,  # seconds
+    repeats=10,  # random halves and splits: standard errors, floors; 0: none
     audit=0,  # images whose nearest training images are looked up
   )
   c.log = dict(

@@ -118,7 +118,9 @@ def _floor(
   """That of the report, or None where there are too few real images."""
   assert evaluator is not None, "config checks that the report has its score"
   real = build.images_source(own)
-  # As many are left as the covariance needs.
-  if real.count - count <= max(evaluator.extractor.widths.values()):
+  evaluator = dataclasses.replace(evaluator, scores=("frechet",))
+  try:
+    floor.sizes(evaluator, real.count, count)
+  except ValueError:
     return None
-  return floor.frechet_floor(evaluator, real, "frechet", count)
+  return floor.measure(evaluator, real, count).scores["frechet"]

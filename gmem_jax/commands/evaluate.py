@@ -16,6 +16,7 @@ from gmem_jax.evaluate import (
   audit as audit_lib,
   audit_report,
   build,
+  floor as floor_lib,
   open as open_lib,
   results,
   sources,
@@ -89,13 +90,20 @@ def _score(
       config, evaluator, source.shape, own, store
     )
     scores = evaluator(source, count, store)
+    real = build.real_images(config, own, source.shape[-1])
+    floor = floor_lib.of_reference(evaluator, real, count, store)
     details = scores, evaluator, count, subject.info
     path = results.write(
-      directory, subject.name, *details, board=board, step=subject.step
+      directory,
+      subject.name,
+      *details,
+      board=board,
+      step=subject.step,
+      floor=floor,
     )
     store.forget()
   if processes.is_main():
-    print(results.table(scores, count))
+    print(results.table(scores, count, floor))
   if audit:
     text = audit_report.write(path.with_suffix(""), audit(source), subject.info)
     if processes.is_main():

@@ -231,6 +231,9 @@ class EvalConfig:
     keep_images: Keep the samples as `--mode=sample` would write them.
     save_every: Seconds between saves of an evaluation's progress, from which it
       continues after a kill.
+    repeats: Random halves of the images that give each score its standard
+      error, and random splits of real images that give `--mode=evaluate` its
+      floor, where there are real images; 0 for neither.
     audit: Samples whose nearest training images `--mode=evaluate` looks up; 0
       for none.
   """
@@ -246,11 +249,14 @@ class EvalConfig:
   images: checks.FilePath
   keep_images: bool
   save_every: float
+  repeats: int
   audit: int
 
   def __post_init__(self):
     checks.positive("eval", self, "count", "grid", "device_batch")
-    checks.not_negative("eval", self, "every", "audit", "save_every")
+    checks.not_negative("eval", self, "every", "audit", "save_every", "repeats")
+    if self.repeats == 1:
+      raise ValueError("config.eval.repeats=1: one has no spread; take 0 or 10")
 
 
 @dataclasses.dataclass(frozen=True)

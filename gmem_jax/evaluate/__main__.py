@@ -13,6 +13,7 @@ from gmem_jax.commands import interrupt, startup
 from gmem_jax.evaluate import (
   accumulate,
   features,
+  floor as floor_lib,
   networks,
   open as open_lib,
   reference,
@@ -83,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   help_text = "score the first so many images (default: all)"
   add("--count", type=int, help=help_text)
+  help_text = (
+    "random halves that give each score its standard error, and random splits"
+    " of the reference's images that give its floor; 0: neither (default:"
+    " %(default)s)"
+  )
+  add("--repeats", type=int, default=10, help=help_text)
   stats = commands.add_parser(
     "stats", help="make reference statistics", **style
   )
@@ -173,12 +180,14 @@ def _extractor(
 
 def _score(args: argparse.Namespace) -> None:
   names = tuple(args.scores.split(","))
+  if args.repeats < 0 or args.repeats == 1:
+    raise ValueError(f"--repeats={args.repeats}: 0, or at least 2")
   extractor = _extractor(args, names)
   given = hub.local(args.images)
   images = open_lib.open_images(given)
   count = images.count if args.count is None else args.count
   workdir = pathlib.Path(args.workdir).absolute()
-  evaluator = scores_lib.Evaluator(names, extractor)
+  evaluator = scores_lib.Evaluator(names, extractor, repeats=args.repeats)
   scores_lib.require_reference(names, args.reference)
   # Before the reference, which may take an hour to measure.
   evaluator.check(images, count)
@@ -193,11 +202,18 @@ def _score(args: argparse.Namespace) -> None:
         published=args.preprocessing == "published",
       )
     scores = evaluator(images, count, store)
+    real = None
+    if args.reference:
+      path = hub.local(args.reference)
+      real = reference.images_of(path, images.shape[-1])
+    floor = floor_lib.of_reference(evaluator, real, count, store)
     details = scores, evaluator, count, images.info
-    path = results.write(workdir, results.name_of(given), *details, board=board)
+    path = results.write(
+      workdir, results.name_of(given), *details, board=board, floor=floor
+    )
     # Only now: killed before this line, the command continues.
     store.forget()
-  print(results.table(scores, count))
+  print(results.table(scores, count, floor))
   print(results.written(path, board))
 
 

@@ -49,7 +49,7 @@ def make_evaluator(
   if "classifier" in names:
     loaded.append(_classifier(config, own))
   extractor = features.Extractor(loaded, mesh, section.device_batch)
-  return scores.Evaluator(section.scores, extractor)
+  return scores.Evaluator(section.scores, extractor, repeats=section.repeats)
 
 
 def _classifier(
@@ -108,6 +108,15 @@ def with_reference(
     key = f"config.eval.reference={section.reference!r}"
     raise ValueError(f"{key}: {error}{help_text}") from None
   return dataclasses.replace(evaluator, reference=measured)
+
+
+def real_images(
+  config: sections.Config, own: data_sources.Images | None, channels: int
+) -> sources.ImageSource | None:
+  """The images of the reference, or None where it holds statistics alone."""
+  if config.eval.reference:
+    return reference.images_of(hub.local(config.eval.reference), channels)
+  return images_source(own) if own else None
 
 
 def images_source(images: data_sources.Images) -> sources.ImageSource:

@@ -108,6 +108,11 @@ def against(
   return dataclasses.replace(evaluator, reference=reference)
 
 
+def images_of(path: pathlib.Path, channels: int) -> sources.ImageSource | None:
+  """The images of a reference, or None where it holds statistics alone."""
+  return _open(path, channels)[1]
+
+
 def _open(
   path: pathlib.Path, channels: int
 ) -> tuple[statistics.Statistics | None, sources.ImageSource | None]:

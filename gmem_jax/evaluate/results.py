@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 import gmem_jax
-from gmem_jax.evaluate import scores as scores_lib
+from gmem_jax.evaluate import floor as floor_lib, scores as scores_lib
 from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
 from gmem_jax.train import tensorboard
@@ -34,6 +34,7 @@ def write(
   *,
   board: pathlib.Path,
   step: int | None = None,
+  floor: floor_lib.Floor | None = None,
 ) -> pathlib.Path:
   """Writes scores to DIRECTORY/NAME_COUNT_DIGEST.json, on the first host alone.
 
@@ -50,6 +51,7 @@ def write(
     board: TensorBoard's directory, which shows the scores at a step.
     step: The training step that the images are of. None if they are of none:
       they are then a run of their own in TensorBoard.
+    floor: What real images score in their place, if that is known.
 
   Returns:
     The path of the json.
@@ -63,7 +65,8 @@ def write(
   directory.mkdir(parents=True, exist_ok=True)
   # JSON has no NaN.
   numbers = {k: v if math.isfinite(v) else None for k, v in scores.items()}
-  atomic.write_json(path, {"scores": numbers, **about, **_software()})
+  real = {} if floor is None else {"floor": floor._asdict()}
+  atomic.write_json(path, {"scores": numbers, **real, **about, **_software()})
   # FID depends on the number of images: 10k and 50k are no one curve.
   size = short(count)
   with tensorboard.TensorBoard(
@@ -71,6 +74,8 @@ def write(
   ) as writer:
     for score, value in scores.items():
       writer.add_scalar(f"eval/{score}_{size}", value, step or 0)
+    for score, value in floor.scores.items() if floor else ():
+      writer.add_scalar(f"eval/{score}_floor_{size}", value, step or 0)
   return path
 
 
@@ -115,7 +120,31 @@ def short(count: int) -> str:
   return f"{count // 1000}k" if count % 1000 == 0 else str(count)
 
 
-def table(scores: Mapping[str, float], count: int) -> str:
-  """Scores of `count` images as text, a line each."""
-  lines = [f"{name:20}{value:12.4f}" for name, value in scores.items()]
-  return "\n".join([f"{'':20}{short(count) + ' images':>12}", *lines])
+def table(
+  scores: Mapping[str, float],
+  count: int,
+  floor: floor_lib.Floor | None = None,
+) -> str:
+  """Scores of `count` images as text, a line each, with what is known of them.
+
+  Beside a score stand its standard error and its floor.
+  """
+  head = f"{'':20}{short(count) + ' images':>12}"
+  if floor is not None:
+    head += f"{'':12}{floor.count:,} real ones from {floor.others:,} others"
+  lines = [head]
+  for name, value in scores.items():
+    if name.removesuffix("_error") in scores.keys() - {name}:
+      continue
+    line = f"{name:20}{value:12.4f}"
+    error = scores.get(f"{name}_error")
+    line += "" if error is None and floor is None else f" {_spread(error):11}"
+    if floor is not None and name in floor.scores:
+      spread = _spread(floor.deviations[name])
+      line += f"{floor.scores[name]:12.4f} {spread}"
+    lines.append(line.rstrip())
+  return "\n".join(lines)
+
+
+def _spread(value: float | None) -> str:
+  return "" if value is None else f"± {value:.4f}"

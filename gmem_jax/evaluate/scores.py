@@ -4,7 +4,9 @@ What each score reads, and one pass over the images that gives them all.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from gmem_jax.evaluate import (
   accumulate,
@@ -55,11 +57,14 @@ class Evaluator:
     scores: Of `SCORES`.
     extractor: The networks they need.
     reference: What the images are compared with; see `reference.against`.
+    repeats: Random halves of the images that give the standard errors; 0 for
+      none.
   """
 
   scores: tuple[str, ...]
   extractor: features_lib.Extractor
   reference: statistics.Statistics = NO_REFERENCE
+  repeats: int = 0
 
   def check(self, source: sources.ImageSource, count: int) -> None:
     """Refuses images that cannot be scored, before any is made or read.
@@ -89,22 +94,80 @@ class Evaluator:
     """Scores the first images of a source.
 
     Returns:
-      Name -> score; "precision_recall" gives "precision" and "recall", a
-      kernel or sliced distance also "…_error", its standard error.
+      Name -> score; "precision_recall" gives "precision" and "recall". Each of
+      them with "…_error", its standard error: see `errors`; of a kernel or
+      sliced distance, see there.
 
     Raises:
       ValueError: See `check`; or an image cannot be read.
     """
     self.check(source, count)
-    gaussians, rows = compared(self.scores)
-    sums = accumulate.Accumulator(
+    kept = self._features() if self.repeats else compared(self.scores)[1]
+    sums = self._sums(count, kept)
+    accumulate.measure("evaluate", source, count, self.extractor, sums, store)
+    values = self._compute(sums)
+    if self.repeats:
+      values |= self.errors({name: sums.rows(name) for name in kept})
+    return values
+
+  def errors(self, features: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Standard errors of the scores that bring none of their own.
+
+    The spread of the score over random halves of the images, which stands for
+    that over other sets of as many: half of a set varies twice as much as all
+    of it, and half of that is taken away by the images that two halves share.
+    The reference stays as it is.
+
+    Args:
+      features: Name -> rows of all images [n f].
+
+    Returns:
+      "…_error" of each; none of a Fréchet distance whose halves would have a
+      singular covariance.
+
+    Source: Shao and Wu, "A general theory for jackknife variance estimation",
+    1989 (the jackknife that deletes half).
+    """
+    (count,) = {len(rows) for rows in features.values()}
+    half, widths = count // 2, self.extractor.widths
+    names = tuple(
+      score
+      for score in self.scores
+      if score not in KERNELS | SLICED
+      and (score not in DISTANCES or half > widths[DISTANCES[score]])
+    )
+    part = dataclasses.replace(self, scores=names)
+    random, found = np.random.default_rng(0), []
+    for _ in range(self.repeats if names else 0):
+      chosen = np.sort(random.permutation(count)[:half])
+      found.append(
+        part.of_features({name: x[chosen] for name, x in features.items()})
+      )
+    return {
+      f"{name}_error": float(np.std([each[name] for each in found], ddof=1))
+      for name in (found[0] if found else ())
+    }
+
+  def of_features(self, features: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The scores of images by their features, name -> [n f]."""
+    used = {name: features[name] for name in self._features()}
+    sums = self._sums(len(next(iter(used.values()))), compared(self.scores)[1])
+    sums.add(used)
+    return self._compute(sums)
+
+  def _sums(self, count: int, kept: Iterable[str]) -> accumulate.Accumulator:
+    """For so many images; all rows of the features `kept` stay."""
+    gaussians, _ = compared(self.scores)
+    return accumulate.Accumulator(
       self.extractor.widths,
       moments=sorted(gaussians),
       classes="inception_score" in self.scores,
-      keep={name: accumulate.evenly(count, count) for name in rows},
+      keep={name: np.arange(count) for name in kept},
     )
-    accumulate.measure("evaluate", source, count, self.extractor, sums, store)
-    return self._compute(sums)
+
+  def _features(self) -> list[str]:
+    """Names of the features that the scores read."""
+    return sorted({FEATURES[score] for score in self.scores})
 
   def _compute(self, sums: accumulate.Accumulator) -> dict[str, float]:
     values = {}

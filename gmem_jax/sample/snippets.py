@@ -287,14 +287,16 @@ def mixture(
   Raises:
     ValueError: If the weights do not fit.
   """
-  shares = np.asarray(weights, np.float32)
+  with np.errstate(over="ignore"):  # What is too large is refused below.
+    shares = np.asarray(weights, np.float32)
   if shares.shape != (len(snippets),) or not len(snippets):
     raise ValueError(
       f"weights={list(weights)}: one for each of {len(snippets)} memories"
     )
   if not (np.isfinite(shares).all() and (shares >= 0).all() and shares.any()):
     raise ValueError(
-      f"weights={list(weights)}: must be at least 0, and one of them more"
+      f"weights={list(weights)}: must be finite, at least 0, and one of them"
+      " more"
     )
   vectors = jnp.stack([jnp.asarray(each.feature) for each in snippets])
   feature = np.asarray(interpolate.mixture(vectors, jnp.asarray(shares)))

@@ -50,6 +50,7 @@ BEFORE = {
   "retrieval.neighbours": 8,
   "retrieval.exclude_own": True,
   "retrieval.dropout": 0.1,
+  "eval.repeats": 0,
   "train.init_from": "",
   "log.wandb": "",
   "log.profile": "",

@@ -85,6 +85,30 @@ def test_samples_are_scored_as_they_would_be_written(workdir, capsys):
   assert written["images"]["source"]["folder"] == str(directory)
 
 
+def test_a_score_stands_beside_its_error_and_its_floor(workdir, capsys):
+  found, written = evaluate(workdir, sample__count=200)
+  assert found.keys() == {"frechet", "frechet_error"}
+  assert 0 < found["frechet_error"] < found["frechet"]
+  floor = written["floor"]
+  assert (floor["count"], floor["others"]) == (200, 1237)
+  assert 0 < floor["deviations"]["frechet"] < floor["scores"]["frechet"]
+  # Of an untrained network, far above.
+  assert floor["scores"]["frechet"] < found["frechet"] / 10
+  said = capsys.readouterr().out
+  assert "200 real ones from 1,237 others" in said
+  (line,) = [each for each in said.splitlines() if each.startswith("frechet")]
+  shown = [float(each) for each in line.replace("±", "").split()[1:]]
+  assert shown == pytest.approx(
+    [*found.values(), *(floor[k]["frechet"] for k in ("scores", "deviations"))],
+    abs=1e-4,
+  )
+  bare, written = evaluate(workdir, sample__count=200, eval__repeats=0)
+  assert bare == {"frechet": pytest.approx(found["frechet"], rel=1e-6)}
+  assert "floor" not in written
+  with pytest.raises(ValueError, match=r"eval\.repeats=1: one has no spread"):
+    evaluate(workdir, eval__repeats=1)
+
+
 def test_each_evaluation_has_a_file_of_its_own(workdir, tmp_path):
   """Of two folders, two samplers, two references; the same replaces its own."""
   images = np.random.default_rng(0).integers(0, 255, (80, 8, 8, 1), np.uint8)

@@ -48,9 +48,12 @@ def fit_gaussian(rows):
   return moments.gaussian()
 
 
-def images(seed, n=200, side=6):
-  """Noise whose mean and contrast differ from image to image and by seed."""
-  rng = np.random.default_rng(seed)
+def images(seed, n=200, side=6, draw=None):
+  """Noise whose mean and contrast differ from image to image and by seed.
+
+  With `draw`, other images of the seed's distribution.
+  """
+  rng = np.random.default_rng(seed if draw is None else (seed, draw))
   level = rng.uniform(40, 160 + 10 * seed, (n, 1, 1, 3))
   noise = rng.normal(size=(n, side, side, 3)) * rng.uniform(5, 40, (n, 1, 1, 1))
   return np.clip(level + noise, 0, 255).astype(np.uint8)

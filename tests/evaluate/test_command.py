@@ -72,6 +72,11 @@ def test_statistics_then_scores(dinov2, files, tmp_path, capsys):
   found = scores(tmp_path / "2")["scores"]
   assert found == pytest.approx(with_file["scores"], rel=1e-6)
   assert found["frechet_dinov2"] > 0
+  # Images have a floor, their statistics have none.
+  assert "floor" not in with_file
+  floor = scores(tmp_path / "2")["floor"]
+  assert (floor["count"], floor["others"]) == (IMAGES // 2, IMAGES // 2)
+  assert floor["scores"]["frechet_dinov2"] > 0
   assert with_file["networks"]["dinov2"]["preprocessing"] == "gmem"
   assert with_file["reference"]["count"] == IMAGES
   said = capsys.readouterr().out
@@ -82,7 +87,12 @@ def test_statistics_then_scores(dinov2, files, tmp_path, capsys):
   assert f"Wrote {path}, and to {workdir}/tensorboard\nNext: " in said
   assert {p.name for p in workdir.iterdir()} == {path.name, "tensorboard"}
   board = workdir / "tensorboard" / path.stem
-  assert tags(board) == {f"eval/frechet_dinov2_{IMAGES}"}
+  assert tags(board) == {
+    f"eval/frechet_dinov2{kind}_{IMAGES}" for kind in ("", "_error")
+  }
+  (path,) = (tmp_path / "2").glob("*.json")
+  tagged = tags(tmp_path / "2" / "tensorboard" / path.stem)
+  assert f"eval/frechet_dinov2_floor_{IMAGES}" in tagged
 
 
 def test_images_reference_and_network_come_from_the_hub(
@@ -223,6 +233,8 @@ def test_other_weights_are_refused(dinov2, files, tmp_path, capsys):
     (["--count=20"], "too few for a covariance"),
     (["--count=1000"], f"there are {IMAGES}"),
     (["--device-batch=0"], "must be positive"),
+    (["--repeats=1"], "--repeats=1: 0, or at least 2"),
+    (["--repeats=-1"], "--repeats=-1: 0, or at least 2"),
   ],
 )
 def test_bad_arguments(dinov2, files, tmp_path, capsys, extra, match):

@@ -30,13 +30,23 @@ def arrays_source(pixels, name="images"):
   )
 
 
-def make_evaluator(extractor, pixels, names=ALL, rows=150):
+def make_evaluator(extractor, pixels, names=ALL, rows=150, repeats=0):
   gaussians, features = scores.compared(names)
   found = reference.measure_statistics(
     arrays_source(pixels), extractor, gaussians, features, None, "reference",
     count=rows,
   )  # fmt: skip
-  return scores.Evaluator(names, extractor, found)
+  return scores.Evaluator(names, extractor, found, repeats)
+
+
+def features_of(extractor, pixels):
+  """All features of images, name -> [n f]."""
+  parts = []
+  for start in range(0, len(pixels), extractor.batch):
+    numbers = np.arange(start, min(start + extractor.batch, len(pixels)))
+    read = extractor.load(numbers, arrays_source(pixels))
+    parts.append(extractor.start(numbers, *read)())
+  return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 def mesh(devices=4):
@@ -153,12 +163,13 @@ def test_scores_do_not_depend_on_batch_or_devices():
   found = {}
   for devices, device_batch in ((1, 7), (1, 64), (4, 7), (4, 16)):
     extractor = fakes.make_extractor(device_batch, devices)
-    evaluator = make_evaluator(extractor, real)
+    evaluator = make_evaluator(extractor, real, repeats=3)
     found[devices, device_batch] = evaluator(arrays_source(samples), 190)
   one, *others = found.values()
   assert one.keys() == {
     "fid", "sfid", "inception_score", "precision", "recall", "kid", "kid_error",
-    "mind", "mind_error",
+    "mind", "mind_error", "fid_error", "sfid_error", "inception_score_error",
+    "precision_error", "recall_error",
   }  # fmt: skip
   assert one["fid"] > 0.01
   for other in others:
@@ -172,16 +183,7 @@ def test_scores_are_those_of_their_parts():
     arrays_source(samples), len(samples)
   )
 
-  def features(pixels):
-    batch = np.arange(extractor.batch)
-    parts = []
-    for start in range(0, len(pixels), extractor.batch):
-      numbers = batch[: len(pixels) - start] + start
-      source = arrays_source(pixels)
-      parts.append(extractor.start(numbers, *extractor.load(numbers, source))())
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-
-  ours, theirs = features(samples), features(real)
+  ours, theirs = (features_of(extractor, x) for x in (samples, real))
   for score, name in (("fid", "pool"), ("sfid", "spatial")):
     a, b = (
       fakes.fit_gaussian(x[name].astype(np.float64)) for x in (ours, theirs)
