@@ -193,12 +193,15 @@ Score = Literal[
   "precision_recall",
   "kid",
   "mind",
+  "mmd_inception",
   "frechet_dinov2",
   "kernel_dinov2",
   "sliced_dinov2",
+  "mmd_dinov2",
   "frechet",
   "kernel",
   "sliced",
+  "mmd",
 ]
 
 
@@ -213,11 +216,11 @@ class EvalConfig:
     grid: Images in the picture of samples.
     scores: What to measure; () for nothing during training. "fid", "sfid",
       "inception_score" and "precision_recall" as defined by the ADM suite;
-      "kid" and "mind": kernel and sliced distance in the same features;
-      "frechet_dinov2", "kernel_dinov2" and "sliced_dinov2": the three distances
-      in the features of `encoder.features_weights`; "frechet", "kernel" and
-      "sliced": in those of a small classifier of the run's own images, for
-      digits.
+      "kid", "mind" and "mmd_inception": kernel, sliced and CMMD's distance in
+      the same features; "frechet_dinov2", "kernel_dinov2", "sliced_dinov2" and
+      "mmd_dinov2": the four distances in the features of
+      `encoder.features_weights`; "frechet", "kernel", "sliced" and "mmd": in
+      those of a small classifier of the run's own images, for digits.
     reference: What to compare with: ADM's .npz, statistics written by
       `python -m gmem_jax.evaluate stats`, a folder or an .npz of images, or
       prepared data that holds images; "" for the run's own training images, if

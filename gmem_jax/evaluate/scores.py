@@ -32,14 +32,32 @@ KERNELS = {
   "kernel_dinov2": "dinov2",
   "kernel": "classifier",
 }
+# Score -> the feature whose kernel distance it is, with a Gaussian kernel.
+GAUSSIAN_KERNELS = {
+  "mmd_inception": "pool",
+  "mmd_dinov2": "dinov2",
+  "mmd": "classifier",
+}
 # Score -> the feature whose sliced distance it is.
 SLICED = {
   "mind": "pool",
   "sliced_dinov2": "dinov2",
   "sliced": "classifier",
 }
+# Score -> (what compares rows and brings a standard error, their feature).
+COMPARISONS = {
+  score: (compare, feature)
+  for compare, named in (
+    (kernel_distance.kernel_distance, KERNELS),
+    (kernel_distance.gaussian_distance, GAUSSIAN_KERNELS),
+    (sliced_distance.sliced_distance, SLICED),
+  )
+  for score, feature in named.items()
+}
 # Score -> the feature of which rows are compared.
-ROWS = KERNELS | SLICED | {"precision_recall": "pool"}
+ROWS = {score: feature for score, (_, feature) in COMPARISONS.items()} | {
+  "precision_recall": "pool"
+}
 # Score -> the feature that it reads.
 FEATURES = DISTANCES | ROWS | {"inception_score": "logits"}
 SCORES = tuple(FEATURES)
@@ -133,7 +151,7 @@ class Evaluator:
     names = tuple(
       score
       for score in self.scores
-      if score not in KERNELS | SLICED
+      if score not in COMPARISONS
       and (score not in DISTANCES or half > widths[DISTANCES[score]])
     )
     part = dataclasses.replace(self, scores=names)
@@ -177,14 +195,9 @@ class Evaluator:
         values[score] = frechet.frechet_distance(
           sums.moments[name].gaussian(), self.reference.gaussians[name]
         )
-      elif score in KERNELS | SLICED:
-        name = ROWS[score]
-        measure = (
-          kernel_distance.kernel_distance
-          if score in KERNELS
-          else sliced_distance.sliced_distance
-        )
-        values[score], values[f"{score}_error"] = measure(
+      elif score in COMPARISONS:
+        compare, name = COMPARISONS[score]
+        values[score], values[f"{score}_error"] = compare(
           sums.rows(name), self.reference.rows[name], self.extractor.mesh
         )
       elif score == "precision_recall":

@@ -26,6 +26,7 @@ def test_the_floor_is_that_of_random_splits(evaluator):
   assert found.scores.keys() == found.deviations.keys()
   assert found.scores.keys() == {
     "fid", "sfid", "inception_score", "precision", "recall", "kid", "mind",
+    "mmd_inception",
   }  # fmt: skip
   # The same by hand, on the networks' features of all images.
   features = features_of(evaluator.extractor, real)["pool"]

@@ -21,7 +21,10 @@ from gmem_jax.evaluate import (
 from gmem_jax.parallel import sharding
 from tests.evaluate import fakes
 
-ALL = ("fid", "sfid", "inception_score", "precision_recall", "kid", "mind")
+ALL = (
+  "fid", "sfid", "inception_score", "precision_recall", "kid", "mind",
+  "mmd_inception",
+)  # fmt: skip
 
 
 def arrays_source(pixels, name="images"):
@@ -169,7 +172,7 @@ def test_scores_do_not_depend_on_batch_or_devices():
   assert one.keys() == {
     "fid", "sfid", "inception_score", "precision", "recall", "kid", "kid_error",
     "mind", "mind_error", "fid_error", "sfid_error", "inception_score_error",
-    "precision_error", "recall_error",
+    "precision_error", "recall_error", "mmd_inception", "mmd_inception_error",
   }  # fmt: skip
   assert one["fid"] > 0.01
   for other in others:
