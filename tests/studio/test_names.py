@@ -51,6 +51,20 @@ def test_a_name_is_shown_and_stored_as_it_was_typed(server, visit, picture):
     assert json.dumps(TYPED)[1:-1] in file.read("bank/images.json").decode()
 
 
+def test_a_long_name_leaves_room_for_the_picture(server, visit, tmp_path):
+  pixels = np.zeros((40, 30, 3), np.uint8)
+  write_images.save_png(tmp_path / f"{'x' * 120}.png", pixels)
+  page = visit(server.url, viewport={"width": 390, "height": 800})
+  page.get_by_label("pictures", exact=True).check()
+  bring(page, "make", tmp_path / f"{'x' * 120}.png")
+  page.locator("#make-start").click()
+  page.locator("#make-zip").wait_for()
+  box = page.locator("#make-images .gm-memory img").bounding_box()
+  assert box["width"] == box["height"] == 72
+  width = page.evaluate("document.scrollingElement.scrollWidth")
+  assert width <= 390
+
+
 def test_a_drawing_joins_a_picture_with_its_name(server, visit, picture):
   page = visit(server.url)
   page.get_by_label("pictures", exact=True).check()
