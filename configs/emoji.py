@@ -165,7 +165,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     weights="ema",  # or "params"
     network="",  # converted weights instead of the run's
     bank="",  # the run's
-    draw="uniform",  # or "noise"
+    draw="uniform",  # or "noise"; "prior": of --mode=prior, without a bank
     rows=(),  # bank rows to sample from; (): drawn
     per_row=1,  # samples of each row, or of each --image
     format="png",  # or "npz" (ADM), "both"
@@ -177,6 +177,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     dtype="float32",  # of the network, as published; or "bfloat16": faster
     precision="high",  # of float32 on accelerators; or "default", "highest"
     decode_dtype="float32",  # or "bfloat16": faster, other last bits
+    group="",  # of the memories that a prior draws; "": any
   )
   c.eval = dict(
     every=2000,  # steps; 0: only at the end
@@ -199,6 +200,18 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   )
   c.report = dict(
     unconditional=False,  # also train without memory, and compare
+  )
+  # Of --mode=prior.
+  c.prior = dict(
+    width=256,
+    depth=4,
+    steps=2000,
+    batch_size=128,  # rows, over all devices
+    learning_rate=1e-3,
+    ema_decay=0.995,
+    group_dropout=0.1,  # rows without their group
+    points=33,  # of the time grid, when it samples
+    guidance=1.0,  # by the group; 1: none
   )
   if pretrained:
     _use_pretrained(c)

@@ -199,6 +199,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     dtype="float32",  # of the network, as published; or "bfloat16": faster
     precision="high",  # of float32 on accelerators; or "default", "highest"
     decode_dtype="float32",  # or "bfloat16": faster, other last bits
+    group="",  # of the memories that a prior draws; "": any
   )
   c.eval = dict(
     every=0,  # steps; 0: only at the end
@@ -221,6 +222,18 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   )
   c.report = dict(
     unconditional=False,
+  )
+  # Of --mode=prior; width and depth as in RCG, the rest not tried.
+  c.prior = dict(
+    width=1536,
+    depth=12,
+    steps=20000,
+    batch_size=2048,  # rows, over all devices
+    learning_rate=2e-4,
+    ema_decay=0.9999,
+    group_dropout=0.1,  # rows without their group
+    points=33,  # of the time grid, when it samples
+    guidance=1.0,  # by the group; 1: none
   )
 
   if "train" in options:

@@ -18,6 +18,9 @@ Modes:
             memories; with --bank, from another bank.
   evaluate  Score what --mode=sample would make, or the images of
             config.eval.images, and write WORKDIR/evaluations/*.json.
+  prior     Train a prior on the rows of the bank, from which --mode=sample then
+            draws memories without a bank (config.sample.draw="prior"). It is
+            kept in WORKDIR/prior.
   compile   Does the config fit a machine that is not here? Compiles the
             training step and the sampler for --topology, e.g. v5e:16x16 or
             h100:8, and prints what they need; neither data nor weights need to
@@ -47,7 +50,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from absl import app, flags, logging as absl_logging
+from absl import app, flags
 
 import gmem_jax
 from gmem_jax.commands import command_line, interrupt, startup
@@ -62,7 +65,7 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
   "mode",
   "train",
-  ["train", "sample", "evaluate", "prepare", "compile"],
+  ["train", "sample", "evaluate", "prepare", "prior", "compile"],
   "What to do.",
 )
 _IMAGE = flags.DEFINE_multi_string(
@@ -158,6 +161,12 @@ def _prepare(config: Any, workdir: Any) -> None:
   prepare.prepare_mode(config)
 
 
+def _prior(config: Any, workdir: Any) -> None:
+  from gmem_jax.commands import prior
+
+  prior.prior_mode(config, workdir)
+
+
 def _compile(config: Any, workdir: Any) -> None:
   from gmem_jax.commands import compile as compile_command
 
@@ -183,6 +192,7 @@ _MODES = {
   "sample": _Mode(_sample, optional=("image", "interpolate", "bank")),
   "evaluate": _Mode(_evaluate, optional=("bank",)),
   "prepare": _Mode(_prepare, ("config",)),
+  "prior": _Mode(_prior),
   "compile": _Mode(_compile, ("config", "topology"), alone=True),
 }
 
@@ -195,7 +205,7 @@ def main(argv: list[str]) -> int:
     startup.skip_libtpu()
   from gmem_jax.parallel import processes
 
-  _set_up_logging()
+  startup.log_to_stderr()
   try:
     _check_flags(mode, argv[1:])
     config = _resolve()
@@ -284,7 +294,7 @@ def _prepare_process(config: Any, workdir: Any) -> None:
   job = jobs.find(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
   if job is None:
     return
-  _quieten(job.index)
+  startup.quieten(job.index)
   processes.start(
     job,
     seconds=_JOIN_SECONDS.value,
@@ -298,19 +308,6 @@ def _prepare_process(config: Any, workdir: Any) -> None:
   )
 
 
-def _set_up_logging() -> None:
-  """Our log lines, and only the warnings of the libraries'."""
-  absl_logging.set_verbosity(absl_logging.WARNING)
-  handler = logging.StreamHandler()
-  handler.setFormatter(
-    logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
-  )
-  logger = logging.getLogger("gmem_jax")
-  logger.addHandler(handler)
-  logger.setLevel(logging.INFO)
-  logger.propagate = False
-
-
 def _workdir() -> pathlib.Path:
   """The run's directory."""
   given = str(_WORKDIR.value)
@@ -321,18 +318,6 @@ def _workdir() -> pathlib.Path:
     )
   atomic.existing_folder(path := pathlib.Path(given).absolute(), "--workdir")
   return path
-
-
-def _quieten(process: int) -> None:
-  """Leaves the log to process 0; the others say only what is wrong."""
-  if process:
-    logger = logging.getLogger("gmem_jax")
-    logger.setLevel(logging.WARNING)
-    logger.handlers[0].setFormatter(
-      logging.Formatter(
-        f"%(asctime)s  process {process}: %(message)s", "%H:%M:%S"
-      )
-    )
 
 
 def run() -> None:

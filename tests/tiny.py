@@ -16,6 +16,7 @@ from gmem_jax.train import (
   dataset as dataset_lib,
   directory as directory_lib,
   loop,
+  run as run_lib,
   setup,
   state as train_state,
 )
@@ -66,11 +67,11 @@ def make_run(
   dataset: dataset_lib.Dataset,
   memory: setup.RunMemory,
   evaluate: loop.EvaluateFn | None = None,
-) -> loop.Run:
+) -> run_lib.Run:
   """A run with the network of its config."""
   network = setup.network(config, memory)
   retrieve = setup.make_retrieve(config, memory.unit)
-  return loop.Run(
+  return run_lib.Run(
     config, workdir, mesh, dataset, memory, network, retrieve, evaluate
   )
 

@@ -16,6 +16,7 @@ from gmem_jax.sample import sampler as sampler_lib, source as source_lib
 from gmem_jax.train import (
   directory as directory_lib,
   loop,
+  run as run_lib,
   state as train_state,
 )
 
@@ -26,7 +27,7 @@ NEIGHBOURS = 8
 
 
 def compare(
-  run: loop.Run,
+  run: run_lib.Run,
   state: train_state.TrainState,
   evaluator: scores.Evaluator | None,
 ) -> None:

@@ -35,6 +35,7 @@ COMMANDS = {
       "sample": "make images from a run or from converted weights",
       "evaluate": "score a run; or `evaluate score`: a folder of images",
       "prepare": "turn images into what training reads, and a bank",
+      "prior": "train a prior on the rows of a bank, to sample without it",
       "compile": "does a config fit a machine that is not here?",
     }.items()
   },

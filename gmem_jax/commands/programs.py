@@ -19,7 +19,7 @@ from gmem_jax.models import conditioning
 from gmem_jax.models.encoders import patch_pca, protocols, vae
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import sampler as sampler_lib, source as source_lib
-from gmem_jax.train import loop, setup
+from gmem_jax.train import run as run_lib, setup
 
 # Width of a feature and of a token, of both feature encoders.
 FEATURE_WIDTH = 768
@@ -46,7 +46,7 @@ def training(
   shardings = sharding.state_shardings(shapes, mesh)
   state = sharding.abstract(shapes, shardings)
   batch = _batch(config, memory, mesh)
-  step = loop.jit_step(
+  step = run_lib.jit_step(
     config,
     setup.network(config, memory),
     memory.stats,

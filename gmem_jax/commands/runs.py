@@ -22,7 +22,7 @@ from gmem_jax.sample import (
   sampler as sampler_lib,
   source as source_lib,
 )
-from gmem_jax.train import dataset as dataset_lib, fitted, loop, setup
+from gmem_jax.train import dataset as dataset_lib, fitted, run as run_lib, setup
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def make_run(
   dataset: dataset_lib.Dataset,
   memory: setup.RunMemory,
   evaluator: scores.Evaluator | None,
-) -> loop.Run:
+) -> run_lib.Run:
   """Puts a run together; its evaluation scores fresh samples.
 
   Without an evaluator it only makes pictures.
@@ -127,7 +127,7 @@ def make_run(
     scale = max(1, 32 // pixels.shape[1])
     return values, {"bank": write_images.make_grid(pixels, scale=scale)}
 
-  return loop.Run(
+  return run_lib.Run(
     config,
     workdir,
     mesh,

@@ -30,6 +30,11 @@ def sample_mode(
   Raises:
     ValueError: Naming the key or flag that does not fit.
   """
+  if (images or pairs) and config.sample.draw == "prior":
+    raise ValueError(
+      f"{'--image' if images else '--interpolate'} names the memories, which"
+      " config.sample.draw='prior' draws: give one of the two"
+    )
   generator = generator_lib.from_config(config, workdir)
   plan = generator.plan(images, pairs)
   directory = directory_of(generator, plan)

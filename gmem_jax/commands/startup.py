@@ -1,9 +1,10 @@
-"""What a process does before its work: large pages, ~, compilation, TPUs.
+"""What a process does before its work: pages, ~, compilation, TPUs, the log.
 
 Nothing here imports JAX at its top: `restart` has to come before anything slow.
 """
 
 import glob
+import logging
 import os
 import pathlib
 import sys
@@ -139,3 +140,30 @@ def keep_compiled(directory: pathlib.Path | None) -> None:
   # only those that take one.
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def log_to_stderr() -> None:
+  """Our log lines, and only the warnings of the libraries'."""
+  from absl import logging as absl_logging
+
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  handler = logging.StreamHandler()
+  handler.setFormatter(
+    logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S")
+  )
+  logger = logging.getLogger("gmem_jax")
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+
+
+def quieten(process: int) -> None:
+  """Leaves the log to process 0; the others say only what is wrong."""
+  if process:
+    logger = logging.getLogger("gmem_jax")
+    logger.setLevel(logging.WARNING)
+    logger.handlers[0].setFormatter(
+      logging.Formatter(
+        f"%(asctime)s  process {process}: %(message)s", "%H:%M:%S"
+      )
+    )

@@ -105,6 +105,12 @@ def _check(config: sections.Config) -> None:
       f"config.sampler.guidance.scale={config.sampler.guidance.scale}: must be"
       " 1 with config.model.conditioning='none', there is nothing to guide"
     )
+  if config.sample.draw == "prior" and config.model.conditioning != "adaln":
+    raise ValueError(
+      f"config.sample.draw='prior' needs config.model.conditioning='adaln', not"
+      f" {config.model.conditioning!r}: a network that takes a memory, and"
+      " attends to no bank"
+    )
   if config.report.unconditional and "frechet" not in config.eval.scores:
     raise ValueError(
       f"config.eval.scores={config.eval.scores}: config.report.unconditional"

@@ -118,8 +118,9 @@ class SampleConfig:
     weights: Parameters of the run to use: "ema" or "params".
     network: Converted weights of a network; "" for the run's newest checkpoint.
     bank: A converted bank; "" for the run's, or the one stored with `network`.
-    draw: How an image gets its bank row: "uniform", or "noise" (from its own
-      noise, by the frequencies in the bank; first release).
+    draw: How an image gets its memory: "uniform" or "noise" draws a row of the
+      bank (from the image's own noise, by the frequencies in the bank; first
+      release); "prior" reads no bank, and takes what `--mode=prior` learned.
     rows: Bank rows to sample from, in order; () to draw them.
     per_row: Samples of each row, image or point between memories.
     format: "png" (a folder of images), "npz" (one file in the layout of the ADM
@@ -139,6 +140,8 @@ class SampleConfig:
       "default": one pass on TPUs.
     decode_dtype: Of the tokenizer's matmuls and convolutions when it decodes;
       encoding is always float32.
+    group: Group of the bank's rows that the prior's memories are of; "": each
+      is of one that is drawn, by the number of its rows.
   """
 
   seed: int
@@ -148,7 +151,7 @@ class SampleConfig:
   weights: Literal["ema", "params"]
   network: checks.FilePath
   bank: checks.FilePath
-  draw: Literal["uniform", "noise"]
+  draw: Literal["uniform", "noise", "prior"]
   rows: tuple[int, ...]
   per_row: int
   format: Literal["png", "npz", "both"]
@@ -160,6 +163,7 @@ class SampleConfig:
   dtype: Literal["float32", "bfloat16"]
   precision: Literal["default", "high", "highest"]
   decode_dtype: Literal["float32", "bfloat16"]
+  group: str = ""
 
   def __post_init__(self):
     checks.seed("sample.seed", self.seed)
@@ -177,12 +181,28 @@ class SampleConfig:
         f" config.sample.rows={self.rows} must be () and"
         f" config.sample.per_row={self.per_row} must be 1"
       )
+    self._check_prior()
     # The others do not divide a path: "concat" has one snippet, "mask" any.
     if self.interpolation in ("linear", "spherical") and self.points < 2:
       raise ValueError(
         f"config.sample.points={self.points}: must be at least 2 with"
         f" config.sample.interpolation={self.interpolation!r}"
       )
+
+  def _check_prior(self) -> None:
+    if self.draw != "prior":
+      if self.group:
+        raise ValueError(
+          f"config.sample.group={self.group!r}: must be '' unless"
+          " config.sample.draw='prior'"
+        )
+      return
+    for key, nothing in (("bank", ""), ("rows", ())):
+      if (value := getattr(self, key)) != nothing:
+        raise ValueError(
+          f"config.sample.draw='prior' reads no bank: config.sample.{key}="
+          f"{value!r} must be {nothing!r}"
+        )
 
 
 # What images are scored by; `gmem_jax.evaluate.scores` says how.
@@ -303,6 +323,7 @@ class Config:
   eval: EvalConfig
   log: training.LogConfig
   report: ReportConfig
+  prior: training.PriorConfig = training.PRIOR
 
   def __post_init__(self):
     checks.seed("seed", self.seed)

@@ -92,6 +92,62 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PriorConfig:
+  """The prior that `--mode=prior` trains on the rows of the bank.
+
+  It is optimised as `optim` says, but at its own rate: after a warm-up of a
+  twentieth of the steps, a cosine down to zero. The lines of its log are as far
+  apart as `train.log_every` says, its checkpoints as `checkpoint` does.
+
+  Attributes:
+    width: Of the residual stream.
+    depth: Number of residual blocks.
+    steps: Training steps.
+    batch_size: Rows in a step, over all devices.
+    learning_rate: Peak learning rate.
+    ema_decay: Decay of the parameters' moving average, which it samples with.
+    group_dropout: Share of the rows that are trained on without their group.
+    points: Points of the time grid when it samples: Heun's method makes
+      2 (points - 1) network calls.
+    guidance: Scale of the guidance by the group; 1 is none.
+  """
+
+  width: int = 256
+  depth: int = 4
+  steps: int = 2000
+  batch_size: int = 128
+  learning_rate: float = 1e-3
+  ema_decay: float = 0.995
+  group_dropout: float = 0.1
+  points: int = 33
+  guidance: float = 1.0
+
+  def __post_init__(self):
+    checks.positive("prior", self, "width", "depth", "steps", "batch_size")
+    checks.fraction("prior", self, "ema_decay", "group_dropout")
+    checks.not_negative("prior", self, "guidance")
+    if not self.learning_rate > 0:
+      raise ValueError(
+        f"config.prior.learning_rate={self.learning_rate}: must be positive"
+      )
+    if self.points < 2:
+      raise ValueError(
+        f"config.prior.points={self.points}: must be at least 2, the ends of a"
+        " time grid"
+      )
+    # What is never seen without its group cannot be told what it would be.
+    if self.guidance != 1 and not self.group_dropout:
+      raise ValueError(
+        f"config.prior.guidance={self.guidance}: must be 1 with"
+        " config.prior.group_dropout=0"
+      )
+
+
+# Of recipes and runs from before there was a prior.
+PRIOR = PriorConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class LogConfig:
   """Where metrics go besides metrics.jsonl and TensorBoard.
 

@@ -89,8 +89,8 @@ class LossConfig:
 # Maps points and times to predictions and projected tokens (or None).
 # Parameters and condition are bound to it.
 TrainingNetwork = Callable[
-  [Float[Array, "b h w c"], Float[Array, " b"]],
-  tuple[Float[Array, "b h w c"], Float[Array, "b n d"] | None],
+  [Float[Array, "b ..."], Float[Array, " b"]],
+  tuple[Float[Array, "b ..."], Float[Array, "b n d"] | None],
 ]
 
 
@@ -111,9 +111,9 @@ def sample_time(
 
 def squared_error(
   config: LossConfig,
-  output: Float[Array, "b h w c"],
-  x1: Float[Array, "b h w c"],
-  x0: Float[Array, "b h w c"],
+  output: Float[Array, "b ..."],
+  x1: Float[Array, "b ..."],
+  x0: Float[Array, "b ..."],
   t: Float[Array, " b"],
 ) -> Float[Array, " b"]:
   """The weighted squared error of each sample, averaged over its elements.
@@ -130,7 +130,7 @@ def squared_error(
   else:
     sigma = paths.coefficients(config.path, t).sigma
     error = output * paths.expand(sigma, output) + x0
-  loss = jnp.mean(error**2, axis=(1, 2, 3))
+  loss = jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
   if config.weighting == "none":
     return loss
   if config.prediction == "data":
@@ -170,8 +170,8 @@ def projection_loss(
 def flow_loss(
   config: LossConfig,
   network: TrainingNetwork,
-  x1: Float[Array, "b h w c"],
-  x0: Float[Array, "b h w c"],
+  x1: Float[Array, "b ..."],
+  x0: Float[Array, "b ..."],
   t: Float[Array, " b"],
   tokens: Float[Array, "b n d"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
@@ -180,7 +180,7 @@ def flow_loss(
   Args:
     config: The terms and their weights.
     network: Maps (x_t, t) to its prediction and its projected tokens.
-    x1: Data, normalised latents.
+    x1: Data, normalised latents; or vectors, as of snippets.
     x0: Standard normal noise.
     t: Times, as `sample_time` draws them.
     tokens: Encoder tokens of the same images; needed with a projection.

@@ -85,11 +85,8 @@ def save_converted(
   if path.is_dir():
     path.rmdir()
   path.parent.mkdir(parents=True, exist_ok=True)
-  metadata = {
-    "format_version": FORMAT_VERSION,
-    "trees": list(trees),
-    **metadata,
-  }
+  added = {"format_version": FORMAT_VERSION, "trees": list(trees)}
+  metadata = {**added, **metadata}
   if file_format == "safetensors":
     flat: Any = flax.traverse_util.flatten_dict(dict(trees), sep="/")
     header = {_HEADER_KEY: json.dumps(metadata)}
@@ -310,11 +307,14 @@ def holds_tree(path: pathlib.Path) -> bool:
 
 
 def load_tree(
-  path: pathlib.Path, sharding: jax.sharding.Sharding | None
+  path: pathlib.Path,
+  sharding: jax.sharding.Sharding | None,
+  names: Sequence[str] = (),
 ) -> tuple[Any, dict[str, Any]]:
   """Reads what `save_tree` wrote: (nested dicts of arrays, metadata).
 
-  Every array gets the sharding; None gives numpy arrays.
+  Every array gets the sharding; None gives numpy arrays. Of the outermost dict
+  `names` alone are read, if any.
 
   Raises:
     ValueError: If there is nothing of the kind.
@@ -331,7 +331,10 @@ def load_tree(
     stored = ocp.metadata(str(path))
     orbax_directory.check_size(path, stored.metadata)
     target = jax.tree.map(target_of, stored.metadata)
-    return ocp.load(str(path), target), _json_dict(stored.custom_metadata)
+    left = {n: ocp.PLACEHOLDER for n in target if n not in (names or target)}
+    tree = ocp.load(str(path), target | left)
+    tree = {name: x for name, x in tree.items() if name not in left}
+    return tree, _json_dict(stored.custom_metadata)
 
 
 def read_tree_metadata(path: pathlib.Path) -> dict[str, Any]:

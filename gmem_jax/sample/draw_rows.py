@@ -102,7 +102,12 @@ def plan_rows(
   source: source_lib.SampleSource,
   key: str = "config.sample.rows",
 ) -> Plan:
-  """Images from rows of the bank, given or drawn; errors on them name `key`."""
+  """Images from rows of the bank, given or drawn, or from a prior's memories.
+
+  Errors on rows name `key`.
+  """
+  if config.sample.draw == "prior":
+    return _plan_prior(config, source)
   bank, given = source.require_bank(), config.sample.rows
   per_row, count = config.sample.per_row, config.sample.count
   if given:
@@ -136,6 +141,44 @@ def plan_rows(
 
   name = f"rows_{snippets_lib.some(given)}" if given else ""
   return Plan(name, count, features, lines, info)
+
+
+def _plan_prior(
+  config: sections.Config, source: source_lib.SampleSource
+) -> Plan:
+  """Images from memories that the prior draws; no bank is read."""
+  assert source.prior is not None
+  settings, prior = config.sample, source.prior()
+  per_row = settings.per_row
+  prior.group(settings.group)  # Refused before the first image is made.
+  guided = {"points": config.prior.points, "guidance": config.prior.guidance}
+
+  def features(numbers):
+    # By memory, so that the first image of each does not depend on per_row.
+    drawn = prior.draw(
+      settings.seed,
+      numbers // per_row,
+      group=settings.group,
+      points=config.prior.points,
+      scale=config.prior.guidance,
+    )
+    return drawn, np.full(len(numbers), retrieval.OUTSIDE)
+
+  def lines(shown):
+    numbers = np.arange(settings.count).reshape(-1, per_row)
+    return [
+      sheet.Line(line, f"memory {i}" if per_row > 1 else "")
+      for i, line in enumerate(numbers[: max(shown // per_row, 1)].tolist())
+    ]
+
+  info = {
+    "prior": prior.info | guided,
+    "draw": settings.draw,
+    "group": settings.group,
+    "per_row": per_row,
+  }
+  name = f"prior_{settings.group}" if settings.group else "prior"
+  return Plan(name.replace("/", "_"), settings.count, features, lines, info)
 
 
 def _row_fn(

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
-from gmem_jax.bank import bank as bank_lib, lookup
-from gmem_jax.data import row_images
+from gmem_jax.bank import bank as bank_lib, files as bank_files, lookup
+from gmem_jax.config import sections
+from gmem_jax.data import load_encoders, row_images
 from gmem_jax.sample import sheet
 
 
@@ -42,6 +43,35 @@ class HostBank:
   def units(self) -> bank_lib.MemoryBank:
     """Its rows on a device, of unit length, for searches."""
     return lookup.place_units(bank_lib.MemoryBank(self.rows))
+
+
+def load(
+  config: sections.Config, argument: str = "config.sample.bank"
+) -> HostBank:
+  """Reads `sample.bank`, whatever names a bank: see `bank_files.read`.
+
+  Raises:
+    ValueError: If it is not a bank, or of another feature encoder; the argument
+      that gave it is named.
+  """
+  path = config.sample.bank
+  bank, info = read(argument, path)
+  encoder = load_encoders.features_name(config)
+  if encoder is not None:
+    bank_lib.check_encoder(info, encoder, f"{argument}={path!r}")
+  return bank
+
+
+def read(argument: str, path: str) -> tuple[HostBank, bank_lib.BankInfo]:
+  """Reads the bank of an argument, with the first release's frequencies."""
+  try:
+    stored = bank_files.read(path)
+  except ValueError as error:
+    raise ValueError(f"{argument}={path!r}: {error}") from None
+  find_images = functools.partial(row_images.find, path, stored)
+  rows = bank_lib.decode(stored.bank)
+  bank = HostBank(rows, stored.counts, dict(stored.origin), find_images)
+  return bank, stored.info
 
 
 def principal(

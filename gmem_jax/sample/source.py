@@ -19,7 +19,12 @@ from gmem_jax.files import weights as weights_lib
 from gmem_jax.models import conditioning, dit
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import host_bank, sampler as sampler_lib, snippets
+from gmem_jax.sample import (
+  host_bank,
+  prior as prior_lib,
+  sampler as sampler_lib,
+  snippets,
+)
 from gmem_jax.train import checkpoint, directory as directory_lib, setup
 
 
@@ -33,6 +38,7 @@ class SampleSource:
     info: Where the network comes from; JSON.
     bank_name: Names the bank, if it is not the run's own.
     encoder: Loads the feature encoder, once for all that share it.
+    prior: Loads the prior, likewise.
     step: The checkpoint that was asked for; None for the newest.
   """
 
@@ -43,6 +49,7 @@ class SampleSource:
   info: dict[str, Any]
   bank_name: str = ""
   encoder: Callable[[], protocols.FeatureEncoder] | None = None
+  prior: Callable[[], prior_lib.Prior] | None = None
   step: int | None = None
 
   @property
@@ -64,6 +71,7 @@ class SampleSource:
       raise ValueError(
         "config.sample.bank is empty, and no bank came with"
         " config.sample.network: convert one and name it"
+        " (config.sample.draw='prior' reads none)"
       )
     width = self.bank.rows.shape[1]
     if width != self.sampler.network.snippet_dim:
@@ -99,6 +107,9 @@ def load(
   source = dataclasses.replace(
     source,
     encoder=functools.cache(lambda: snippets.load_encoder(config, channels)),
+    prior=functools.cache(
+      lambda: prior_lib.load(workdir, source.sampler.network.snippet_dim)
+    ),
   )
   if config.sample.bank:
     return with_bank(config, source, mesh)
@@ -114,9 +125,9 @@ def with_bank(
   """The same network with the bank that `sample.bank` names.
 
   Raises:
-    ValueError: See `load_bank`.
+    ValueError: See `host_bank.load`.
   """
-  bank, name = load_bank(config, argument), ""
+  bank, name = host_bank.load(config, argument), ""
   if not config.sample.network:
     name = pathlib.Path(config.sample.bank).absolute().name
   weights = dataclasses.replace(source.weights, bank=None)
@@ -164,10 +175,12 @@ def _from_run(
     # Until then its config may be one that training has refused.
     raise ValueError(f"--workdir={workdir}: the run has no checkpoint yet")
   directory_lib.check(config, workdir)
-  memory = setup.load_memory(workdir / "memory", mesh, None)
+  reads_bank = not config.sample.bank and config.sample.draw != "prior"
+  attends = conditioning.uses_cross(config.model.conditioning)
+  memory = setup.load_memory(workdir / "memory", mesh, None, rows=reads_bank)
   step, params = load_params(config, workdir, mesh, asked)
   bank = None
-  if not config.sample.bank:
+  if reads_bank:
     # On the host: on devices, a process may have only some of the rows.
     rows = bank_lib.decode(memory.bank)
     bank = host_bank.HostBank(
@@ -176,7 +189,7 @@ def _from_run(
       bank_files.origin_of(memory.info),
       functools.partial(_run_images, workdir, memory),
     )
-    if conditioning.uses_cross(config.model.conditioning):
+    if attends:
       placed = bank_sharding.place(memory.bank, mesh, config.bank.placement)
       unit = setup.lookup_bank(config, placed)
       memory = dataclasses.replace(memory, unit=unit)
@@ -276,7 +289,7 @@ def _from_converted(
   stats = load_encoders.load_stats(config, tokenizer, channels)
   bank = None
   if not config.sample.bank and "bank" in metadata["trees"]:
-    bank, _ = _read_bank(f"config.{key}", path)
+    bank, _ = host_bank.read(f"config.{key}", path)
   name = pathlib.Path(path).name
   return SampleSource(
     network=f"{name}_{info['weights']}" if info["weights"] else name,
@@ -313,36 +326,3 @@ def _check_model(config: sections.Config, stored: dict[str, Any]) -> None:
     f"config.sample.network={path!r} holds another network than"
     f" config.model:\n{differing}"
   )
-
-
-def load_bank(
-  config: sections.Config, argument: str = "config.sample.bank"
-) -> host_bank.HostBank:
-  """Reads `sample.bank`, whatever names a bank: see `bank_files.read`.
-
-  Raises:
-    ValueError: If it is not a bank, or of another feature encoder; the argument
-      that gave it is named.
-  """
-  path = config.sample.bank
-  bank, info = _read_bank(argument, path)
-  encoder = load_encoders.features_name(config)
-  if encoder is not None:
-    bank_lib.check_encoder(info, encoder, f"{argument}={path!r}")
-  return bank
-
-
-def _read_bank(
-  argument: str, path: str
-) -> tuple[host_bank.HostBank, bank_lib.BankInfo]:
-  """The bank of an argument, with the frequencies of the first release."""
-  try:
-    stored = bank_files.read(path)
-  except ValueError as error:
-    raise ValueError(f"{argument}={path!r}: {error}") from None
-  find_images = functools.partial(row_images.find, path, stored)
-  rows = bank_lib.decode(stored.bank)
-  bank = host_bank.HostBank(
-    rows, stored.counts, dict(stored.origin), find_images
-  )
-  return bank, stored.info

@@ -26,8 +26,8 @@ FREE = (
   "checkpoint.", "sampler.", "sample.", "data.path", "data.prepared",
   "data.shard_size", "data.device_batch", "bank.placement",
   "encoder.tokenizer_weights", "encoder.features_weights",
-  "encoder.snippet_weights", "eval.", "log.", "report.", "model.scan_layers",
-  "model.remat", "model.attention",
+  "encoder.snippet_weights", "eval.", "log.", "report.", "prior.",
+  "model.scan_layers", "model.remat", "model.attention",
 )  # fmt: skip
 
 # Those that decide how it trains: they may change with `train.allow_changes`,

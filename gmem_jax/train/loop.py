@@ -10,31 +10,23 @@ The loop's contract, which tests depend on:
 """
 
 import contextlib
-import dataclasses
-import functools
 import logging
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
-from gmem_jax import progress as progress_lib, rngs
-from gmem_jax.bank import bank as bank_lib
+from gmem_jax import progress as progress_lib
 from gmem_jax.config import sections
-from gmem_jax.data import pipeline, write_images
-from gmem_jax.models import retrieval, transformer
-from gmem_jax.models.encoders import protocols
+from gmem_jax.data import write_images
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
   checkpoint,
-  dataset as dataset_lib,
   init_from,
   metrics,
-  setup,
   state as train_state,
-  step as train_step,
   tensorboard,
   wandb_board,
 )
@@ -51,117 +43,55 @@ class Preempted(Exception):
   """A signal asked training to stop; the state is saved."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """The fixed parts of a run.
+@runtime_checkable
+class Trainable(Protocol):
+  """What the loop trains: a network on images (`run.Run`), or a prior.
 
   Attributes:
+    name: What the line of progress is called.
+    config: Its sections `train`, `optim`, `checkpoint`, `eval` and `log` say
+      how.
     workdir: Where checkpoints, metrics and pictures go.
     mesh: The devices of all processes.
-    dataset: The encoded images.
-    memory: What sampling needs, too.
-    network: Of `setup.network`.
-    retrieve: Of `setup.make_retrieve`; None without cross-attention.
     evaluate: Called at evaluations, or None.
     callbacks: Told the metrics, when they are written.
   """
 
-  config: sections.Config
-  workdir: pathlib.Path
-  mesh: jax.sharding.Mesh
-  dataset: dataset_lib.Dataset
-  memory: setup.RunMemory
-  network: transformer.FlowTransformer
-  retrieve: retrieval.RetrieveFn | None
-  evaluate: EvaluateFn | None
-  callbacks: Sequence[metrics.Callback] = ()
-
   @property
-  def bank(self) -> bank_lib.MemoryBank:
-    """What the step is given: the rows to look up in, if it does; else all."""
-    unit = self.memory.unit
-    return self.memory.bank if unit is None else unit
+  def name(self) -> str: ...  # noqa: D102
+  @property
+  def config(self) -> sections.Config: ...  # noqa: D102
+  @property
+  def workdir(self) -> pathlib.Path: ...  # noqa: D102
+  @property
+  def mesh(self) -> jax.sharding.Mesh: ...  # noqa: D102
+  @property
+  def evaluate(self) -> EvaluateFn | None: ...  # noqa: D102
+  @property
+  def callbacks(self) -> Sequence[metrics.Callback]: ...  # noqa: D102
 
+  def make_init(self) -> Callable[[], train_state.TrainState]:
+    """Makes the function that creates the state at step 0; pure."""
+    ...
 
-def compile_step(run: Run, shardings: Any) -> train_step.StepFn:
-  """Jits the training step of a run, its encoder included; see `jit_step`."""
-  steps_fn = jit_step(
-    run.config,
-    run.network,
-    run.memory.stats,
-    run.mesh,
-    shardings,
-    run.bank,
-    run.retrieve,
-  )
-  encoder = sharding.place(run.dataset.encoder, sharding.replicated(run.mesh))
-  return lambda state, batches, bank: steps_fn(state, batches, bank, encoder)
+  def make_step(self, shardings: Any) -> Callable[[Any, Any], Any]:
+    """Jits (state, batch of a dispatch) -> (state, metrics [k]).
 
+    `shardings` are those of the state, which is donated.
+    """
+    ...
 
-def jit_step(
-  config: sections.Config,
-  network: transformer.FlowTransformer,
-  stats: protocols.LatentStats,
-  mesh: jax.sharding.Mesh,
-  shardings: Any,
-  bank: bank_lib.MemoryBank,
-  retrieve: retrieval.RetrieveFn | None,
-) -> Any:
-  """Jits the training step over the mesh.
-
-  Args:
-    config: Decides optimizer, loss and seed.
-    network: Without sharding constraints; they are added.
-    stats: Normalise the latents.
-    mesh: Where the step runs.
-    shardings: Those of the state.
-    bank: The bank that the step will be given, or its shapes with shardings;
-      unit rows for a network with cross-attention (`setup.lookup_bank`).
-    retrieve: Looks up rows of that bank; see `train_step.make_train_step`.
-
-  Returns:
-    (state, batches, bank, encoder) -> (state, metrics [k]), jitted. The encoder
-    may be None; see `train_step.make_train_step`.
-  """
-  gather = None
-  if config.mesh.gather == "step":
-    gather = functools.partial(sharding.gather, mesh=mesh)
-  step_fn = train_step.make_train_step(
-    network.clone(constrain=sharding.place_batch(mesh)),
-    train_state.make_optimizer(config.optim),
-    config.loss,
-    stats,
-    seed=config.seed,
-    ema_decay=config.train.ema_decay,
-    accumulation=config.train.accumulation,
-    retrieve=retrieve,
-    gather=gather,
-  )
-  where, everywhere = bank.sharding, sharding.replicated(mesh)
-  batches = sharding.batch_sharding(mesh, steps_axis=True)
-  return jax.jit(
-    train_step.repeat(step_fn),
-    # The new state takes the old one's memory, so there is only ever one.
-    donate_argnums=0,
-    # The bank is an argument: a closed-over array would be compiled in.
-    in_shardings=(shardings, batches, where, everywhere),
-    out_shardings=(shardings, everywhere),
-  )
+  def batches(self, dispatch: int) -> Iterator[Any]:
+    """The batches from a dispatch on, without end."""
+    ...
 
 
 def restore_or_init(
-  run: Run, checkpoints: checkpoint.Checkpoints
+  run: Trainable, checkpoints: checkpoint.Checkpoints
 ) -> tuple[train_state.TrainState, dict[str, Any]]:
   """The newest readable checkpoint, or a fresh state: (state, progress)."""
   # Jitted, so that it is traced once for both its shapes and its values.
-  init = jax.jit(
-    train_state.make_init(
-      run.network,
-      run.memory.latent_shape,
-      train_state.make_optimizer(run.config.optim),
-      run.config.seed,
-    )
-  )
+  init = jax.jit(run.make_init())
   shapes = jax.eval_shape(init)
   shardings = sharding.state_shardings(shapes, run.mesh)
   restored = checkpoints.restore(sharding.abstract(shapes, shardings))
@@ -181,7 +111,7 @@ def restore_or_init(
   return state, {"train_seconds": 0.0}
 
 
-def train(run: Run) -> train_state.TrainState:
+def train(run: Trainable) -> train_state.TrainState:
   """Trains to the last step, from wherever an earlier call stopped.
 
   Returns:
@@ -216,8 +146,7 @@ def train(run: Run) -> train_state.TrainState:
 def _loop(run, state, progress, checkpoints, writer, tracer, stop):
   """Steps, logs, evaluates and saves; see the contract above."""
   config, k = run.config, run.config.train.steps_per_dispatch
-  step_fn = compile_step(run, jax.tree.map(lambda x: x.sharding, state))
-  to_devices = sharding.batch_sharding(run.mesh, steps_axis=True)
+  step_fn = run.make_step(jax.tree.map(lambda x: x.sharding, state))
   # Counted here too, as reading state.step would wait for the device.
   step = int(state.step)
   if step < config.train.steps:
@@ -228,10 +157,10 @@ def _loop(run, state, progress, checkpoints, writer, tracer, stop):
         " which this run goes on"
       )
     _log.info("compiling the training step")
-  batches = pipeline.batches(_dataset(run), step // k, to_devices)
+  batches = run.batches(step // k)
   trained = progress["train_seconds"]
   clock = metrics.Clock(step, trained, config.train.batch_size)
-  line = progress_lib.Progress("train", step, config.train.steps)
+  line = progress_lib.Progress(run.name, step, config.train.steps)
   rates = train_state.learning_rates(config.optim, config.train.steps)
   interval, pending = metrics.Interval(), None
 
@@ -250,7 +179,7 @@ def _loop(run, state, progress, checkpoints, writer, tracer, stop):
   while step < config.train.steps:
     batch = next(batches)
     with tracer.dispatch(step):
-      state, values = step_fn(state, batch, run.bank)
+      state, values = step_fn(state, batch)
     # The first time it takes a while, in which the device does its first step.
     writer.open()
     interval.add(step, values)
@@ -290,30 +219,6 @@ def _loop(run, state, progress, checkpoints, writer, tracer, stop):
       )
   line.close()
   return state
-
-
-def _dataset(run: Run):
-  """This process's endless dataset."""
-  config, records = run.config, run.dataset.train.records
-  part, parts = sharding.process_part(run.mesh, config.train.batch_size)
-  mirror_seed = None
-  if config.data.mirror:
-    mirror_seed = rngs.int32(config.seed, "data/mirror")
-  return pipeline.make_dataset(
-    records,
-    fields=train_step.fields(
-      records.spec(),
-      conditioned=config.model.conditioning != "none",
-      project=config.loss.projection_weight > 0,
-    ),
-    mirror_seed=mirror_seed,
-    independent_flips=config.data.independent_flips,
-    seed=rngs.int32(config.seed, "data/shuffle"),
-    batch_size=config.train.batch_size,
-    steps_per_dispatch=config.train.steps_per_dispatch,
-    process_index=part,
-    process_count=parts,
-  )
 
 
 def _evaluate(run, step, state, train_seconds, writer) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gmem_jax.bank import (
@@ -210,7 +211,11 @@ def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
 
 
 def load_memory(
-  path: pathlib.Path, mesh: Mesh, placement: networks.Placement | None = "auto"
+  path: pathlib.Path,
+  mesh: Mesh,
+  placement: networks.Placement | None = "auto",
+  *,
+  rows: bool = True,
 ) -> RunMemory:
   """Reads the memory of a run and puts it on a mesh.
 
@@ -218,22 +223,30 @@ def load_memory(
     path: The directory that `save_memory` wrote.
     mesh: For the latent statistics, and the bank.
     placement: None leaves the bank on the host: sampling reads a few rows.
+    rows: Whether to read the bank's rows; else it has their shape alone, and
+      stays where it is.
 
   Raises:
     ValueError: If there is none.
   """
-  tree, metadata = weights.load_tree(path, None)
+  wanted = () if rows else ("mean", "std")
+  tree, metadata = weights.load_tree(path, None, wanted)
+  info = _info(metadata, path)
   try:
     stats = {name: tree.pop(name) for name in ("mean", "std")}
-    bank = bank_lib.MemoryBank(**tree)
+    if not rows:
+      shape = info.size, info.width
+      tree = {"rows": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    fields: Any = tree
+    bank = bank_lib.MemoryBank(**fields)
     latent_shape = tuple(metadata["latent_shape"])
   except (KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is damaged: {error!r}") from None
-  if placement is not None:
+  if rows and placement is not None:
     bank = bank_sharding.place(bank, mesh, placement)
   return RunMemory(
     bank=bank,
-    info=_info(metadata, path),
+    info=info,
     stats=protocols.LatentStats(
       **sharding.place(stats, sharding.replicated(mesh))
     ),

@@ -191,6 +191,27 @@ def make_update(
       grad_fn, lambda params: network.ready(gather(network.cast(params)))
     )
 
+  return make_descent(grad_fn, tx, ema_decay)
+
+
+def make_descent(
+  grad_fn: Callable[[Any, Any], Any],
+  tx: optax.GradientTransformation,
+  ema_decay: float,
+) -> Callable[
+  [train_state.TrainState, Any], tuple[train_state.TrainState, Metrics]
+]:
+  """Makes the part of a step that follows a gradient, whatever is trained.
+
+  Args:
+    grad_fn: (parameters, draws) -> ((loss, metrics), gradients).
+    tx: See `optimizer.make_optimizer`.
+    ema_decay: See `state.update_ema`.
+
+  Returns:
+    (state, draws) -> (state, metrics).
+  """
+
   def update(state, draws):
     (loss, metrics), grads = grad_fn(state.params, draws)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)

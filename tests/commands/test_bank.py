@@ -310,11 +310,10 @@ def test_help_has_examples(capsys):
 
 def test_edited_banks_are_what_sampling_reads(work, run, tmp_path):
   """The converter's format: `--config.sample.bank` takes them."""
-  from gmem_jax.sample import source as source_lib
 
   run("compress", work / "bank", tmp_path / "int8", "--storage=int8")
   config = tiny.make_config(sample__bank=str(tmp_path / "int8"))
-  found = source_lib.load_bank(config)
+  found = host_bank.load(config)
   old = bank_files.read(work / "bank")
   assert storage.error(old.bank.rows, found.rows).worst_cosine > 0.999
   stored = bank_files.read(tmp_path / "int8")
@@ -322,7 +321,7 @@ def test_edited_banks_are_what_sampling_reads(work, run, tmp_path):
   assert weights.read_metadata(tmp_path / "int8")["kind"] == "int8_bank"
   other = tiny.make_config(sample__bank=str(tmp_path / "int8"), seed=1)
   with pytest.raises(ValueError, match=r"config\.sample\.bank=.*made by"):
-    source_lib.load_bank(other)
+    host_bank.load(other)
 
 
 def test_paths_may_begin_at_home(work, run, monkeypatch):

@@ -260,12 +260,12 @@ def test_prepared_data_name_a_bank(tmp_path):
   prepared.write(path, features=encoder, tokens="pixels")
   rows = bank_files.read(path).bank.rows
   for name in (path, path / "bank"):
-    bank = source_lib.load_bank(tiny.make_config(sample__bank=str(name)))
+    bank = host_bank.load(tiny.make_config(sample__bank=str(name)))
     np.testing.assert_array_equal(bank.rows, rows)
     assert bank.info == {"digest": bank_files.read_info(path / "bank").digest}
     assert bank.picture(3)(16).shape == (16, 16, 3)
   with pytest.raises(ValueError, match=r"sample\.bank='.*random_conv\(seed=0"):
-    source_lib.load_bank(tiny.make_config(sample__bank=str(path), seed=1))
+    host_bank.load(tiny.make_config(sample__bank=str(path), seed=1))
 
 
 def test_what_is_no_bank_is_refused_with_its_key(sample, tmp_path):

@@ -170,7 +170,7 @@ def test_pth_to_png_agrees_with_a_plain_loop(converted, cache, tmp_path):
   values = published.changes(converted)
   run(tmp_path, values, cache, config="b_in1k.py:ode")
   config = published.make_config("b_in1k", values, "ode")
-  bank = source_lib.load_bank(config).rows
+  bank = host_bank.load(config).rows
   rows = draw_rows.draw_rows(0, jnp.arange(6), len(bank))
   assert_same_pixels(pixels_of(tmp_path), euler(config, bank[np.asarray(rows)]))
   found = record(tmp_path)
@@ -245,7 +245,7 @@ def test_rows_and_several_samples_of_each(converted, tmp_path):
   )
   config = published.make_config("b_in1k", values, "ode")
   pixels = sample(config, tmp_path)
-  bank = source_lib.load_bank(config).rows
+  bank = host_bank.load(config).rows
   assert_same_pixels(pixels, euler(config, bank[[5, 5, 3, 3]]))
   (path,) = tmp_path.rglob("samples_4.npz")
   with np.load(path) as file:
@@ -339,7 +339,7 @@ def test_between_two_memories(converted, tmp_path, photographs, method):
   file = str(photographs / "a.png")
   ends = ["7", file] if method == "linear" else ["7", "2"]
   pixels = sample(config, tmp_path, pairs=[ends])
-  bank = source_lib.load_bank(config).rows
+  bank = host_bank.load(config).rows
   b = feature(config, file) if method == "linear" else bank[2]
   a, b = (x / np.linalg.norm(x) for x in (bank[7], b))
   if method == "linear":

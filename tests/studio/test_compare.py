@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import gmem_jax
-from gmem_jax.sample import source as source_lib
 from gmem_jax.studio import compare as compare_lib, context
 from tests import tiny
 from tests.studio import conftest
@@ -173,13 +172,13 @@ def test_a_bank_is_read_once(runs, monkeypatch):
   banks = {"later": str(runs / "later")}
   studio = context.Studio(own, own.workdir, banks, {}, "")
   read = []
-  load_bank = source_lib.load_bank
+  load_bank = host_bank.load
 
   def counted(*args):
     read.append(args)
     return load_bank(*args)
 
-  monkeypatch.setattr(source_lib, "load_bank", counted)
+  monkeypatch.setattr(host_bank, "load", counted)
 
   def side(scale, bank):
     sampling = ("ode_euler", 5, scale, 0.0, 1.0)

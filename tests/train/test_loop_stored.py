@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from gmem_jax.parallel import sharding
-from gmem_jax.train import dataset as dataset_lib, loop, metrics, setup
+from gmem_jax.train import (
+  dataset as dataset_lib,
+  loop,
+  metrics,
+  run as run_lib,
+  setup,
+)
 from tests import tiny
 from tests.data import test_upstream
 
@@ -69,7 +75,7 @@ def test_flips_are_shared_or_as_published(shards, tmp_path):
       data__independent_flips=independent,
       loss__projection_weight=0.5,
     )
-    dataset = loop._dataset(
+    dataset = run_lib.make_dataset(
       tiny.make_run(
         config, run.workdir, run.mesh, run.dataset, run.memory, None
       )

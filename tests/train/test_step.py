@@ -11,7 +11,7 @@ from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   dataset as dataset_lib,
   gradients,
-  loop,
+  run as run_lib,
   setup,
   state as train_state,
   step as train_step,
@@ -40,7 +40,7 @@ def fresh(run):
 
 def take_steps(run, dataset, dispatches):
   state, shardings = fresh(run)
-  step_fn = loop.compile_step(run, shardings)
+  step_fn = run_lib.compile_step(run, shardings)
   rows = run.config.train.batch_size
   k = run.config.train.steps_per_dispatch
   where = sharding.batch_sharding(run.mesh, steps_axis=True)
@@ -160,7 +160,7 @@ def test_state_is_donated(dataset, tmp_path):
   fields = dataset.train.records.fields
   batch = {n: fields[n][:32].reshape(2, 16, *fields[n].shape[1:])
            for n in ("latent", "row")}  # fmt: skip
-  loop.compile_step(run, shardings)(state, batch, run.memory.bank)
+  run_lib.compile_step(run, shardings)(state, batch, run.memory.bank)
   assert state.params["final"]["linear"]["kernel"].is_deleted()
 
 
@@ -308,7 +308,7 @@ def test_accumulation_moves_no_rows_between_devices(dataset, tmp_path):
   run = make_run(config, dataset, jax.devices(), tmp_path)
   shapes = jax.eval_shape(setup.make_init(config, run.memory))
   shardings = sharding.state_shardings(shapes, run.mesh)
-  step_fn = loop.compile_step(run, shardings)
+  step_fn = run_lib.compile_step(run, shardings)
   fields = dataset.train.records.fields
   where = sharding.batch_sharding(run.mesh, steps_axis=True)
   batch = {
