@@ -13,7 +13,13 @@ from gmem_jax.convert import uses
 from gmem_jax.files import atomic, errors, hub, weights
 from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
-from gmem_jax.train import checkpoint, directory as directory_lib, fitted
+from gmem_jax.sample import prior as prior_lib
+from gmem_jax.train import (
+  checkpoint,
+  directory as directory_lib,
+  fitted,
+  prior_rows,
+)
 
 _CARD = "README.md"
 # Where a bank's images are, and where Orbax wrote, is of this machine alone;
@@ -154,7 +160,7 @@ def _converted(path: pathlib.Path) -> _Cargo:
 
 
 def _run(path: pathlib.Path) -> _Cargo:
-  """A run's record, newest readable checkpoint, bank and fitted encoders."""
+  """A run's record, newest readable checkpoint, bank, encoders and prior."""
   config = directory_lib.config_of(path)
   mesh = sharding.make_mesh(config.mesh)
   step, params = checkpoint.load_part(
@@ -174,7 +180,13 @@ def _run(path: pathlib.Path) -> _Cargo:
     "made from": bank.source,
   }
   files = {directory_lib.RECORD: path / directory_lib.RECORD}
-  for part in (f"checkpoints/{step}", "memory", fitted.FOLDER):
+  parts = [f"checkpoints/{step}", "memory", fitted.FOLDER]
+  if checkpoint.exist(path / prior_rows.FOLDER / "checkpoints"):
+    prior = prior_lib.load(path, bank.width)
+    facts["prior"] = f"{_count(prior.params):,} parameters, step {prior.step}"
+    kept = prior_rows.RECORD, f"checkpoints/{prior.step}"
+    parts += [f"{prior_rows.FOLDER}/{part}" for part in kept]
+  for part in parts:
     files |= _files(path / part, path)
   use = 'gmem_jax.load("{0}")'
   return _Cargo("GMem, a trained run", facts, files, use, _MAKING)
