@@ -127,7 +127,7 @@ def make_step(
 
     drawn = jax.random.randint(key("row"), (batch,), 0, rows.bank.size)
     x1 = bank_lib.snippets(rows.bank, drawn) - rows.mean[None]
-    x1 = place(x1 / rows.scale)
+    x1 = place(x1 / rows.scale[None])
     x0 = jax.random.normal(key("noise"), x1.shape)
     t = losses.sample_time(LOSS, key("time"), batch)
     dropped = jax.random.bernoulli(

@@ -37,7 +37,7 @@ class Rows:
     bank: The memory bank.
     groups: int32 [m] number of each row's group, that of groups for none.
     mean: float32 [d], of the unit rows.
-    scale: float32, their standard deviation over all coordinates.
+    scale: float32 [1], their standard deviation over all coordinates.
   """
 
   bank: bank_lib.MemoryBank
@@ -77,7 +77,7 @@ class Record:
 
 def statistics(
   bank: bank_lib.MemoryBank,
-) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, ""]]:
+) -> tuple[Float32[np.ndarray, " d"], Float32[np.ndarray, "1"]]:
   """Mean of a bank's unit rows, and their standard deviation around it.
 
   Raises:
@@ -99,9 +99,8 @@ def statistics(
   # Of unit vectors, whose float32 has rounding of 1e-7.
   if not variance > 1e-12:
     raise ValueError("the bank's rows are all alike: a prior has no use there")
-  return (first + mean).astype(np.float32), np.asarray(
-    variance**0.5, np.float32
-  )
+  scale = np.full(1, variance**0.5, np.float32)
+  return (first + mean).astype(np.float32), scale
 
 
 def _units(bank: bank_lib.MemoryBank, start: int, count: int) -> np.ndarray:

@@ -54,16 +54,16 @@ def trained(tmp_path_factory):
     loop.train(
       make_run(
         workdir,
-        prior__width=64,
-        prior__steps=1200,
-        prior__batch_size=256,
+        prior__width=48,
+        prior__steps=800,
+        prior__batch_size=128,
         prior__learning_rate=2e-3,
         prior__ema_decay=0.98,
         train__steps_per_dispatch=200,
         train__log_every=200,
         train__steps=200,
         optim__decay_steps=200,
-        checkpoint__every=1200,
+        checkpoint__every=800,
         eval__every=0,
       )
     )
@@ -167,7 +167,7 @@ def test_statistics_are_of_unit_rows():
 
 
 def test_what_cannot_be_learned_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="the bank has 3 rows: .* at least 16"):
+  with pytest.raises(ValueError, match=r"the bank has 3 rows: .* at least 16"):
     make_run(tmp_path, make_rows()[:3], CLASSES[:3])
   alike = np.ones((400, 8), np.float32) * np.arange(1, 401)[:, None]
   with pytest.raises(ValueError, match="rows are all alike"):
@@ -179,7 +179,7 @@ def test_what_cannot_be_learned_is_refused(tmp_path):
 
 def test_a_folder_keeps_to_its_bank_and_config(tmp_path):
   loop.train(make_run(tmp_path, prior__steps=8))
-  with pytest.raises(ValueError, match="another config or bank:.*bank: "):
+  with pytest.raises(ValueError, match=r"another config or bank:.*bank: "):
     make_run(tmp_path, make_rows(seed=1))
   with pytest.raises(ValueError, match="width: 32 there, 16 now"):
     make_run(tmp_path, prior__width=16)
