@@ -10,7 +10,6 @@ Other comments there, as <!-- command: digits -->, give it a name.
 """
 
 import argparse
-import ast
 import contextlib
 import dataclasses
 import functools
@@ -327,9 +326,5 @@ def _check_config(config: str, changes: dict[str, str]) -> None:
   tree = recipe.load(f"{file}:{option}")
   for key, text in changes.items():
     assert key in resolve.flatten(tree.to_dict()), f"{config} has no key {key}"
-    try:
-      value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      value = text  # A word.
-    tree.update_from_flattened_dict({key: value})
+    recipe.set_key(tree, f"{key}={text}")
   resolve.resolve(tree)
