@@ -223,10 +223,10 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
   c.report = dict(
     unconditional=False,
   )
-  # Of --mode=prior; width and depth as in RCG, the rest not tried.
+  # Of --mode=prior; not tried yet.
   c.prior = dict(
-    width=1536,
-    depth=12,
+    width=1024,
+    depth=8,
     steps=20000,
     batch_size=2048,  # rows, over all devices
     learning_rate=2e-4,
