@@ -175,6 +175,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     grid=64,  # images in the sample picture
     scores=("frechet",),  # in the features of a small classifier
     reference="",  # the training images
+    heldout="",  # the run's own
     inception_weights="",  # this and the next: of other scores
     preprocessing="adm",
     device_batch=64,  # images in one call on each device

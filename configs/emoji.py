@@ -185,6 +185,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     grid=64,  # images in the sample picture
     scores=(),
     reference="",
+    heldout="",  # images never trained on
     inception_weights="",
     preprocessing="adm",
     device_batch=32,  # images in one call on each device

@@ -218,6 +218,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     grid=64,  # images in the sample picture
     scores=("fid", "sfid", "inception_score", "precision_recall"),
     reference="reference/VIRTUAL_imagenet256_labeled.npz",
+    heldout="",  # images never trained on
     inception_weights="weights/inception",
     preprocessing="adm",  # or "pytorch_fid", "published"
     device_batch=64,  # images in one call on each device

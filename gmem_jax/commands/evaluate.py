@@ -89,6 +89,13 @@ def _score(
     evaluator = build.with_reference(
       config, evaluator, source.shape, own, store
     )
+    evaluator = build.with_heldout(
+      config,
+      evaluator,
+      source.shape,
+      dataset.heldout_images if dataset else None,
+      store,
+    )
     scores = evaluator(source, count, store)
     real = build.real_images(config, own, source.shape[-1])
     floor = floor_lib.of_reference(evaluator, real, count, store)

@@ -211,6 +211,8 @@ Score = Literal[
   "sfid",
   "inception_score",
   "precision_recall",
+  "precision_recall_dinov2",
+  "precision_recall_classifier",
   "kid",
   "mind",
   "mmd_inception",
@@ -235,7 +237,8 @@ class EvalConfig:
       scores the images that `--mode=sample` would write.
     grid: Images in the picture of samples.
     scores: What to measure; () for nothing during training. "fid", "sfid",
-      "inception_score" and "precision_recall" as defined by the ADM suite;
+      "inception_score" and "precision_recall" as defined by the ADM suite
+      (precision and recall also in the other features);
       "kid", "mind" and "mmd_inception": kernel, sliced and CMMD's distance in
       the same features; "frechet_dinov2", "kernel_dinov2", "sliced_dinov2" and
       "mmd_dinov2": the four distances in the features of
@@ -245,6 +248,9 @@ class EvalConfig:
       `python -m gmem_jax.evaluate stats`, a folder or an .npz of images, or
       prepared data that holds images; "" for the run's own training images, if
       they are in memory.
+    heldout: Images that were never trained on, named as the reference is:
+      `--mode=evaluate` then says how many of them samples recall, and how far
+      samples are beside them; "" for the run's own, if they are in memory.
     inception_weights: Converted weights of FID's network.
     preprocessing: How images are resized for it: "adm" as in the ADM suite,
       "pytorch_fid" as in pytorch-fid, "published" as in pytorch-fid with ADM's
@@ -266,6 +272,7 @@ class EvalConfig:
   grid: int
   scores: tuple[Score, ...]
   reference: checks.FilePath
+  heldout: checks.FilePath
   inception_weights: checks.FilePath
   preprocessing: Literal["adm", "pytorch_fid", "published"]
   device_batch: int

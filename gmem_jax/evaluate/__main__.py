@@ -82,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     " Score alone",
     **_PATH,
   )
+  help_text = (
+    "images that were never trained on, or their statistics: how many of them"
+    " IMAGES recall, and how far IMAGES are beside them"
+  )
+  add("--heldout", metavar="REFERENCE", help=help_text, **_PATH)
   help_text = "score the first so many images (default: all)"
   add("--count", type=int, help=help_text)
   help_text = (
@@ -200,6 +205,10 @@ def _score(args: argparse.Namespace) -> None:
         images.shape,
         store,
         published=args.preprocessing == "published",
+      )
+    if args.heldout:
+      evaluator = reference.with_heldout(
+        evaluator, hub.local(args.heldout), images.shape, store
       )
     scores = evaluator(images, count, store)
     real = None

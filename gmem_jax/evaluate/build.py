@@ -110,6 +110,36 @@ def with_reference(
   return dataclasses.replace(evaluator, reference=measured)
 
 
+def with_heldout(
+  config: sections.Config,
+  evaluator: scores.Evaluator,
+  shape: tuple[int, int, int],
+  own: data_sources.Images | None,
+  store: accumulate.PartialStore | None = None,
+) -> scores.Evaluator:
+  """Adds the held-out images that `eval.heldout` names.
+
+  The run's `own`, if in memory, are taken where the config names none; without
+  them, or where no score is of held-out images, nothing is added.
+
+  Raises:
+    ValueError: Naming the key that does not fit.
+  """
+  named = config.eval.heldout
+  try:
+    if named:
+      return reference.with_heldout(evaluator, hub.local(named), shape, store)
+    if own is None or not any(scores.compared_heldout(config.eval.scores)):
+      return evaluator
+    gaussians, rows = reference.needed_heldout(evaluator)
+    measured = reference.measure_statistics(
+      images_source(own), evaluator.extractor, gaussians, rows, store, own.name
+    )
+  except ValueError as error:
+    raise ValueError(f"config.eval.heldout={named!r}: {error}") from None
+  return dataclasses.replace(evaluator, heldout=measured)
+
+
 def real_images(
   config: sections.Config, own: data_sources.Images | None, channels: int
 ) -> sources.ImageSource | None:

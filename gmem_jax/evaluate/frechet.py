@@ -4,6 +4,7 @@ Shapes: n images, f feature width.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
@@ -11,6 +12,8 @@ import scipy.linalg
 # Rows gathered before the covariance is updated: one matmul with this many
 # costs far less than one with each batch, and they are only 8 MB.
 _GATHERED = 1024
+# Of a covariance's trace: a distance that is rounding.
+_NOTHING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +109,36 @@ class Moments:
     rows = np.concatenate([rows, (difference * np.sqrt(weight))[None]])
     # numpy sees that this is symmetric and computes one half.
     self._m2 += rows.T @ rows
+
+
+def ratio(
+  distances: Sequence[float], real: Sequence[tuple[Gaussian, Gaussian]]
+) -> float:
+  """FDr^k: distances of samples in k representations over those of real images.
+
+  Args:
+    distances: Of the samples from a reference, in each representation.
+    real: In each, held-out images and that reference.
+
+  Returns:
+    The mean of the k ratios: 1 is as far from the reference as held-out images
+    are. Distances of different representations have no common scale; ratios do.
+
+  Raises:
+    ValueError: If held-out images are at no distance: they are the reference.
+
+  Source: Yang et al., arXiv 2604.28190.
+  """
+  ratios = []
+  for distance, (heldout, reference) in zip(distances, real, strict=True):
+    own = frechet_distance(heldout, reference)
+    if own <= _NOTHING * np.trace(reference.cov):
+      raise ValueError(
+        "the held-out images are those of the reference: at no distance from"
+        " it, they are no measure"
+      )
+    ratios.append(distance / own)
+  return float(np.mean(ratios))
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

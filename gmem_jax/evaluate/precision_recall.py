@@ -30,6 +30,19 @@ def precision_recall(
   Source: Kynkäänniemi et al., arXiv 1904.06991; Dhariwal and Nichol, arXiv
   2105.05233 (three neighbours, Inception features).
   """
+  _check_numbers(real, samples)
+  real, samples = _centred(real, samples)
+  precision = _fraction_inside(samples, real, mesh)
+  return precision, _fraction_inside(real, samples, mesh)
+
+
+def recall(real: np.ndarray, samples: np.ndarray, mesh: Mesh) -> float:
+  """The second half of `precision_recall`, as of held-out images."""
+  _check_numbers(real, samples)
+  return _fraction_inside(*_centred(real, samples), mesh)
+
+
+def _check_numbers(real: np.ndarray, samples: np.ndarray) -> None:
   if real.shape[1] != samples.shape[1]:
     raise ValueError(f"feature widths differ: {real.shape}, {samples.shape}")
   for name, features in (("real images", real), ("samples", samples)):
@@ -38,14 +51,18 @@ def precision_recall(
         f"precision and recall of {len(features)} {name}: more than"
         f" {NEIGHBOURS} are needed"
       )
+
+
+def _centred(
+  real: np.ndarray, samples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   # Distances do not change, their rounding does: float32 products of large
   # numbers cancel. (The ADM suite takes float16, and float32 on overflow.)
   center = real.mean(axis=0, dtype=np.float64)
-  real, samples = (
-    (features - center).astype(np.float32) for features in (real, samples)
+  return (
+    (real - center).astype(np.float32),
+    (samples - center).astype(np.float32),
   )
-  precision = _fraction_inside(samples, real, mesh)
-  return precision, _fraction_inside(real, samples, mesh)
 
 
 def _fraction_inside(

@@ -77,9 +77,60 @@ def against(
   Raises:
     ValueError: If the reference does not fit, or lacks something.
   """
-  extractor = evaluator.extractor
+  needed = scores_lib.compared(evaluator.scores)
+  reference = _statistics_of(
+    evaluator.extractor, path, shape, needed, store, published
+  )
+  return dataclasses.replace(evaluator, reference=reference)
+
+
+def with_heldout(
+  evaluator: scores_lib.Evaluator,
+  path: pathlib.Path,
+  shape: tuple[int, int, int],
+  store: accumulate.PartialStore | None,
+) -> scores_lib.Evaluator:
+  """The evaluator with held-out images, as `against` has a reference.
+
+  Raises:
+    ValueError: See `against`; or if no score is of held-out images.
+  """
+  needed = needed_heldout(evaluator)
+  heldout = _statistics_of(
+    evaluator.extractor, path, shape, needed, store, published=False
+  )
+  return dataclasses.replace(evaluator, heldout=heldout)
+
+
+def needed_heldout(
+  evaluator: scores_lib.Evaluator,
+) -> tuple[set[str], set[str]]:
+  """What is needed of held-out images, see `scores.compared_heldout`.
+
+  Raises:
+    ValueError: If no score is of held-out images.
+  """
+  needed = scores_lib.compared_heldout(evaluator.scores)
+  if not any(needed):
+    known = (*scores_lib.REPRESENTATIONS, *scores_lib.MANIFOLDS)
+    raise ValueError(
+      f"of the scores {', '.join(evaluator.scores)} none is of held-out images:"
+      f" at least one of {', '.join(known)}"
+    )
+  return needed
+
+
+def _statistics_of(
+  extractor: features_lib.Extractor,
+  path: pathlib.Path,
+  shape: tuple[int, int, int],
+  needed: tuple[set[str], set[str]],
+  store: accumulate.PartialStore | None,
+  published: bool,
+) -> statistics.Statistics:
+  """The statistics of a path; those that it lacks are measured."""
   stored, images = _open(path, shape[-1])
-  gaussians, rows = scores_lib.compared(evaluator.scores)
+  gaussians, rows = needed
   # Stored statistics come first, as in the ADM suite: those of its reference
   # batch are of more images than the file has.
   if stored:
@@ -87,8 +138,7 @@ def against(
     _check(path, stored, extractor, shape, *used, published)
     gaussians, rows = gaussians - used[0], rows - used[1]
   if not gaussians and not rows:
-    reference = stored or scores_lib.NO_REFERENCE
-    return dataclasses.replace(evaluator, reference=reference)
+    return stored or scores_lib.NO_REFERENCE
   images = _require_images(path, images, gaussians | rows, shape)
   reference = measure_statistics(
     images,
@@ -105,7 +155,7 @@ def against(
       rows={**reference.rows, **stored.rows},
       info={**stored.info, "measured_on": reference.info},
     )
-  return dataclasses.replace(evaluator, reference=reference)
+  return reference
 
 
 def images_of(path: pathlib.Path, channels: int) -> sources.ImageSource | None:

@@ -12,7 +12,11 @@ from typing import Any
 import jax
 
 import gmem_jax
-from gmem_jax.evaluate import floor as floor_lib, scores as scores_lib
+from gmem_jax.evaluate import (
+  floor as floor_lib,
+  scores as scores_lib,
+  statistics,
+)
 from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
 from gmem_jax.train import tensorboard
@@ -83,15 +87,21 @@ def _subject(
   evaluator: scores_lib.Evaluator, count: int, images: Mapping[str, Any]
 ) -> dict[str, Any]:
   """What was compared with what; tells whether two numbers are comparable."""
-  reference = evaluator.reference
+  heldout = evaluator.heldout
   return {
     "images": {"count": count, **images},
-    "reference": {
-      **reference.info,
-      "count": reference.count,
-      "rows": {name: len(rows) for name, rows in reference.rows.items()},
-    },
+    "reference": _about(evaluator.reference),
+    **({} if heldout is None else {"heldout": _about(heldout)}),
     "networks": evaluator.extractor.info(),
+  }
+
+
+def _about(reference: statistics.Statistics) -> dict[str, Any]:
+  """What identifies images that others are compared with."""
+  return {
+    **reference.info,
+    "count": reference.count,
+    "rows": {name: len(rows) for name, rows in reference.rows.items()},
   }
 
 
@@ -129,14 +139,14 @@ def table(
 
   Beside a score stand its standard error and its floor.
   """
-  head = f"{'':20}{short(count) + ' images':>12}"
+  head = f"{'':24}{short(count) + ' images':>12}"
   if floor is not None:
     head += f"{'':12}{floor.count:,} real ones from {floor.others:,} others"
   lines = [head]
   for name, value in scores.items():
     if name.removesuffix("_error") in scores.keys() - {name}:
       continue
-    line = f"{name:20}{value:12.4f}"
+    line = f"{name:24}{value:12.4f}"
     error = scores.get(f"{name}_error")
     line += "" if error is None and floor is None else f" {_spread(error):11}"
     if floor is not None and name in floor.scores:

@@ -26,6 +26,8 @@ DISTANCES = {
   "frechet_dinov2": "dinov2",
   "frechet": "classifier",
 }
+# Of these, those of whole representations: sFID is of a part of one.
+REPRESENTATIONS = ("fid", "frechet_dinov2", "frechet")
 # Score -> the feature whose kernel distance it is.
 KERNELS = {
   "kid": "pool",
@@ -54,9 +56,16 @@ COMPARISONS = {
   )
   for score, feature in named.items()
 }
+# Score -> the feature whose manifolds are compared, and what ends the names of
+# precision and recall in it.
+MANIFOLDS = {
+  "precision_recall": ("pool", ""),
+  "precision_recall_dinov2": ("dinov2", "_dinov2"),
+  "precision_recall_classifier": ("classifier", "_classifier"),
+}
 # Score -> the feature of which rows are compared.
 ROWS = {score: feature for score, (_, feature) in COMPARISONS.items()} | {
-  "precision_recall": "pool"
+  score: feature for score, (feature, _) in MANIFOLDS.items()
 }
 # Score -> the feature that it reads.
 FEATURES = DISTANCES | ROWS | {"inception_score": "logits"}
@@ -77,12 +86,16 @@ class Evaluator:
     reference: What the images are compared with; see `reference.against`.
     repeats: Random halves of the images that give the standard errors; 0 for
       none.
+    heldout: Images that were never trained on, see `compared_heldout`: they
+      give recall and Fréchet distances a measure that copies cannot reach.
+      None for none.
   """
 
   scores: tuple[str, ...]
   extractor: features_lib.Extractor
   reference: statistics.Statistics = NO_REFERENCE
   repeats: int = 0
+  heldout: statistics.Statistics | None = None
 
   def check(self, source: sources.ImageSource, count: int) -> None:
     """Refuses images that cannot be scored, before any is made or read.
@@ -114,7 +127,8 @@ class Evaluator:
     Returns:
       Name -> score; "precision_recall" gives "precision" and "recall". Each of
       them with "…_error", its standard error: see `errors`; of a kernel or
-      sliced distance, see there.
+      sliced distance, see there. With held-out images also "recall_heldout" of
+      each recall, and "frechet_ratio", see `frechet.ratio`.
 
     Raises:
       ValueError: See `check`; or an image cannot be read.
@@ -161,9 +175,12 @@ class Evaluator:
       found.append(
         part.of_features({name: x[chosen] for name, x in features.items()})
       )
+    told = set(found[0] if found else ())
+    if set(self.scores) & set(REPRESENTATIONS) - set(names):
+      told.discard("frechet_ratio")  # It would be of others.
     return {
       f"{name}_error": float(np.std([each[name] for each in found], ddof=1))
-      for name in (found[0] if found else ())
+      for name in sorted(told)
     }
 
   def of_features(self, features: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -200,14 +217,47 @@ class Evaluator:
         values[score], values[f"{score}_error"] = compare(
           sums.rows(name), self.reference.rows[name], self.extractor.mesh
         )
-      elif score == "precision_recall":
-        pair = precision_recall.precision_recall(
-          self.reference.rows["pool"], sums.rows("pool"), self.extractor.mesh
+      elif score in MANIFOLDS:
+        name, end = MANIFOLDS[score]
+        values[f"precision{end}"], values[f"recall{end}"] = (
+          precision_recall.precision_recall(
+            self.reference.rows[name], sums.rows(name), self.extractor.mesh
+          )
         )
-        values["precision"], values["recall"] = pair
       elif sums.score:
         values["inception_score"] = sums.score.score()
+    if self.heldout is not None:
+      values |= self._compute_heldout(self.heldout, sums, values)
     return values
+
+  def _compute_heldout(
+    self,
+    heldout: statistics.Statistics,
+    sums: accumulate.Accumulator,
+    values: Mapping[str, float],
+  ) -> dict[str, float]:
+    """What held-out images say of the samples, by name."""
+    found = {}
+    for score in self.scores:
+      if score in MANIFOLDS:
+        name, end = MANIFOLDS[score]
+        found[f"recall_heldout{end}"] = precision_recall.recall(
+          heldout.rows[name], sums.rows(name), self.extractor.mesh
+        )
+    spaces = {
+      score: DISTANCES[score]
+      for score in self.scores
+      if score in REPRESENTATIONS
+    }
+    if spaces:
+      found["frechet_ratio"] = frechet.ratio(
+        [values[score] for score in spaces],
+        [
+          (heldout.gaussians[name], self.reference.gaussians[name])
+          for name in spaces.values()
+        ],
+      )
+    return found
 
 
 def networks_of(scores: Sequence[str]) -> set[str]:
@@ -228,6 +278,12 @@ def compared(scores: Sequence[str]) -> tuple[set[str], set[str]]:
   """What is needed of a reference: (features for Gaussians, for rows)."""
   gaussians = {DISTANCES[s] for s in scores if s in DISTANCES}
   return gaussians, {ROWS[s] for s in scores if s in ROWS}
+
+
+def compared_heldout(scores: Sequence[str]) -> tuple[set[str], set[str]]:
+  """The same of held-out images: for the ratio, and for recall."""
+  gaussians = {DISTANCES[s] for s in scores if s in REPRESENTATIONS}
+  return gaussians, {MANIFOLDS[s][0] for s in scores if s in MANIFOLDS}
 
 
 def require_reference(scores: Sequence[str], reference: str | None) -> None:

@@ -51,6 +51,7 @@ BEFORE = {
   "retrieval.exclude_own": True,
   "retrieval.dropout": 0.1,
   "eval.repeats": 0,
+  "eval.heldout": "",
   "train.init_from": "",
   "log.wandb": "",
   "log.profile": "",

@@ -65,7 +65,8 @@ def evaluate(workdir, **changes):
 
 def test_samples_are_scored_as_they_would_be_written(workdir, capsys):
   found, written = evaluate(workdir)
-  assert found.keys() == {"frechet"}
+  assert found.keys() == {"frechet", "frechet_ratio"}
+  assert written["heldout"]["count"] == 360
   assert found["frechet"] > 0
   for key in ("sampler", "network_calls", "dtype", "seed", "bank", "network"):
     assert key in written["images"]["samples"]
@@ -87,7 +88,9 @@ def test_samples_are_scored_as_they_would_be_written(workdir, capsys):
 
 def test_a_score_stands_beside_its_error_and_its_floor(workdir, capsys):
   found, written = evaluate(workdir, sample__count=200)
-  assert found.keys() == {"frechet", "frechet_error"}
+  assert found.keys() == {
+    "frechet", "frechet_error", "frechet_ratio", "frechet_ratio_error",
+  }  # fmt: skip
   assert 0 < found["frechet_error"] < found["frechet"]
   floor = written["floor"]
   assert (floor["count"], floor["others"]) == (200, 1237)
@@ -96,14 +99,20 @@ def test_a_score_stands_beside_its_error_and_its_floor(workdir, capsys):
   assert floor["scores"]["frechet"] < found["frechet"] / 10
   said = capsys.readouterr().out
   assert "200 real ones from 1,237 others" in said
-  (line,) = [each for each in said.splitlines() if each.startswith("frechet")]
+  (line,) = [each for each in said.splitlines() if each.startswith("frechet ")]
   shown = [float(each) for each in line.replace("±", "").split()[1:]]
   assert shown == pytest.approx(
-    [*found.values(), *(floor[k]["frechet"] for k in ("scores", "deviations"))],
+    [
+      found["frechet"],
+      found["frechet_error"],
+      *(floor[k]["frechet"] for k in ("scores", "deviations")),
+    ],
     abs=1e-4,
   )
   bare, written = evaluate(workdir, sample__count=200, eval__repeats=0)
-  assert bare == {"frechet": pytest.approx(found["frechet"], rel=1e-6)}
+  for name in ("frechet", "frechet_ratio"):
+    assert bare[name] == pytest.approx(found[name], rel=1e-6)
+  assert len(bare) == 2
   assert "floor" not in written
   with pytest.raises(ValueError, match=r"eval\.repeats=1: one has no spread"):
     evaluate(workdir, eval__repeats=1)

@@ -95,6 +95,26 @@ def test_statistics_then_scores(dinov2, files, tmp_path, capsys):
   assert f"eval/frechet_dinov2_floor_{IMAGES}" in tagged
 
 
+def test_held_out_images_are_a_measure(dinov2, files, tmp_path, capsys):
+  held = fakes.images(5, IMAGES, 8).repeat(32, axis=1).repeat(32, axis=2)
+  np.savez(tmp_path / "held.npz", arr_0=held)
+  given = arguments(
+    "score", dinov2, tmp_path / "work", *files,
+    "--scores=frechet_dinov2,precision_recall_dinov2",
+    f"--heldout={tmp_path}/held.npz",
+  )  # fmt: skip
+  given.remove("--scores=frechet_dinov2")
+  assert cli.main(given) == 0
+  found = scores(tmp_path / "work")
+  assert found["heldout"]["count"] == IMAGES
+  assert 0 < found["scores"]["frechet_ratio"] < 1
+  recall = found["scores"]["recall_heldout_dinov2"]
+  assert 0 <= recall <= 1
+  assert f"recall_heldout_dinov2{recall:15.4f}" in capsys.readouterr().out
+  error = refused(capsys, *given, "--scores=kernel_dinov2")
+  assert "none is of held-out images" in error
+
+
 def test_images_reference_and_network_come_from_the_hub(
   dinov2, files, tmp_path
 ):
