@@ -199,6 +199,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     count=50_000,  # images
     grid=64,  # images in the sample picture
     scores=("fid", "sfid", "inception_score", "precision_recall"),
+    thresholds=(),  # ("fid<=5",): when was it reached?
     reference="reference/VIRTUAL_imagenet256_labeled.npz",
     heldout="",  # images never trained on
     inception_weights="weights/inception",

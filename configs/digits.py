@@ -174,6 +174,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     count=512,  # images
     grid=64,  # images in the sample picture
     scores=("frechet",),  # in the features of a small classifier
+    thresholds=(),  # ("frechet<=0.5",): when was it reached?
     reference="",  # the training images
     heldout="",  # the run's own
     inception_weights="",  # this and the next: of other scores

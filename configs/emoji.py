@@ -184,6 +184,7 @@ def get_config(option: str = "") -> ml_collections.ConfigDict:
     count=64,  # images
     grid=64,  # images in the sample picture
     scores=(),
+    thresholds=(),  # ("fid<=5",): when was it reached?
     reference="",
     heldout="",  # images never trained on
     inception_weights="",

@@ -74,7 +74,8 @@ def compare(
   if not processes.is_main():
     return
   _log.info("report: scoring the images, drawing the pictures")
-  print(report.write(material, run.workdir, directory, int(state.step)))
+  step = int(state.step)
+  print(report.write(material, run.workdir, directory, config, step))
 
 
 def neighbours(

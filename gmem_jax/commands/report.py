@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
+from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.evaluate import audit as audit_lib
 from gmem_jax.files import atomic
-from gmem_jax.train import metrics
+from gmem_jax.train import metrics, milestones
 
 # What `write` writes.
 FILES = (
@@ -168,6 +169,7 @@ def write(
   material: Material,
   memory_run: pathlib.Path,
   other_run: pathlib.Path,
+  config: sections.Config,
   steps: int,
 ) -> str:
   """Writes `FILES`.
@@ -176,7 +178,12 @@ def write(
   table as text.
   """
   values = numbers(material, memory_run, other_run)
-  text = table(values, steps)
+  records = {
+    name: metrics.read_jsonl(run / "metrics.jsonl")
+    for name, run in (("memory", memory_run), ("no memory", other_run))
+  }
+  size = len(material.train)
+  text = table(values, steps) + milestones.table(config, size, records)
   write_images.save_png(memory_run / "samples.png", picture(material))
   write_images.save_png(
     memory_run / "neighbours.png", neighbours_picture(material)

@@ -22,7 +22,13 @@ from gmem_jax.sample import (
   sampler as sampler_lib,
   source as source_lib,
 )
-from gmem_jax.train import dataset as dataset_lib, fitted, run as run_lib, setup
+from gmem_jax.train import (
+  dataset as dataset_lib,
+  fitted,
+  milestones,
+  run as run_lib,
+  setup,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -57,10 +63,22 @@ def make_evaluator(
     ValueError: Naming the key that does not fit.
   """
   if not config.eval.scores:
+    if config.eval.thresholds:
+      raise ValueError(
+        f"config.eval.thresholds={config.eval.thresholds}: config.eval.scores"
+        " is empty"
+      )
     return None
   shape = protocols.image_shape(
     load_encoders.load_tokenizer(config), latent_shape
   )
+  known = scores.names_of(config.eval.scores)
+  for threshold in milestones.all_of(config):
+    if threshold.name not in known:
+      raise ValueError(
+        f"config.eval.thresholds: {threshold} is of none of the scores that"
+        f" config.eval.scores gives: {', '.join(known)}"
+      )
   evaluator = build.make_evaluator(config, mesh, own)
   evaluator.check_shape(shape, config.eval.count, "config.eval.count")
   return build.with_reference(config, evaluator, shape, own)
@@ -135,7 +153,9 @@ def make_run(
     memory,
     setup.network(config, memory),
     setup.make_retrieve(config, memory.unit),
-    evaluate_fn,
+    milestones.telling(
+      evaluate_fn, config, workdir, len(dataset.train.records)
+    ),
   )
 
 

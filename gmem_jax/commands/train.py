@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from gmem_jax.commands import compare, report, runs
 from gmem_jax.config import sections
+from gmem_jax.files import atomic
 from gmem_jax.parallel import processes
 from gmem_jax.train import (
   dataset as dataset_lib,
   directory as directory_lib,
   loop,
   metrics,
+  milestones,
   setup,
 )
 
@@ -44,7 +46,20 @@ def train_mode(
   if config.report.unconditional:
     compare.compare(run, state, evaluator)
   if processes.is_main():
+    if not config.report.unconditional:
+      _report_thresholds(config, workdir, len(dataset.train.records))
     print(describe_trained(config, workdir, int(state.step)))
+
+
+def _report_thresholds(
+  config: sections.Config, workdir: pathlib.Path, size: int
+) -> None:
+  """Writes report.txt of a run that has no other report."""
+  records = metrics.read_jsonl(workdir / "metrics.jsonl")
+  text = milestones.table(config, size, {"this run": records})
+  if text:
+    atomic.write_text(workdir / "report.txt", text)
+    print(text)
 
 
 def _is_reported(
@@ -63,6 +78,8 @@ def describe_trained(
   files = [f"samples/bank_{step:07d}.png"]
   if config.report.unconditional:
     files = [*report.FILES, *files]
+  elif config.eval.thresholds:
+    files = ["report.txt", *files]
   files += ["metrics.jsonl", "tensorboard/", f"checkpoints/{step}"]
   scores = " --mode=evaluate scores them," if config.eval.scores else ""
   return (

@@ -9,7 +9,7 @@ sections in `resolve`.
 import dataclasses
 from typing import Literal
 
-from gmem_jax.config import checks, networks, training
+from gmem_jax.config import checks, networks, thresholds, training
 from gmem_jax.diffusion import losses, schedule
 from gmem_jax.parallel import sharding
 
@@ -244,6 +244,8 @@ class EvalConfig:
       "mmd_dinov2": the four distances in the features of
       `encoder.features_weights`; "frechet", "kernel", "sliced" and "mmd": in
       those of a small classifier of the run's own images, for digits.
+    thresholds: Scores to reach, as "fid<=5" or "recall>=0.6": the epochs, steps
+      and images until the first evaluation that is as good are reported.
     reference: What to compare with: ADM's .npz, statistics written by
       `python -m gmem_jax.evaluate stats`, a folder or an .npz of images, or
       prepared data that holds images; "" for the run's own training images, if
@@ -271,6 +273,7 @@ class EvalConfig:
   count: int
   grid: int
   scores: tuple[Score, ...]
+  thresholds: tuple[str, ...]
   reference: checks.FilePath
   heldout: checks.FilePath
   inception_weights: checks.FilePath
@@ -285,6 +288,8 @@ class EvalConfig:
   def __post_init__(self):
     checks.positive("eval", self, "count", "grid", "device_batch")
     checks.not_negative("eval", self, "every", "audit", "save_every", "repeats")
+    for text in self.thresholds:
+      thresholds.parse(text)
     if self.repeats == 1:
       raise ValueError("config.eval.repeats=1: one has no spread; take 0 or 10")
 

@@ -274,6 +274,16 @@ def networks_of(scores: Sequence[str]) -> set[str]:
   return {statistics.NETWORK[FEATURES[score]] for score in scores}
 
 
+def names_of(scores: Sequence[str]) -> list[str]:
+  """What an evaluation calls its scores, without their errors."""
+  names = []
+  for score in scores:
+    end = MANIFOLDS[score][1] if score in MANIFOLDS else None
+    both = [f"precision{end}", f"recall{end}"]
+    names += [score] if end is None else both
+  return names
+
+
 def compared(scores: Sequence[str]) -> tuple[set[str], set[str]]:
   """What is needed of a reference: (features for Gaussians, for rows)."""
   gaussians = {DISTANCES[s] for s in scores if s in DISTANCES}

@@ -52,6 +52,7 @@ BEFORE = {
   "retrieval.dropout": 0.1,
   "eval.repeats": 0,
   "eval.heldout": "",
+  "eval.thresholds": [],
   "train.init_from": "",
   "log.wandb": "",
   "log.profile": "",

@@ -7,6 +7,9 @@ import pytest
 
 from gmem_jax.commands import report
 from gmem_jax.data import sources, write_images
+from tests import tiny
+
+CONFIG = tiny.make_config(eval__thresholds=("frechet<=2",))
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +67,14 @@ def test_a_distance_that_is_never_reached_is_no_number(material, tmp_path):
 
 def test_too_few_images_have_no_floor(material, runs):
   fewer = dataclasses.replace(material, floor=None)
-  text = report.write(fewer, *runs, steps=500)
+  text = report.write(fewer, *runs, CONFIG, steps=500)
   assert re.search("the others: +nan ", text)
   stored = json.loads((runs[0] / "report.json").read_text())
   assert stored["distance/floor"] is None
 
 
 def test_files_and_table(material, runs):
-  text = report.write(material, *runs, steps=500)
+  text = report.write(material, *runs, CONFIG, steps=500)
   memory_run = runs[0]
   for line in ("after 500 steps", "20.0", "33.0", "100.0%"):
     assert line in text
@@ -97,7 +100,7 @@ def test_picture_has_its_rows_in_order(material):
 
 
 def test_neighbours_stand_behind_their_image(material, runs):
-  report.write(material, *runs, steps=500)
+  report.write(material, *runs, CONFIG, steps=500)
   picture = write_images.read_png(runs[0] / "neighbours.png")
   picture = picture[:, write_images.LABEL_WIDTH :]
   cell = 8 * 5 + 4
@@ -111,6 +114,15 @@ def test_neighbours_stand_behind_their_image(material, runs):
     y, x = row * cell + 4, column * cell + 4
     shown = picture[y : y + 40 : 5, x : x + 40 : 5]
     np.testing.assert_array_equal(shown, expected)
+
+
+def test_the_report_says_when_scores_were_reached(material, runs):
+  text = report.write(material, *runs, CONFIG, steps=500)
+  epochs = [CONFIG.train.batch_size / len(material.train)] * 2
+  for name, number in zip(("memory", "no memory"), epochs, strict=True):
+    (line,) = [x for x in text.splitlines() if f"frechet<=2, {name}" in x]
+    assert f"{number:8.2f} epochs          1 steps" in line
+  assert text.strip() in (runs[0] / "report.txt").read_text()
 
 
 def test_a_run_without_evaluations_is_named(material, tmp_path):
