@@ -86,8 +86,9 @@ class Closed:
     if bad_step >= 0:
       raise NonFiniteError(
         f"a metric of step {int(bad_step)} is NaN or infinite; the last good"
-        " checkpoint is kept. Lower config.optim.learning_rate or"
-        " config.optim.clip_norm, or look at the data of that step."
+        " checkpoint is kept. Lower config.optim.learning_rate (of a prior:"
+        " config.prior.learning_rate) or config.optim.clip_norm, or look at the"
+        " data of that step."
       )
     return {k: float(v.total / v.count) for k, v in averages.items()}
 
