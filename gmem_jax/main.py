@@ -40,11 +40,10 @@ ends it at once. Other modes end without delay and continue where they were.
 
 Exit status: 0 the work is done, or training was told to stop and has saved its
 state (see --stopped_status); 2 bad input; 3 another process failed or is gone,
-or a disk is full: start again; 130 ended by Ctrl-C.
+a disk is full or a bucket out of reach: start again; 130 ended by Ctrl-C.
 """
 
 import logging
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -54,7 +53,7 @@ from absl import app, flags
 
 import gmem_jax
 from gmem_jax.commands import command_line, interrupt, startup
-from gmem_jax.files import atomic, disk, errors
+from gmem_jax.files import atomic, bucket, disk, errors, paths
 
 _CONFIG = command_line.define_config(
   "FILE.py or FILE.py:OPTION: the recipe, e.g. configs/digits.py."
@@ -178,7 +177,7 @@ def _compile(config: Any, workdir: Any) -> None:
 class _Mode(NamedTuple):
   """What a mode does, and which flags it cannot do without."""
 
-  work: Callable[[Any, pathlib.Path | None], None]
+  work: Callable[[Any, paths.Path | None], None]
   needed: tuple[str, ...] = ("config", "workdir")
   # Flags that only some modes take.
   optional: tuple[str, ...] = ()
@@ -235,9 +234,11 @@ def _status(error: BaseException) -> int:
     logging.getLogger("gmem_jax").warning("%s", error)
     processes.finish()
     return _STOPPED_STATUS.value
-  if isinstance(error, roll_call.Incomplete) or disk.is_full(error):
+  lost = isinstance(error, roll_call.Incomplete) or disk.is_full(error)
+  if lost or bucket.is_lost(error):
     return processes.fail(errors.describe(error), watch.AGAIN)
-  if isinstance(error, (*errors.MENDABLE, metrics.NonFiniteError)):
+  mendable = (*errors.MENDABLE, metrics.NonFiniteError)
+  if isinstance(error, mendable) or bucket.is_of_library(error):
     return processes.fail(errors.describe(error), errors.BAD_INPUT)
   if not processes.is_joined():
     raise error
@@ -308,15 +309,13 @@ def _prepare_process(config: Any, workdir: Any) -> None:
   )
 
 
-def _workdir() -> pathlib.Path:
+def _workdir() -> paths.Path:
   """The run's directory."""
-  given = str(_WORKDIR.value)
-  if "://" in given:
-    raise ValueError(
-      f"--workdir={given}: a directory is needed; mount the bucket (Cloud"
-      " Storage FUSE) on every host and give the path of the mount"
-    )
-  atomic.existing_folder(path := pathlib.Path(given).absolute(), "--workdir")
+  try:
+    path = paths.of(str(_WORKDIR.value))
+  except ValueError as error:
+    raise ValueError(f"--workdir={error}") from None
+  atomic.existing_folder(path, "--workdir")
   return path
 
 

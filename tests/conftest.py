@@ -51,6 +51,18 @@ for _signal, _handler in (
 
 
 @pytest.fixture(scope="session")
+def storage(tmp_path_factory):
+  """A storage server; programs that tests start find it, too."""
+  from tests import storage_server
+
+  server = storage_server.Server(tmp_path_factory.mktemp("storage"))
+  # For the whole session, as the libraries look once.
+  os.environ.update(server.environment)
+  yield server
+  server.kill()
+
+
+@pytest.fixture(scope="session")
 def golden_dir() -> pathlib.Path:
   """Directory of the golden files (GMEM_GOLDEN_DIR, or tests/golden)."""
   default = pathlib.Path(__file__).parent / "golden"

@@ -131,8 +131,9 @@ def test_the_first_pages_work_as_typed(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.process
-def test_all_pages_work_as_typed(tmp_path):
-  """Every command literally, some 15 minutes on two cores."""
+def test_all_pages_work_as_typed(tmp_path, storage):
+  """Every command literally, some 25 minutes on two cores."""
+  assert storage.root.with_name("my-bucket").is_dir()
   tree = type_pages(tmp_path, quick=False)
   check_results(tree)
   for run in ("digits", "cross"):

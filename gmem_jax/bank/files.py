@@ -10,7 +10,6 @@ Shapes: m bank rows.
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.bank import bank as bank_lib, edit, images as images_lib
-from gmem_jax.files import (
-  atomic,
-  hub,
-  numpy_files,
-  weights,
-)
+from gmem_jax.files import atomic, numpy_files, paths, weights
 
 # Kinds of converted weights that are banks.
 KINDS = ("bank", "int8_bank", "low_rank_bank")
@@ -36,6 +30,11 @@ LOW_RANK = {
 }
 # Folder of prepared data that has the bank, and its two files.
 PREPARED, ROWS, INFO = "bank", "rows.npy", "info.json"
+# What runs and prepared data have besides, which need not be fetched.
+_NO_BANK = (
+  "checkpoints/*", "images/*", "samples/*", "tensorboard/*", "evaluations/*",
+  "compiled/*", "profile/*", "*.array_record",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ def edited(
   return Stored(new.bank, new.info, images, counts)
 
 
-def _relative(path: pathlib.Path | None, folder: str) -> str:
+def _relative(path: paths.Path | None, folder: str) -> str:
   if path is None:
     return ""
   if path.is_relative_to(folder):
@@ -136,7 +135,7 @@ def write(path: str | os.PathLike, stored: Stored) -> None:
   weights.save_converted(path, {"bank": tree}, metadata)
   # Last: names without a bank would be nothing, a bank without names is one.
   if stored.images is not None:
-    images_lib.write(pathlib.Path(path), stored.images)
+    images_lib.write(paths.of(path), stored.images)
 
 
 def read(path: str | os.PathLike) -> Stored:
@@ -152,7 +151,7 @@ def read(path: str | os.PathLike) -> Stored:
   Raises:
     ValueError: If there is none, or its arrays do not fit together.
   """
-  path = hub.local(path)
+  path = paths.local(path, skip=_NO_BANK)
   try:
     if weights.is_converted(path):
       return _read_converted(path)
@@ -189,7 +188,7 @@ def from_tree(tree: dict[str, Any]) -> bank_lib.Bank:
   return bank_lib.MemoryBank(rows, tree.get("scales"), tree.get("residuals"))
 
 
-def read_info(folder: pathlib.Path) -> bank_lib.BankInfo:
+def read_info(folder: paths.Path) -> bank_lib.BankInfo:
   """Reads the description of prepared data's bank from its folder."""
   return info_of(atomic.read_json(folder / INFO), str(folder / INFO))
 
@@ -210,12 +209,12 @@ def info_of(value: Any, where: str) -> bank_lib.BankInfo:
   return bank_lib.BankInfo(**given)
 
 
-def write_info(folder: pathlib.Path, info: bank_lib.BankInfo) -> None:
+def write_info(folder: paths.Path, info: bank_lib.BankInfo) -> None:
   """Writes the description of prepared data's bank to its folder."""
   atomic.write_json(folder / INFO, dataclasses.asdict(info))
 
 
-def _read_converted(path: pathlib.Path) -> Stored:
+def _read_converted(path: paths.Path) -> Stored:
   tree, metadata = weights.load_converted(path, "bank")
   bank = from_tree(tree)
   if "info" in metadata:
@@ -229,7 +228,7 @@ def _read_converted(path: pathlib.Path) -> Stored:
   return _checked(Stored(bank, info, images, tree.get("counts"), origin))
 
 
-def _read_prepared(folder: pathlib.Path) -> Stored:
+def _read_prepared(folder: paths.Path) -> Stored:
   # Mapped: rows are read as they are needed.
   rows = numpy_files.read_npy(folder / ROWS, mapped=True)
   bank, info = bank_lib.MemoryBank(rows), read_info(folder)
@@ -237,14 +236,14 @@ def _read_prepared(folder: pathlib.Path) -> Stored:
   return _checked(Stored(bank, info, images, origin=origin_of(info)))
 
 
-def _read_memory(directory: pathlib.Path) -> Stored:
+def _read_memory(directory: paths.Path) -> Stored:
   tree, metadata = weights.load_tree(directory, None)
   info = info_of(metadata.get("info"), f"info of {directory}")
   return _checked(of_run(directory, from_tree(tree), info))
 
 
 def of_run(
-  memory: pathlib.Path, bank: bank_lib.Bank, info: bank_lib.BankInfo
+  memory: paths.Path, bank: bank_lib.Bank, info: bank_lib.BankInfo
 ) -> Stored:
   """A run's bank, read from its `memory`, with the names of its images."""
   images = None
@@ -259,8 +258,8 @@ def origin_of(info: bank_lib.BankInfo) -> dict[str, Any]:
 
 
 def prepared_folder(
-  memory: pathlib.Path, info: bank_lib.BankInfo
-) -> pathlib.Path | None:
+  memory: paths.Path, info: bank_lib.BankInfo
+) -> paths.Path | None:
   """The bank of the prepared data that a run was trained on.
 
   Its row i and the run's are of the same image.
@@ -275,9 +274,9 @@ def prepared_folder(
   """
   try:
     config = atomic.read_json(memory.parent / "config.json")
-    folder = pathlib.Path(config["data"]["prepared"]).absolute() / PREPARED
+    folder = paths.of(config["data"]["prepared"]) / PREPARED
     digest = read_info(folder).digest
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, ModuleNotFoundError):
     return None
   # The run's has a parent where it is stored in less memory.
   return folder if digest in (info.digest, info.parent) else None

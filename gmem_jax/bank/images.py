@@ -6,7 +6,7 @@ Shapes: m bank rows.
 import dataclasses
 import pathlib
 
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 
 FILE = "images.json"
 # Bytes of the file, besides those of each name.
@@ -33,12 +33,12 @@ class SourceImages:
     return pathlib.Path(folder or self.folder) / self.names[row]
 
 
-def write(directory: pathlib.Path, images: SourceImages) -> None:
+def write(directory: paths.Path, images: SourceImages) -> None:
   """Writes the names to the directory that has the rows."""
   atomic.write_json(directory / FILE, dataclasses.asdict(images))
 
 
-def read(directory: pathlib.Path, size: int) -> SourceImages | None:
+def read(directory: paths.Path, size: int) -> SourceImages | None:
   """Reads the names of `size` rows, if the directory has any.
 
   Raises:

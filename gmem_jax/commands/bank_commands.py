@@ -34,7 +34,7 @@ from gmem_jax.data import (
   row_images,
   write_images,
 )
-from gmem_jax.files import atomic, errors
+from gmem_jax.files import atomic, errors, paths
 from gmem_jax.parallel import processes
 
 # Skipped files that are named; the others are counted.
@@ -77,7 +77,7 @@ def build(args: argparse.Namespace) -> None:
   packaged.write_missing(config)
   encoder = encode_files.FileEncoder(config)
   # Beside the bank, so that the same command given again continues.
-  partial = out.with_name(f".{out.name}.partial")
+  partial = atomic.partial(out)
   encoded = encode_files.encode_all(encoder, files, partial)
   _report_skipped(encoded, len(files))
   bank = bank_lib.MemoryBank(encoded.features)
@@ -183,13 +183,13 @@ def dedup(args: argparse.Namespace) -> None:
   _write(out, bank_files.edited(stored, new))
 
 
-def _open(args: argparse.Namespace) -> tuple[pathlib.Path, bank_files.Stored]:
+def _open(args: argparse.Namespace) -> tuple[paths.Path, bank_files.Stored]:
   """Where an edit's result goes, and the bank that is edited."""
   out = atomic.new_path(args.out, directory=True)
   return out, bank_files.read(args.bank)
 
 
-def _write(out: pathlib.Path, stored: bank_files.Stored) -> None:
+def _write(out: paths.Path, stored: bank_files.Stored) -> None:
   bank_files.write(out, stored)
   errors.say(
     f"Wrote {out}: {stored.info.size:,} rows of {stored.info.width},"

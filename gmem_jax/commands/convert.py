@@ -19,7 +19,7 @@ from gmem_jax.convert import (
   torch_import,
   uses,
 )
-from gmem_jax.files import atomic, errors, hub, weights
+from gmem_jax.files import atomic, errors, hub, paths, weights
 from gmem_jax.progress import Progress
 
 _SRC = (
@@ -156,7 +156,7 @@ def convert(src: str, out: str | None, choices: Choices = Choices()) -> None:
   # First: what is on the hub may take an hour to come.
   if out is not None:
     atomic.new_path(out, directory=choices.format == "orbax")
-  path = hub.local(src)
+  path = paths.local(src)
   # Else it would be refused as a directory, or as names of no network.
   if weights.is_converted(path):
     raise ValueError(f"{src} is converted already (--to-torch goes back)")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from gmem_jax.evaluate import (
   results,
   sources,
 )
-from gmem_jax.files import hub
+from gmem_jax.files import paths
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.sample import generator as generator_lib
@@ -47,7 +46,7 @@ class Subject:
   claim: contextlib.AbstractContextManager[None]
 
 
-def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
+def evaluate_mode(config: sections.Config, workdir: paths.Path) -> None:
   """Scores images and writes a json to WORKDIR/evaluations."""
   # Only the digits' classifier and the audit read training images.
   in_memory = config.data.source == "digits" and not config.data.prepared
@@ -64,7 +63,7 @@ def evaluate_mode(config: sections.Config, workdir: pathlib.Path) -> None:
 
 def _score(
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   subject: Subject,
   dataset: dataset_lib.Dataset | None,
 ) -> None:
@@ -122,7 +121,7 @@ def _score(
 def _given(config: sections.Config, channels: int) -> Subject:
   """The images that `eval.images` names."""
   try:
-    path = hub.local(config.eval.images)
+    path = paths.local(config.eval.images)
     source = open_lib.open_images(path, channels=channels)
   except ValueError as error:
     raise ValueError(f"config.eval.images: {error}") from None
@@ -131,7 +130,7 @@ def _given(config: sections.Config, channels: int) -> Subject:
   return Subject(results.name_of(path), source, info, None, free)
 
 
-def _sampled(config: sections.Config, workdir: pathlib.Path) -> Subject:
+def _sampled(config: sections.Config, workdir: paths.Path) -> Subject:
   """The images that `--mode=sample` would make, made as they are needed."""
   generator = generator_lib.from_config(config, workdir)
   plan, source = generator.plan(), generator.source
@@ -148,7 +147,7 @@ def _sampled(config: sections.Config, workdir: pathlib.Path) -> Subject:
   return Subject(name, images, {"samples": info}, step, claim)
 
 
-def _keeping(make, directory: pathlib.Path):
+def _keeping(make, directory: paths.Path):
   """Writes the images that are made; reads those already written."""
 
   def kept(numbers: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from gmem_jax.bank import (
 )
 from gmem_jax.commands import interrupt, prepare, startup
 from gmem_jax.config import networks, sections
-from gmem_jax.files import atomic, errors, weights
+from gmem_jax.files import atomic, errors, paths, weights
 from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import source
@@ -86,7 +86,7 @@ def export_run(
         _save(temporary / f"{part}.safetensors", params, metadata, kind)
     stored = bank_files.of_run(run / "memory", memory.bank, memory.info)
     _write_bank(temporary / "bank", config, stored, storage)
-    heldout = pathlib.Path(config.data.prepared) / prepare.HELDOUT
+    heldout = paths.of(config.data.prepared) / prepare.HELDOUT
     if config.data.prepared and heldout.exists():
       stored = bank_files.read(heldout)
       _write_bank(temporary / prepare.HELDOUT, config, stored, storage)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from gmem_jax.commands import convert
-from gmem_jax.files import errors, hub, weights
+from gmem_jax.files import errors, hub, paths, weights
 
 _GMEM = "hf://Tangentone/GMem"
 _VAVAE = "hf://hustvl/vavae-imagenet256-f16d32-dinov2"
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
   given = parser.pairs("--source", args.source, PARTS, "SRC")
   for name, source in given.items():
     sources[name] = os.path.expanduser(source)
-    if not hub.exists(sources[name]):
+    if not paths.exists(sources[name]):
       parser.error(f"--source {name}={source}: there is no such file")
   return errors.run(lambda: _fetch(pathlib.Path(args.out), sources, args.yes))
 

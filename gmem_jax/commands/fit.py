@@ -1,11 +1,11 @@
 """Training as a function: for Python, and for `--mode=train`."""
 
 import os
-import pathlib
 from collections.abc import Sequence
 
 from gmem_jax.commands import train
 from gmem_jax.config import sections
+from gmem_jax.files import paths
 from gmem_jax.parallel import lock
 from gmem_jax.train import metrics
 
@@ -31,6 +31,6 @@ def fit(
       state is saved: the same call continues.
     gmem_jax.train.metrics.NonFiniteError: If a metric is NaN or infinite.
   """
-  path = pathlib.Path(workdir).expanduser().absolute()
+  path = paths.of(os.path.expanduser(workdir))
   with lock.held(path, "--workdir"):
     train.train_mode(config, path, callbacks)

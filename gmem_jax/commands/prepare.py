@@ -16,6 +16,7 @@ from gmem_jax.data import (
   schema as schema_lib,
   sources,
 )
+from gmem_jax.files import paths
 from gmem_jax.parallel import lock
 
 # In prepared data: the images that were held out, prepared as the others.
@@ -35,7 +36,7 @@ def prepare_mode(config: sections.Config) -> None:
       f"{config.data.prepared!r}: there is nothing to prepare; set the source"
       " to 'folder' or 'tfds', and the directory that the data go to"
     )
-  directory = pathlib.Path(config.data.prepared).absolute()
+  directory = paths.of(config.data.prepared)
   parts = open_parts(config, directory)
   with lock.held(directory, "config.data.prepared"):
     packaged.write_missing(config)
@@ -56,8 +57,8 @@ def prepare_mode(config: sections.Config) -> None:
 
 
 def open_parts(
-  config: sections.Config, directory: pathlib.Path
-) -> dict[pathlib.Path, sources.Source]:
+  config: sections.Config, directory: paths.Path
+) -> dict[paths.Path, sources.Source]:
   """Where to prepare what: all images; or those to train on and the others."""
   source, data = open_source(config), config.data
   if not data.holdout and not data.holdout_groups:

@@ -1,15 +1,14 @@
 """`--mode=prior`: trains a prior on the rows of a bank."""
 
-import pathlib
-
 from gmem_jax.bank import files as bank_files
 from gmem_jax.config import sections
 from gmem_jax.data import row_images
+from gmem_jax.files import paths
 from gmem_jax.parallel import lock, processes
 from gmem_jax.train import directory as directory_lib, loop, prior as prior_lib
 
 
-def prior_mode(config: sections.Config, workdir: pathlib.Path) -> None:
+def prior_mode(config: sections.Config, workdir: paths.Path) -> None:
   """Trains the prior of a run, or of the bank of converted weights.
 
   It is kept in WORKDIR/prior, and continues there after a kill.

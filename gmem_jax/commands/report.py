@@ -4,7 +4,6 @@ Shapes: n images, H W pixels, q held-out images, k neighbours.
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from jaxtyping import Float, Integer, UInt8
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.evaluate import audit as audit_lib
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 from gmem_jax.train import metrics, milestones
 
 # What `write` writes.
@@ -107,7 +106,7 @@ def neighbours_picture(material: Material) -> np.ndarray:
 
 
 def numbers(
-  material: Material, memory_run: pathlib.Path, other_run: pathlib.Path
+  material: Material, memory_run: paths.Path, other_run: paths.Path
 ) -> dict[str, float]:
   """The numbers of the table, by name.
 
@@ -167,8 +166,8 @@ Memorisation:
 
 def write(
   material: Material,
-  memory_run: pathlib.Path,
-  other_run: pathlib.Path,
+  memory_run: paths.Path,
+  other_run: paths.Path,
   config: sections.Config,
   steps: int,
 ) -> str:
@@ -197,7 +196,7 @@ def write(
   return text
 
 
-def is_written(memory_run: pathlib.Path, steps: int) -> bool:
+def is_written(memory_run: paths.Path, steps: int) -> bool:
   """Whether a run has its report after so many steps."""
   try:
     stored = atomic.read_json(memory_run / "report.json")
@@ -211,7 +210,7 @@ def _to_float(pixels: np.ndarray) -> np.ndarray:
   return pixels.astype(np.float64) / 127.5 - 1
 
 
-def _curve(run: pathlib.Path) -> dict[str, np.ndarray]:
+def _curve(run: paths.Path) -> dict[str, np.ndarray]:
   """Distance over training seconds, as evaluated during training."""
   records = [
     r for r in metrics.read_jsonl(run / "metrics.jsonl") if "eval/frechet" in r
@@ -225,7 +224,7 @@ def _curve(run: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _plot(
-  path: pathlib.Path, memory_run: pathlib.Path, other_run: pathlib.Path
+  path: paths.Path, memory_run: paths.Path, other_run: paths.Path
 ) -> None:
   """curves.png: loss over steps, Fréchet distance over seconds."""
   # Imported here, as nothing else needs it; and not through pyplot, which keeps

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from gmem_jax.bank import bank as bank_lib, sharding as bank_sharding
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders, sources as data_sources, write_images
 from gmem_jax.evaluate import build, scores, sources
+from gmem_jax.files import paths
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import (
@@ -86,7 +86,7 @@ def make_evaluator(
 
 def make_run(
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   mesh: jax.sharding.Mesh,
   dataset: dataset_lib.Dataset,
   memory: setup.RunMemory,

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
 from gmem_jax.diffusion import schedule
+from gmem_jax.files import paths
 from gmem_jax.parallel import processes
 from gmem_jax.sample import draw_rows, generator as generator_lib, sheet
 
 
 def sample_mode(
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   images: Sequence[str] = (),
   pairs: Sequence[Sequence[str]] = (),
 ) -> None:
@@ -49,7 +49,7 @@ def sample_mode(
 
 def directory_of(
   generator: generator_lib.Generator, plan: draw_rows.Plan
-) -> pathlib.Path:
+) -> paths.Path:
   """The samples' directory: `sample.output`, or one in WORKDIR/images.
 
   Its name ends in a digest of all that the samples depend on: other settings
@@ -58,7 +58,7 @@ def directory_of(
   config = generator.config.sample
   # Absolute: processes of a job may have different working directories.
   if config.output:
-    return pathlib.Path(config.output).absolute()
+    return paths.of(config.output)
   settings, images = generator.record(plan), generator.workdir / "images"
   name = name_of(generator, plan)
   parts = generator.source.name, f"seed_{config.seed}", plan.name
@@ -86,7 +86,7 @@ def name_of(generator: generator_lib.Generator, plan: draw_rows.Plan) -> str:
   return "_".join([*parts, plan.name] if plan.name else parts)
 
 
-def _is_of(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
+def _is_of(directory: paths.Path, settings: dict[str, Any]) -> bool:
   """Whether a directory has samples of these settings."""
   path = directory / "sample.json"
   return path.exists() and not write_images.differences(path, settings)
@@ -95,7 +95,7 @@ def _is_of(directory: pathlib.Path, settings: dict[str, Any]) -> bool:
 def _write(
   generator: generator_lib.Generator,
   plan: draw_rows.Plan,
-  directory: pathlib.Path,
+  directory: paths.Path,
 ) -> int:
   """Makes what is missing; returns how many images that was."""
   config, count = generator.config.sample, plan.count
@@ -120,7 +120,7 @@ def _write(
   return made
 
 
-def describe_files(directory: pathlib.Path, count: int) -> str:
+def describe_files(directory: paths.Path, count: int) -> str:
   """What is in a directory of so many images."""
   last = write_images.png_path(directory, count - 1).name
   notes = {

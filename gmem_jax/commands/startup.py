@@ -10,6 +10,8 @@ import pathlib
 import sys
 from collections.abc import Collection
 
+from gmem_jax.files import paths
+
 # XLA's CPU backend allocates the memory of every call from the system and frees
 # it afterwards, and so does the code that makes batches; the kernel then clears
 # each page again at its first touch. For a training step of 1.4 GiB that is
@@ -97,9 +99,7 @@ def skip_libtpu() -> None:
     sys.modules["libtpu"] = None  # type: ignore
 
 
-def cache_directory(
-  key: str, workdir: pathlib.Path | None
-) -> pathlib.Path | None:
+def cache_directory(key: str, workdir: paths.Path | None) -> paths.Path | None:
   """The directory of `config.compile_cache`, or None to keep nothing.
 
   Args:
@@ -108,19 +108,15 @@ def cache_directory(
   """
   if not key:
     return None
+  if paths.is_remote(key):
+    return paths.of(key)
   path = pathlib.Path(key)
   if path.is_absolute():
     return path
   return None if workdir is None else workdir / path
 
 
-def user_cache() -> pathlib.Path:
-  """Where this user's programs may keep what they can make again."""
-  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  return pathlib.Path(base).expanduser() / "gmem_jax"
-
-
-def keep_compiled(directory: pathlib.Path | None) -> None:
+def keep_compiled(directory: paths.Path | None) -> None:
   """Keeps what JAX compiles on disk, so that a second start loads it.
 
   JAX's persistent cache: its keys hold program, versions, flags and devices,
@@ -138,7 +134,9 @@ def keep_compiled(directory: pathlib.Path | None) -> None:
   jax.config.update("jax_compilation_cache_dir", str(directory))
   # A start compiles many small programs, which together take seconds; JAX keeps
   # only those that take one.
-  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+  # In a bucket that is right, as each is a request or two.
+  is_here = isinstance(directory, pathlib.Path)
+  if is_here and "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -1,12 +1,11 @@
 """`--mode=train`: trains a run, scores its samples, reports on digits."""
 
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 from gmem_jax.commands import compare, report, runs
 from gmem_jax.config import sections
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 from gmem_jax.parallel import processes
 from gmem_jax.train import (
   dataset as dataset_lib,
@@ -20,7 +19,7 @@ from gmem_jax.train import (
 
 def train_mode(
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   callbacks: Sequence[metrics.Callback] = (),
 ) -> None:
   """Trains, and compares with a network without memory if so configured.
@@ -52,7 +51,7 @@ def train_mode(
 
 
 def _report_thresholds(
-  config: sections.Config, workdir: pathlib.Path, size: int
+  config: sections.Config, workdir: paths.Path, size: int
 ) -> None:
   """Writes report.txt of a run that has no other report."""
   records = metrics.read_jsonl(workdir / "metrics.jsonl")
@@ -63,7 +62,7 @@ def _report_thresholds(
 
 
 def _is_reported(
-  config: sections.Config, workdir: pathlib.Path, step: int
+  config: sections.Config, workdir: paths.Path, step: int
 ) -> bool:
   """Whether a finished run has its report, or is to have none."""
   if not config.report.unconditional:
@@ -72,7 +71,7 @@ def _is_reported(
 
 
 def describe_trained(
-  config: sections.Config, workdir: pathlib.Path, step: int
+  config: sections.Config, workdir: paths.Path, step: int
 ) -> str:
   """What a run has written, and what to do with it."""
   files = [f"samples/bank_{step:07d}.png"]
@@ -90,7 +89,7 @@ def describe_trained(
 
 
 def describe_finished(
-  config: sections.Config, workdir: pathlib.Path, step: int
+  config: sections.Config, workdir: paths.Path, step: int
 ) -> str:
   """The line on a run that has nothing left to do."""
   result = f"samples are in {workdir}/samples"

@@ -8,7 +8,7 @@ import jax
 
 from gmem_jax.config import sections
 from gmem_jax.convert import detect, identify, read, torch_import
-from gmem_jax.files import hub, weights
+from gmem_jax.files import paths, weights
 from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
@@ -31,13 +31,13 @@ def write_missing(config: sections.Config) -> None:
   name, path = config.encoder.features, config.encoder.features_weights
   if name not in _PACKAGES or not path:
     return
-  if jax.process_index() == 0 and not hub.exists(path):
+  if jax.process_index() == 0 and not paths.exists(path):
     package, folder = _PACKAGES[name]
     try:
       _convert(_find(package, folder, path), path)
     except OSError:
       # Another command that was started beside this one may have been faster.
-      if not hub.exists(path):
+      if not paths.exists(path):
         raise
   processes.wait_for_all("convert/packaged")
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from gmem_jax import progress as progress_lib
 from gmem_jax.config import sections
 from gmem_jax.data import batching, decode_image, load_encoders, sources
-from gmem_jax.files import hub, weights
+from gmem_jax.files import paths, weights
 from gmem_jax.models.encoders import layout_pca, patch_pca
 from gmem_jax.parallel import processes
 
@@ -43,17 +42,17 @@ def fit_missing(config: sections.Config, source: sources.Source) -> None:
 
 def _fit_once(
   path: str,
-  fit: Callable[[sections.Config, sources.Source, pathlib.Path], None],
+  fit: Callable[[sections.Config, sources.Source, paths.Path], None],
   config: sections.Config,
   source: sources.Source,
 ) -> None:
-  if jax.process_index() == 0 and not hub.exists(path):
-    fit(config, source, pathlib.Path(path))
+  if jax.process_index() == 0 and not paths.exists(path):
+    fit(config, source, paths.of(path))
   processes.wait_for_all(f"prepare/{fit.__name__}")
 
 
 def _fit_tokenizer(
-  config: sections.Config, source: sources.Source, path: pathlib.Path
+  config: sections.Config, source: sources.Source, path: paths.Path
 ) -> None:
   patch, channels = (
     config.encoder.tokenizer_patch,
@@ -76,7 +75,7 @@ def _fit_tokenizer(
 
 
 def _fit_snippet(
-  config: sections.Config, source: sources.Source, path: pathlib.Path
+  config: sections.Config, source: sources.Source, path: paths.Path
 ) -> None:
   width = config.encoder.snippet_width
   encoder = load_encoders.load_features_alone(config, source.channels)
@@ -89,7 +88,7 @@ def _fit_snippet(
 
 
 def _save(
-  path: pathlib.Path,
+  path: paths.Path,
   kind: str,
   title: str,
   model: Mapping[str, Any],

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import hub, weights
+from gmem_jax.files import paths, weights
 from gmem_jax.models.encoders import (
   dinov2,
   efficientnet,
@@ -239,7 +239,7 @@ def features_name(config: sections.Config) -> str | None:
     config.encoder.features_weights,
     config.encoder.snippet_weights,
   )
-  if not hub.exists(path) or (fitted and not hub.exists(fitted)):
+  if not paths.exists(path) or (fitted and not paths.exists(fitted)):
     return None
   name = _network_name(kind, weights.read_metadata(path))
   if not fitted:
@@ -265,7 +265,7 @@ def _load_fitted(
   """Loads what `--mode=prepare` fits: the "tokenizer", or the "snippet"."""
   key = f"encoder.{part}_weights"
   path = getattr(config.encoder, f"{part}_weights")
-  if not hub.exists(path):
+  if not paths.exists(path):
     raise ValueError(
       f"config.{key}={path!r} does not exist: --mode=prepare with the same"
       f" config fits the {part} and writes it there"

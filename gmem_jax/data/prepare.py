@@ -29,14 +29,14 @@ from gmem_jax.data import (
   sources,
   store,
 )
-from gmem_jax.files import atomic, errors
+from gmem_jax.files import atomic, errors, paths
 from gmem_jax.parallel import processes
 
 _log = logging.getLogger(__name__)
 
 
 def write_store(
-  directory: pathlib.Path,
+  directory: paths.Path,
   schema: schema_lib.Schema,
   source: sources.Source,
   encoders: encode.Encoders,
@@ -83,7 +83,7 @@ def write_store(
   return atomic.read_json(directory / store.REPORT)
 
 
-def _claim(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
+def _claim(directory: paths.Path, schema: schema_lib.Schema) -> None:
   """Makes a directory this schema's, or checks that it already is."""
   if (directory / schema_lib.FILE).exists():
     _check(directory, schema)
@@ -96,7 +96,7 @@ def _claim(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
   )
 
 
-def _check(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
+def _check(directory: paths.Path, schema: schema_lib.Schema) -> None:
   """Checks that a directory is of this schema; names what differs."""
   differing = atomic.differences(
     schema_lib.to_json(schema_lib.read(directory)),
@@ -113,7 +113,7 @@ def _check(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
 
 
 def _check_files(
-  directory: pathlib.Path, schema: schema_lib.Schema, source: sources.Source
+  directory: paths.Path, schema: schema_lib.Schema, source: sources.Source
 ) -> None:
   """Checks that what was written is of the files that the source has now."""
 
@@ -140,8 +140,10 @@ def _check_files(
   raise ValueError(message)
 
 
-def _check_space(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
+def _check_space(directory: paths.Path, schema: schema_lib.Schema) -> None:
   """Refuses to start what the disk has no room for."""
+  if not isinstance(directory, pathlib.Path):
+    return  # A bucket has room for anything that is paid for.
   record = schema_lib.layout(schema).size
   # Besides its records, each image has a row of the bank in float32.
   each = record * schema.records_per_image + 4 * schema.feature_width
@@ -156,7 +158,7 @@ def _check_space(directory: pathlib.Path, schema: schema_lib.Schema) -> None:
 
 
 def _write_shards(
-  directory: pathlib.Path,
+  directory: paths.Path,
   schema: schema_lib.Schema,
   source: sources.Source,
   encoders: encode.Encoders,

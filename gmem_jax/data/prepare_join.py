@@ -2,7 +2,6 @@
 
 import math
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from gmem_jax.bank import (
   images as bank_images,
 )
 from gmem_jax.data import schema as schema_lib, shards, store
-from gmem_jax.files import atomic, errors, numpy_files
+from gmem_jax.files import atomic, errors, numpy_files, paths
 from gmem_jax.parallel import processes
 
 # Names that the screen shows; report.json has all of them.
@@ -23,7 +22,7 @@ SHOWN = 20
 
 
 def join(
-  directory: pathlib.Path,
+  directory: paths.Path,
   schema: schema_lib.Schema,
   ignored: Mapping[str, int],
   files: bank_images.SourceImages | None = None,
@@ -65,7 +64,7 @@ def join(
     {
       "images": images,
       "shards": schema.shards,
-      "bytes": size + (bank / bank_files.ROWS).stat().st_size,
+      "bytes": size + paths.size(bank / bank_files.ROWS),
       "bank": info.digest,
       "skipped": skipped,
       "noted": [n for fact in facts for n in fact["noted"]],
@@ -76,7 +75,7 @@ def join(
   )
 
 
-def clean(directory: pathlib.Path) -> None:
+def clean(directory: paths.Path) -> None:
   """Removes from whole data the bank's parts and what kills have left."""
   bank = directory / bank_files.PREPARED
   for folder in (directory, bank):
@@ -86,7 +85,7 @@ def clean(directory: pathlib.Path) -> None:
     path.unlink()
 
 
-def describe(directory: pathlib.Path, report: Mapping[str, Any]) -> str:
+def describe(directory: paths.Path, report: Mapping[str, Any]) -> str:
   """Formats the report of report.json for people."""
   skipped, noted = report["skipped"], report["noted"]
   lines = [
@@ -126,7 +125,7 @@ def _named(entries: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _join_bank(
-  directory: pathlib.Path, schema: schema_lib.Schema, images: int
+  directory: paths.Path, schema: schema_lib.Schema, images: int
 ) -> bank_lib.BankInfo:
   """Joins the rows of all shards."""
   header = {
@@ -140,7 +139,9 @@ def _join_bank(
     with temporary.open("wb") as file:
       np.lib.format.write_array_header_1_0(file, header)
       for number in range(schema.shards):
-        rows = numpy_files.read_npy(shards.rows_path(directory, schema, number))
+        rows = numpy_files.read_npy(
+          paths.local(shards.rows_path(directory, schema, number))
+        )
         file.write(rows.tobytes())
       # On the disk before the name, or a power cut could leave an empty file.
       file.flush()

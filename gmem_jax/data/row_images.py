@@ -17,7 +17,7 @@ from gmem_jax.data import (
   sources,
   store,
 )
-from gmem_jax.files import atomic, hub
+from gmem_jax.files import atomic, paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +73,19 @@ def find(
     origin = stored.info.source.partition("/")[0]
     can_draw = folder is None and origin == "folder emoji"
     return _files(stored.images, folder, can_draw=can_draw)
-  directory = hub.local(path)
+  # A run in a bucket is not fetched for its images.
+  directory = paths.resolve(path)
   if directory.name in ("memory", bank_files.PREPARED):
     directory = directory.parent
-  prepared: pathlib.Path | None = directory
+  prepared: paths.Path | None = directory
   if (directory / "config.json").exists():
     memory = directory / "memory"
     if (bank := bank_files.prepared_folder(memory, stored.info)) is None:
       return _digits_of_run(directory)
     prepared = bank.parent
-  if (prepared / schema_lib.FILE).exists():
+  # Nor are prepared data, which may take a terabyte.
+  is_here = isinstance(prepared, pathlib.Path)
+  if is_here and (prepared / schema_lib.FILE).exists():
     return _prepared(prepared)
   return None
 
@@ -152,7 +155,7 @@ def _folders(names: Sequence[str]) -> Sequence[str]:
   return heads if any(heads) else ()
 
 
-def _prepared(directory: pathlib.Path) -> RowImages | None:
+def _prepared(directory: paths.Path) -> RowImages | None:
   """The images that prepared data keeps, or was made of."""
   schema = schema_lib.read(directory)
   if schema.tokens == "pixels":
@@ -171,7 +174,7 @@ def _prepared(directory: pathlib.Path) -> RowImages | None:
   return None
 
 
-def _digits_of_run(workdir: pathlib.Path) -> RowImages | None:
+def _digits_of_run(workdir: paths.Path) -> RowImages | None:
   """The digits that a run was trained on."""
   path = workdir / "config.json"
   config = atomic.read_json(path, {"data": dict, "seed": int})

@@ -30,7 +30,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ import ml_dtypes
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import atomic, shown
+from gmem_jax.files import atomic, paths, shown
 
 VERSION = 1
 FILE = "schema.json"
@@ -295,7 +294,7 @@ def digest(schema: Schema) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read(directory: pathlib.Path) -> Schema:
+def read(directory: paths.Path) -> Schema:
   """Reads the `schema.json` of prepared data.
 
   Raises:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.data import schema as schema_lib, sources
-from gmem_jax.files import atomic, disk
+from gmem_jax.files import atomic, disk, paths
 
 # Records are read one by one in random order, so groups would be read in vain;
 # and noise does not compress.
@@ -142,7 +142,7 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def writing(
-  directory: pathlib.Path, schema: schema_lib.Schema, number: int
+  directory: paths.Path, schema: schema_lib.Schema, number: int
 ) -> Iterator[ShardWriter]:
   """Writes a shard: whole when the block ends, not at all if it fails.
 
@@ -171,14 +171,14 @@ def writing(
 
 
 def is_whole(
-  directory: pathlib.Path, schema: schema_lib.Schema, number: int
+  directory: paths.Path, schema: schema_lib.Schema, number: int
 ) -> bool:
   """Whether all of a shard has been written."""
   return (directory / f"{schema.shard_name(number)}.json").exists()
 
 
 def remove(
-  directory: pathlib.Path, schema: schema_lib.Schema, number: int
+  directory: paths.Path, schema: schema_lib.Schema, number: int
 ) -> None:
   """Removes the files of a shard, whole or not."""
   path = directory / f"{schema.shard_name(number)}.json"
@@ -193,14 +193,14 @@ def remove(
 
 
 def rows_path(
-  directory: pathlib.Path, schema: schema_lib.Schema, number: int
-) -> pathlib.Path:
+  directory: paths.Path, schema: schema_lib.Schema, number: int
+) -> paths.Path:
   """Where a shard's rows of the bank are until the bank is joined."""
   return directory / "bank" / f"{schema.shard_name(number)}.npy"
 
 
 def _save_rows(
-  directory: pathlib.Path,
+  directory: paths.Path,
   schema: schema_lib.Schema,
   number: int,
   rows: Sequence[np.ndarray],

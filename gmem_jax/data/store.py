@@ -12,7 +12,7 @@ import numpy as np
 
 from gmem_jax.bank import bank as bank_lib, files as bank_files
 from gmem_jax.data import schema as schema_lib
-from gmem_jax.files import atomic, numpy_files, shown
+from gmem_jax.files import atomic, numpy_files, paths, shown
 
 REPORT = "report.json"
 STATISTICS = "statistics.json"
@@ -56,13 +56,15 @@ class Store:
     return numpy_files.read_npy(folder / bank_files.ROWS, mapped=True)
 
 
-def open_store(directory: pathlib.Path) -> Store:
+def open_store(directory: paths.Path) -> Store:
   """Opens prepared data and checks that all of it is there.
 
   Raises:
     ValueError: If it is of another version, not finished, or a file of it is
       missing, damaged or of other data.
   """
+  # Records are read at random: what is in a bucket is copied.
+  directory = paths.local(directory)
   schema = schema_lib.read(directory)
   if not (directory / REPORT).exists():
     raise ValueError(

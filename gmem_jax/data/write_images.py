@@ -8,7 +8,6 @@ import contextlib
 import io
 import math
 import os
-import pathlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,7 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from gmem_jax import progress
-from gmem_jax.files import atomic
+from gmem_jax.data import batching
+from gmem_jax.files import atomic, paths
 from gmem_jax.parallel import lock, processes
 
 # Threads that encode PNG files beside the device; zlib releases the
@@ -34,7 +34,7 @@ LABEL_WIDTH = 160
 
 
 def save_png(
-  path: pathlib.Path, pixels: UInt8[np.ndarray, "H W channels"]
+  path: paths.Path, pixels: UInt8[np.ndarray, "H W channels"]
 ) -> None:
   """Writes an image, whole or not at all."""
   with atomic.replacing(path) as temporary:
@@ -53,9 +53,9 @@ def _image(pixels: UInt8[np.ndarray, "H W channels"]) -> Image.Image:
   return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def read_png(path: pathlib.Path) -> UInt8[np.ndarray, "H W channels"]:
+def read_png(path: paths.Path) -> UInt8[np.ndarray, "H W channels"]:
   """Reads what `save_png` wrote."""
-  with Image.open(path) as image:
+  with path.open("rb") as file, Image.open(file) as image:
     pixels = np.asarray(image)
   return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -108,7 +108,7 @@ def label_rows(
   return np.concatenate([pixels, grid], axis=1)
 
 
-def differences(path: pathlib.Path, settings: dict[str, Any]) -> list[str]:
+def differences(path: paths.Path, settings: dict[str, Any]) -> list[str]:
   """In what the settings of a `sample.json` differ, a line each."""
   stored = atomic.check_keys(atomic.read_json(path), {}, str(path))
   stored = {k: v for k, v in LATER.items() if k in settings} | stored
@@ -116,9 +116,7 @@ def differences(path: pathlib.Path, settings: dict[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def claimed(
-  directory: pathlib.Path, settings: dict[str, Any]
-) -> Iterator[None]:
+def claimed(directory: paths.Path, settings: dict[str, Any]) -> Iterator[None]:
   """Makes a directory these settings', or checks that it already is.
 
   No other job writes there while the block runs, and what killed ones have left
@@ -152,13 +150,13 @@ def claimed(
     yield
 
 
-def png_path(directory: pathlib.Path, number: int) -> pathlib.Path:
+def png_path(directory: paths.Path, number: int) -> paths.Path:
   """The file of an image."""
   return directory / f"{number:06d}.png"
 
 
 def write_folder(
-  directory: pathlib.Path,
+  directory: paths.Path,
   count: int,
   batch_size: int,
   make: Callable[[np.ndarray], np.ndarray],
@@ -206,7 +204,7 @@ def _wait(writing: Iterable[concurrent.futures.Future[None]]) -> None:
     future.result()
 
 
-def _missing(directory: pathlib.Path, count: int) -> np.ndarray:
+def _missing(directory: paths.Path, count: int) -> np.ndarray:
   """Numbers of the images without a file.
 
   As process 0 sees them: a shared file system may show others less, and all
@@ -216,12 +214,12 @@ def _missing(directory: pathlib.Path, count: int) -> np.ndarray:
   return np.flatnonzero(~processes.agree(stored)).astype(np.int32)
 
 
-def adm_file(directory: pathlib.Path, count: int) -> pathlib.Path:
+def adm_file(directory: paths.Path, count: int) -> paths.Path:
   """Where `write_adm` puts a number of images."""
   return directory / f"samples_{count}.npz"
 
 
-def write_adm(directory: pathlib.Path, count: int) -> None:
+def write_adm(directory: paths.Path, count: int) -> None:
   """Packs the first images of a directory for the ADM evaluation suite.
 
   The result is `adm_file`, with arr_0, uint8 [count H W 3]; grey images become
@@ -235,17 +233,18 @@ def write_adm(directory: pathlib.Path, count: int) -> None:
   }
   # One by one: np.savez would hold all in memory, 10 GB for 50,000 of 256 px.
   with (
+    concurrent.futures.ThreadPoolExecutor(THREADS) as pool,
     atomic.replacing(adm_file(directory, count)) as temporary,
     zipfile.ZipFile(temporary, "w") as archive,
     archive.open("arr_0.npy", "w", force_zip64=True) as array,
   ):
     np.lib.format.write_array_header_1_0(array, header)
-    for i in range(count):
-      pixels = read_png(png_path(directory, i))
+    files = (png_path(directory, i) for i in range(count))
+    for pixels in batching.read_ahead(pool, read_png, files, 4 * THREADS):
       array.write(np.broadcast_to(pixels, (height, width, 3)).tobytes())
 
 
-def remove_pngs(directory: pathlib.Path, count: int) -> None:
+def remove_pngs(directory: paths.Path, count: int) -> None:
   """Removes the first images of a directory, once they are packed."""
   for i in range(count):
     png_path(directory, i).unlink(missing_ok=True)

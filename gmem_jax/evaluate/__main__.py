@@ -21,7 +21,7 @@ from gmem_jax.evaluate import (
   scores as scores_lib,
   statistics,
 )
-from gmem_jax.files import atomic, errors, hub
+from gmem_jax.files import atomic, errors, paths
 from gmem_jax.models.encoders import inception
 from gmem_jax.parallel import sharding
 
@@ -188,7 +188,7 @@ def _score(args: argparse.Namespace) -> None:
   if args.repeats < 0 or args.repeats == 1:
     raise ValueError(f"--repeats={args.repeats}: 0, or at least 2")
   extractor = _extractor(args, names)
-  given = hub.local(args.images)
+  given = paths.local(args.images)
   images = open_lib.open_images(given)
   count = images.count if args.count is None else args.count
   workdir = pathlib.Path(args.workdir).absolute()
@@ -201,19 +201,19 @@ def _score(args: argparse.Namespace) -> None:
     if args.reference:
       evaluator = reference.against(
         evaluator,
-        hub.local(args.reference),
+        paths.local(args.reference),
         images.shape,
         store,
         published=args.preprocessing == "published",
       )
     if args.heldout:
       evaluator = reference.with_heldout(
-        evaluator, hub.local(args.heldout), images.shape, store
+        evaluator, paths.local(args.heldout), images.shape, store
       )
     scores = evaluator(images, count, store)
     real = None
     if args.reference:
-      path = hub.local(args.reference)
+      path = paths.local(args.reference)
       real = reference.images_of(path, images.shape[-1])
     floor = floor_lib.of_reference(evaluator, real, count, store)
     details = scores, evaluator, count, images.info
@@ -232,7 +232,7 @@ def _stats(args: argparse.Namespace) -> None:
   if out.suffix != ".npz":
     raise ValueError(f"OUT={args.out!r} must end in .npz")
   extractor = _extractor(args, names)
-  path = hub.local(args.images)
+  path = paths.local(args.images)
   images = open_lib.open_images(path, crop=args.crop, decode=args.decode)
   gaussians, rows = scores_lib.compared(names)
   if not gaussians and not rows:

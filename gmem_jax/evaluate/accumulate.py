@@ -14,7 +14,6 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
-import pathlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,7 +27,7 @@ from gmem_jax.evaluate import (
   inception_score,
   sources,
 )
-from gmem_jax.files import atomic, numpy_files
+from gmem_jax.files import atomic, numpy_files, paths
 from gmem_jax.parallel import lock, processes
 
 _SUMS = "tally.npz"
@@ -104,7 +103,7 @@ class Accumulator:
     nothing = np.zeros((0, self._widths[name]), np.float32)
     return np.concatenate([nothing, *self._rows[name]])
 
-  def save(self, directory: pathlib.Path) -> None:
+  def save(self, directory: paths.Path) -> None:
     """Writes the state for `restore` to an existing directory."""
     new = {n: self._rows[n][first:] for n, first in self._unsaved.items()}
     if any(new.values()):
@@ -122,11 +121,11 @@ class Accumulator:
     self._saved = self.done
     self._unsaved = {name: len(rows) for name, rows in self._rows.items()}
 
-  def restore(self, directory: pathlib.Path) -> None:
+  def restore(self, directory: paths.Path) -> None:
     """Continues from the last `save`, or from nothing if there is none."""
     if not (directory / _SUMS).exists():
       return
-    arrays = numpy_files.read_npz(directory / _SUMS)
+    arrays = numpy_files.read_npz(paths.local(directory / _SUMS))
     self.done = self._saved = int(arrays["done"])
     for name, moments in self.moments.items():
       moments.restore(_below(arrays, f"moments/{name}/"))
@@ -135,7 +134,7 @@ class Accumulator:
     for path in sorted(directory.glob("rows_*.npz")):
       # A kill between the two writes leaves a part that no sums count.
       if int(path.stem.removeprefix("rows_")) < self.done:
-        for name, rows in numpy_files.read_npz(path).items():
+        for name, rows in numpy_files.read_npz(paths.local(path)).items():
           self._rows[name].append(rows)
     self._unsaved = {name: len(rows) for name, rows in self._rows.items()}
 
@@ -147,11 +146,11 @@ class PartialStore:
   it ends, or they are forgotten.
   """
 
-  def __init__(self, directory: pathlib.Path, every: float):
+  def __init__(self, directory: paths.Path, every: float):
     """Makes nothing yet; `every` is the number of seconds between saves."""
     self.every = every
     self._directory = directory
-    self._used: list[pathlib.Path] = []
+    self._used: list[paths.Path] = []
     self._held = contextlib.ExitStack()
 
   def __enter__(self) -> "PartialStore":
@@ -160,7 +159,7 @@ class PartialStore:
   def __exit__(self, *error: object) -> None:
     self._held.close()
 
-  def of(self, settings: Any) -> pathlib.Path:
+  def of(self, settings: Any) -> paths.Path:
     """The directory of a pass, named after all that its sums depend on.
 
     Raises:

@@ -1,13 +1,12 @@
 """What a memorisation audit shows: a json, a contact sheet, a histogram."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
 
 from gmem_jax.data import write_images
 from gmem_jax.evaluate import audit as audit_lib
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 from gmem_jax.parallel import processes
 
 # Pairs in the contact sheet, bins of the histogram.
@@ -32,7 +31,7 @@ def contact_sheet(audit: audit_lib.Audit) -> np.ndarray:
   )
 
 
-def write(stem: pathlib.Path, audit: audit_lib.Audit, info: Any) -> str:
+def write(stem: paths.Path, audit: audit_lib.Audit, info: Any) -> str:
   """Writes STEM_audit.json, _audit.png and _audit_histogram.png.
 
   Returns a summary. `info` is what the samples depend on; JSON.
@@ -80,9 +79,7 @@ def write(stem: pathlib.Path, audit: audit_lib.Audit, info: Any) -> str:
   return "\n".join(["", "Memorisation:", *lines, wrote])
 
 
-def _plot(
-  path: pathlib.Path, edges: np.ndarray, counts: dict[str, Any]
-) -> None:
+def _plot(path: paths.Path, edges: np.ndarray, counts: dict[str, Any]) -> None:
   """The histogram of distances."""
   # Without pyplot: it holds global state and may look for a display.
   from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -15,7 +15,7 @@ from gmem_jax.evaluate import (
   scores,
   sources,
 )
-from gmem_jax.files import hub
+from gmem_jax.files import paths
 
 _REFERENCE_HELP = (
   ": the run's training images are not in memory, so it must be ADM's .npz,"
@@ -85,7 +85,7 @@ def with_reference(
   section = config.eval
   try:
     if section.reference:
-      path = hub.local(section.reference)
+      path = paths.local(section.reference)
       published = section.preprocessing == "published"
       return reference.against(
         evaluator, path, shape, store, published=published
@@ -128,7 +128,7 @@ def with_heldout(
   named = config.eval.heldout
   try:
     if named:
-      return reference.with_heldout(evaluator, hub.local(named), shape, store)
+      return reference.with_heldout(evaluator, paths.local(named), shape, store)
     if own is None or not any(scores.compared_heldout(config.eval.scores)):
       return evaluator
     gaussians, rows = reference.needed_heldout(evaluator)
@@ -145,7 +145,7 @@ def real_images(
 ) -> sources.ImageSource | None:
   """The images of the reference, or None where it holds statistics alone."""
   if config.eval.reference:
-    return reference.images_of(hub.local(config.eval.reference), channels)
+    return reference.images_of(paths.local(config.eval.reference), channels)
   return images_source(own) if own else None
 
 

@@ -17,7 +17,7 @@ from gmem_jax.evaluate import (
   scores as scores_lib,
   statistics,
 )
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 from gmem_jax.parallel import processes
 from gmem_jax.train import tensorboard
 
@@ -29,17 +29,17 @@ def name_of(path: pathlib.Path) -> str:
 
 
 def write(
-  directory: pathlib.Path,
+  directory: paths.Path,
   name: str,
   scores: Mapping[str, float],
   evaluator: scores_lib.Evaluator,
   count: int,
   images: Mapping[str, Any],
   *,
-  board: pathlib.Path,
+  board: paths.Path,
   step: int | None = None,
   floor: floor_lib.Floor | None = None,
-) -> pathlib.Path:
+) -> paths.Path:
   """Writes scores to DIRECTORY/NAME_COUNT_DIGEST.json, on the first host alone.
 
   The digest is of all that the scores depend on: other images or references
@@ -117,7 +117,7 @@ def _software() -> dict[str, Any]:
   }
 
 
-def written(path: pathlib.Path, board: pathlib.Path) -> str:
+def written(path: paths.Path, board: paths.Path) -> str:
   """The last lines of an evaluation: its files, and how they are compared."""
   return (
     f"Wrote {path}, and to {board}\n"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gmem_jax.evaluate import frechet
-from gmem_jax.files import atomic, numpy_files, shown, weights
+from gmem_jax.files import atomic, numpy_files, paths, shown, weights
 
 VERSION = 1
 # Feature -> suffix of its arrays' names in the file.
@@ -59,7 +59,7 @@ class Statistics:
   info: Mapping[str, Any]
 
 
-def save(path: pathlib.Path, measured: Statistics) -> None:
+def save(path: paths.Path, measured: Statistics) -> None:
   """Writes an .npz, whole or not at all."""
   arrays: dict[str, Any] = {}
   for name, gaussian in measured.gaussians.items():

@@ -1,6 +1,10 @@
-"""Files written whole or not at all, and common questions about them."""
+"""Files written whole or not at all, and common questions about them.
+
+In a bucket each file is written so by itself; see `bucket` for directories.
+"""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -10,7 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gmem_jax.files import disk, shown
+from gmem_jax.files import bucket, disk, paths, shown
 
 # Bytes of JSON that are read where no more are expected: the worst of it takes
 # 34 times as much memory as values.
@@ -19,9 +23,7 @@ LARGEST = 24 << 20
 Keys = Mapping[str, Any]
 
 
-def new_path(
-  text: str | os.PathLike, *, directory: bool = False
-) -> pathlib.Path:
+def new_path(text: str | os.PathLike, *, directory: bool = False) -> paths.Path:
   """Checks, before the work, that its result can be written to a path.
 
   Missing folders above it are made by what writes there.
@@ -37,22 +39,28 @@ def new_path(
     FileExistsError: If something is there.
     OSError: If it cannot be made there.
   """
-  path = pathlib.Path(text).absolute()
+  path = paths.of(text)
   empty = directory and path.is_dir() and not any(path.iterdir())
   if path.exists() and not empty:
     raise FileExistsError(f"{text} already exists; it is left as it is")
   above = existing_folder(path.parent, os.fspath(text))
+  if above is None:
+    return path
   if not os.access(above, os.W_OK | os.X_OK):
     raise PermissionError(f"{text}: there is no right to write to {above}")
   return path
 
 
-def existing_folder(path: pathlib.Path, name: str) -> pathlib.Path:
+def existing_folder(path: paths.Path, name: str) -> pathlib.Path | None:
   """The nearest folder that exists, at a path or above it.
+
+  None in a bucket: it has no folders, and says who may write on writing.
 
   Raises:
     NotADirectoryError: If a file is in the way; `name` begins the message.
   """
+  if not isinstance(path, pathlib.Path):
+    return None
   found = next(each for each in (path, *path.parents) if each.exists())
   if not found.is_dir():
     raise NotADirectoryError(f"{name}: {found} is a file, not a directory")
@@ -60,14 +68,20 @@ def existing_folder(path: pathlib.Path, name: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def replacing(path: paths.Path) -> Iterator[pathlib.Path]:
   """Gives a path to write a file or a new directory to; renames it in the end.
+
+  The path given is of this machine; of a bucket, what is there is then copied.
 
   A reader sees the old file or the whole new one, also if several write at
   once. After an error, or a kill, the old one stays; a kill leaves what was
   written so far as a hidden file, see `leftovers`. Missing folders above it are
   made.
   """
+  if not isinstance(path, pathlib.Path):
+    with bucket.uploading(path) as temporary:
+      yield temporary
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   # Beside the file, since only within a file system a rename is atomic. Random,
   # as process numbers repeat on the hosts that share a disk. Some libraries
@@ -84,12 +98,22 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary.unlink(missing_ok=True)
 
 
-def leftovers(directory: pathlib.Path) -> list[pathlib.Path]:
+def partial(path: paths.Path) -> pathlib.Path:
+  """Where long work on a path keeps what it has done, to go on after a kill."""
+  if isinstance(path, pathlib.Path):
+    return path.with_name(f".{path.name}.partial")
+  digest = hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
+  return bucket.user_cache() / "partial" / digest
+
+
+def leftovers(directory: paths.Path) -> list[pathlib.Path]:
   """Temporary files of `replacing`; those of killed processes stay."""
+  if not isinstance(directory, pathlib.Path):
+    return []
   return sorted(directory.glob(".*.tmp-*"))
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
+def write_text(path: paths.Path, text: str) -> None:
   """Writes a small file whole or not at all."""
   with replacing(path) as temporary, temporary.open("w") as file:
     file.write(text)
@@ -98,13 +122,13 @@ def write_text(path: pathlib.Path, text: str) -> None:
     os.fsync(file.fileno())
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: paths.Path, value: Any) -> None:
   """Writes JSON whole or not at all."""
   write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(
-  path: pathlib.Path, keys: Keys | None = None, *, largest: int = LARGEST
+  path: paths.Path, keys: Keys | None = None, *, largest: int = LARGEST
 ) -> dict[str, Any]:
   """Reads what `write_json` wrote, an object; the only reader of JSON files.
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
+from gmem_jax.files import bucket
+
 # Of every command. Launch scripts start a command again on every status but 0
 # and this one.
 BAD_INPUT = 2
@@ -69,10 +71,16 @@ def run(work: Callable[[], int | None]) -> int:
     return work() or 0
   except MENDABLE as error:
     return fail(describe(error))
+  except Exception as error:
+    if not bucket.is_of_library(error):
+      raise
+    return fail(describe(error))
 
 
 def describe(error: BaseException) -> str:
   """What an error says, for any terminal; the system's begin with the file."""
+  if bucket.is_of_library(error):
+    return printable(bucket.describe(error))
   if isinstance(error, OSError) and error.filename and error.strerror:
     return printable(f"{error.filename}: {error.strerror}")
   return printable(str(error))

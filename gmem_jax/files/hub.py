@@ -43,14 +43,6 @@ def is_remote(path: str | os.PathLike) -> bool:
   return os.fspath(path).startswith(SCHEME)
 
 
-def exists(path: str | os.PathLike) -> bool:
-  """Whether a path is there; an address of the hub is taken to be.
-
-  What is missing on this machine may be made here, and nothing on the hub.
-  """
-  return bool(path) and (is_remote(path) or pathlib.Path(path).exists())
-
-
 def parse(text: str) -> Address:
   """Reads an address.
 

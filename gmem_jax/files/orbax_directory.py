@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from gmem_jax.files import shown
+from gmem_jax.files import paths, shown
 
 # Bytes of a file that is no array data; those of the largest networks have less
 # than one megabyte.
@@ -59,7 +59,7 @@ sys.unraisablehook = _show
 
 
 @contextlib.contextmanager
-def reading(path: pathlib.Path) -> Iterator[None]:
+def reading(path: paths.Path) -> Iterator[None]:
   """Turns what orbax raises of a damaged directory into one line.
 
   Raises:
@@ -75,7 +75,7 @@ def reading(path: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def load(path: pathlib.Path, name: str) -> Any:
+def load(path: paths.Path, name: str) -> Any:
   """Reads one of the trees that orbax wrote to a directory by name.
 
   Raises:
@@ -87,7 +87,7 @@ def load(path: pathlib.Path, name: str) -> Any:
     return ocp.load_checkpointables(str(path), {name: None})[name]
 
 
-def check_size(path: pathlib.Path, arrays: Any) -> None:
+def check_size(path: paths.Path, arrays: Any) -> None:
   """Checks what arrays would take, before they are read.
 
   Args:
@@ -102,25 +102,21 @@ def check_size(path: pathlib.Path, arrays: Any) -> None:
     for x in jax.tree.leaves(arrays)
     if hasattr(x, "shape")
   )
-  there = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+  there = sum(size for _, size in paths.files(path))
   if size > 2 * there + UNPACKED:
     raise ValueError(
       f"its arrays have {size:,} bytes, many times its own {there:,}"
     )
 
 
-def _check_files(path: pathlib.Path) -> None:
+def _check_files(path: paths.Path) -> None:
   """Refuses files that orbax would read for ever, or into all memory."""
-  for file in path.rglob("*"):
-    if file.is_dir():
-      continue
-    if not file.is_file():
-      raise ValueError(f"{file} is no file, or its link leads nowhere")
-    folders = file.relative_to(path).parts[:-1]
+  for file, size in paths.files(path):
+    folders = file.parts[:-1]
     is_data = any(folder.startswith(_DATA) for folder in folders)
     # What others put beside is theirs.
     is_orbax = folders or file.name.startswith("_")
-    if is_orbax and not is_data and file.stat().st_size > _LARGEST:
+    if is_orbax and not is_data and size > _LARGEST:
       raise ValueError(
-        f"{file} has {file.stat().st_size:,} bytes, more than any of its kind"
+        f"{path / file} has {size:,} bytes, more than any of its kind"
       )

@@ -31,8 +31,8 @@ from orbax.checkpoint import v1 as ocp
 from gmem_jax.files import (
   atomic,
   disk,
-  hub,
   orbax_directory,
+  paths,
   safetensors_file,
   shown,
 )
@@ -84,7 +84,6 @@ def save_converted(
   path = atomic.new_path(path, directory=file_format == "orbax")
   if path.is_dir():
     path.rmdir()
-  path.parent.mkdir(parents=True, exist_ok=True)
   added = {"format_version": FORMAT_VERSION, "trees": list(trees)}
   metadata = {**added, **metadata}
   if file_format == "safetensors":
@@ -116,11 +115,11 @@ def save_converted(
 
 def is_converted(path: str | os.PathLike) -> bool:
   """Whether a path looks like converted weights: by its parts or metadata."""
-  path = hub.local(path)  # What fails here says nothing about the weights.
+  path = paths.resolve(path)  # What fails here says nothing about the weights.
   if path.is_dir():
     return (path / "metadata").is_dir()
   try:
-    _metadata(path)
+    _metadata(paths.local(path))
   except (ValueError, OSError):
     return False
   return True
@@ -133,7 +132,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     FileNotFoundError: If the path does not exist.
     ValueError: If it is anything else.
   """
-  path = hub.local(path)
+  path = paths.local(path)
   metadata = _metadata(path)
   if metadata["format_version"] != FORMAT_VERSION:
     raise ValueError(
@@ -204,7 +203,7 @@ def load_converted(
     FileNotFoundError: If the path does not exist.
     ValueError: If it has no such tree, or is anything else.
   """
-  path = hub.local(path)
+  path = paths.local(path)
   metadata = read_metadata(path)
   if tree not in metadata["trees"]:
     raise ValueError(
@@ -234,7 +233,7 @@ def load_kind(
     ValueError: As there, and if the kind is none of `kinds`.
   """
   # Once: the hub may be changed between two answers.
-  path = str(hub.local(path))
+  path = str(paths.local(path))
   check_kind(read_metadata(path)["kind"], kinds)
   arrays, metadata = load_converted(path, tree)
   return jax.tree.map(_widened, arrays), metadata
@@ -288,7 +287,7 @@ def origin(metadata: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
+def save_tree(path: paths.Path, tree: Any, metadata: dict[str, Any]) -> None:
   """Writes a run's tree, and JSON, atomically; all processes call it.
 
   The path is a directory, replaced if it exists; the arrays are on any mesh.
@@ -297,7 +296,7 @@ def save_tree(path: pathlib.Path, tree: Any, metadata: dict[str, Any]) -> None:
     ocp.save(str(path), tree, overwrite=True, custom_metadata=metadata)
 
 
-def holds_tree(path: pathlib.Path) -> bool:
+def holds_tree(path: paths.Path) -> bool:
   """Whether `save_tree` wrote a directory."""
   try:
     read_tree_metadata(path)
@@ -307,7 +306,7 @@ def holds_tree(path: pathlib.Path) -> bool:
 
 
 def load_tree(
-  path: pathlib.Path,
+  path: paths.Path,
   sharding: jax.sharding.Sharding | None,
   names: Sequence[str] = (),
 ) -> tuple[Any, dict[str, Any]]:
@@ -337,7 +336,7 @@ def load_tree(
     return tree, _json_dict(stored.custom_metadata)
 
 
-def read_tree_metadata(path: pathlib.Path) -> dict[str, Any]:
+def read_tree_metadata(path: paths.Path) -> dict[str, Any]:
   """Reads the metadata that `save_tree` wrote, and no array."""
   with orbax_directory.reading(path):
     return _json_dict(ocp.metadata(str(path)).custom_metadata)

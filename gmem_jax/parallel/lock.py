@@ -25,7 +25,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from gmem_jax.parallel import processes
+from etils import epath
+
+from gmem_jax.parallel import object_lock, processes
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ TAKEN_OVER = 2
 
 
 @contextlib.contextmanager
-def held(directory: pathlib.Path, key: str) -> Iterator[None]:
+def held(directory: pathlib.Path | epath.Path, key: str) -> Iterator[None]:
   """Keeps other jobs out of a directory.
 
   Process 0 does so for its whole job. The directory is created if need be, and
@@ -56,6 +58,11 @@ def held(directory: pathlib.Path, key: str) -> Iterator[None]:
   """
   if processes.index():
     yield
+    return
+  if not isinstance(directory, pathlib.Path):
+    path = directory / NAME
+    with object_lock.held(path, _describe_self(), _rules(path, key)):
+      yield
     return
   new = not directory.exists()
   try:
@@ -109,12 +116,7 @@ def _take(
     _log.info("%s: is %s gone? Waiting for a sign of life", path, _name(owner))
     alive = _is_touched(path)
   if alive:
-    raise ValueError(
-      f"{key}={path.parent}: {_name(owner)} works there, so this job ends, and"
-      " no launcher starts it again. End the other, or take another directory."
-      f" If it is out of reach, remove {path}: it ends itself within"
-      f" {BEAT:g} s, without saving"
-    )
+    raise _refusal(path, key, _name(owner))
   if not _is_at(file, path):
     return False
   if locked is False:  # Of a machine that is gone: another file is not locked.
@@ -127,6 +129,39 @@ def _take(
   except OSError as error:  # A full disk: these calls do not name their file.
     raise OSError(error.errno, error.strerror, str(path)) from None
   return _is_at(file, path)
+
+
+def _refusal(
+  path: pathlib.Path | epath.Path, key: str, name: str
+) -> ValueError:
+  """The error of a job that comes second."""
+  return ValueError(
+    f"{key}={path.parent}: {name} works there, so this job ends, and no"
+    " launcher starts it again. End the other, or take another directory."
+    f" If it is out of reach, remove {path}: it ends itself within"
+    f" {BEAT:g} s, without saving"
+  )
+
+
+def _rules(path: epath.Path, key: str) -> object_lock.Rules:
+  """For the lock of a directory in a bucket."""
+  return object_lock.Rules(
+    beat=BEAT,
+    silence=SILENCE,
+    name=_name,
+    machine=_MACHINE,
+    refuse=lambda name: _refusal(path, key, name),
+    lose=lambda owner: _lose(path, owner),
+  )
+
+
+def _lose(
+  path: pathlib.Path | epath.Path, owner: dict[str, Any] | None
+) -> None:
+  """Ends a process whose lock is no longer its own."""
+  what = "it was removed" if owner is None else f"{_name(owner)} took over"
+  processes.fail(f"{path}: {what}, so this job ends", TAKEN_OVER)
+  os._exit(TAKEN_OVER)
 
 
 def _flock(file: int) -> bool | None:
@@ -178,9 +213,7 @@ def _beat(
       if owner == mine:
         os.utime(path)
         continue
-      what = "it was removed" if owner is None else f"{_name(owner)} took over"
-      processes.fail(f"{path}: {what}, so this job ends", TAKEN_OVER)
-      os._exit(TAKEN_OVER)
+      _lose(path, owner)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
@@ -193,7 +226,7 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _name(owner: dict[str, Any] | None) -> str:
-  if owner is None:
+  if owner is None or not owner.keys() >= {*_SHOWN}:
     return "another process"
   pid, host, since = (owner[key] for key in _SHOWN)
   return f"process {pid} on {host}, since {since},"

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from gmem_jax.parallel import jobs, roll_call, watch
@@ -195,7 +196,7 @@ def wait_for_all(name: str) -> None:
 
 
 def check_shared(
-  directory: pathlib.Path, key: str, seconds: float = 30.0
+  directory: pathlib.Path | epath.Path, key: str, seconds: float = 30.0
 ) -> None:
   """Checks that all processes see one directory; creates it if needed.
 
@@ -219,7 +220,7 @@ def check_shared(
   deadline, seen = time.monotonic() + seconds, False
   while not seen and time.monotonic() < deadline:
     # Listed, not opened: NFS caches that a file is absent.
-    seen = token.name in os.listdir(directory)
+    seen = token.name in [path.name for path in directory.iterdir()]
     time.sleep(0 if seen else 0.2)
   seeing = multihost_utils.process_allgather(np.array(seen)).reshape(-1)
   if is_main():

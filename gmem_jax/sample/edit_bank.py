@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,14 +13,14 @@ from gmem_jax.bank import (
 )
 from gmem_jax.config import sections
 from gmem_jax.data import encode_files, row_images
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 from gmem_jax.sample import draw_rows, source as source_lib
 
 
 def write(
   config: sections.Config,
   source: source_lib.SampleSource,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   path: str | os.PathLike,
   append: Sequence[str | os.PathLike],
   remove: Sequence[int],

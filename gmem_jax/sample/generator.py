@@ -6,7 +6,6 @@ the same settings give the same images bit for bit.
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from gmem_jax.bank import lookup
 from gmem_jax.config import resolve, sections
+from gmem_jax.files import paths
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import (
   draw_rows,
@@ -53,7 +53,7 @@ class Generator:
   """
 
   config: sections.Config
-  workdir: pathlib.Path
+  workdir: paths.Path
   mesh: jax.sharding.Mesh
   source: source_lib.SampleSource
 
@@ -330,7 +330,7 @@ class Generator:
 
 
 def from_config(
-  config: sections.Config, workdir: pathlib.Path, step: int | None = None
+  config: sections.Config, workdir: paths.Path, step: int | None = None
 ) -> Generator:
   """Loads what a config samples with: `sample.network`, else the run.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gmem_jax.config import recipe, resolve, sections
-from gmem_jax.files import hub, weights as weights_lib
+from gmem_jax.files import paths, weights as weights_lib
 from gmem_jax.models import dit
 from gmem_jax.sample import generator as generator_lib
 from gmem_jax.train import checkpoint, directory as directory_lib
@@ -69,15 +69,16 @@ def steps(path: str | os.PathLike) -> list[int]:
   return checkpoint.steps(_local(path) / "checkpoints")
 
 
-def _local(path: str | os.PathLike) -> pathlib.Path:
+def _local(path: str | os.PathLike) -> paths.Path:
   """The directory on this machine."""
   try:
-    return hub.local(os.path.expanduser(path))
+    # Of a run in a bucket only the parts that are needed are fetched.
+    return paths.resolve(os.path.expanduser(path))
   except ValueError as error:
     raise ValueError(f"path={error}") from None
 
 
-def _missing(name: str, where: pathlib.Path) -> str:
+def _missing(name: str, where: paths.Path) -> str:
   """Why a path cannot be loaded, and what may be meant."""
   if where.exists():
     return (
@@ -99,7 +100,7 @@ def _missing(name: str, where: pathlib.Path) -> str:
 
 
 def _of_converted(
-  path: pathlib.Path, name: str, changes: Sequence[str], config: str | None
+  path: paths.Path, name: str, changes: Sequence[str], config: str | None
 ) -> sections.Config:
   """The config of converted weights: a recipe's, with changes.
 

@@ -6,7 +6,6 @@ Shapes: n memories, d snippet width, b memories of a call.
 import dataclasses
 import functools
 import hashlib
-import pathlib
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float, Float32, Int, Key
 from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.diffusion import guidance, samplers, schedule
-from gmem_jax.files import shown
+from gmem_jax.files import paths, shown
 from gmem_jax.parallel import sharding
 from gmem_jax.train import checkpoint, prior as prior_lib, prior_rows
 
@@ -186,7 +185,7 @@ def _draw_groups(
   return jnp.minimum(drawn, int(last)).astype(jnp.int32)
 
 
-def load(workdir: pathlib.Path, width: int) -> Prior:
+def load(workdir: paths.Path, width: int) -> Prior:
   """Loads the prior that a run's directory keeps.
 
   Args:

@@ -3,7 +3,6 @@
 Shapes: l lines, n samples in a line, H W pixels.
 """
 
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gmem_jax.data import decode_image, write_images
+from gmem_jax.files import paths
 
 # In pixels: a picture's side at least, and about the sides of a small sheet.
 PICTURE, WIDTH, HEIGHT = 64, 512, 1024
@@ -51,7 +51,7 @@ class Line(NamedTuple):
   after: Picture = no_picture
 
 
-def write(directory: pathlib.Path, lines: Sequence[Line]) -> None:
+def write(directory: paths.Path, lines: Sequence[Line]) -> None:
   """Writes grid.png into the directory of the samples; see `draw`."""
 
   def read(number):

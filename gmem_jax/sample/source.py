@@ -15,7 +15,7 @@ from gmem_jax.bank import (
 )
 from gmem_jax.config import sections
 from gmem_jax.data import load_encoders, row_images
-from gmem_jax.files import weights as weights_lib
+from gmem_jax.files import paths, weights as weights_lib
 from gmem_jax.models import conditioning, dit
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
@@ -84,7 +84,7 @@ class SampleSource:
 
 def load(
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   mesh: jax.sharding.Mesh,
   step: int | None = None,
 ) -> SampleSource:
@@ -161,7 +161,7 @@ def _attending(
 
 def _from_run(
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   mesh: jax.sharding.Mesh,
   asked: int | None,
 ) -> SampleSource:
@@ -204,7 +204,7 @@ def _from_run(
 
 
 def _run_images(
-  workdir: pathlib.Path, memory: setup.RunMemory
+  workdir: paths.Path, memory: setup.RunMemory
 ) -> row_images.RowImages | None:
   """The images of a run's bank."""
   stored = bank_files.of_run(workdir / "memory", memory.bank, memory.info)
@@ -213,7 +213,7 @@ def _run_images(
 
 def load_params(
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   mesh: jax.sharding.Mesh,
   step: int | None = None,
 ) -> tuple[int, Any]:

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import gradio as gr
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import errors
+from gmem_jax.files import errors, paths
 from gmem_jax.sample import (
   generator as generator_lib,
   host_bank,
@@ -47,7 +46,7 @@ class Studio:
   """
 
   generator: Generator
-  workdir: pathlib.Path
+  workdir: paths.Path
   banks: Mapping[str, str]
   others: Mapping[str, str]
   folder: str
@@ -128,7 +127,7 @@ def with_weights(
 
 @functools.lru_cache(maxsize=2)
 def _with_weights(
-  workdir: pathlib.Path, config: sections.Config, weights: str, step: int
+  workdir: paths.Path, config: sections.Config, weights: str, step: int
 ) -> Generator:
   sample = dataclasses.replace(config.sample, weights=weights)
   other = dataclasses.replace(config, sample=sample)

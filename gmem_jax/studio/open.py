@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from gmem_jax.commands import startup
-from gmem_jax.files import errors, hub
+from gmem_jax.files import bucket, errors, paths
 from gmem_jax.sample import load as load_lib
 from gmem_jax.sample.generator import Generator
 from gmem_jax.studio import context
@@ -80,15 +80,15 @@ def open_studio(
   return studio
 
 
-def _cache_home(path: str, generator: Generator) -> pathlib.Path:
+def _cache_home(path: str, generator: Generator) -> paths.Path:
   """The run's directory; the user's, if it is no run or not the user's own.
 
   The hub's cache holds what the hub sent, and nothing else.
   """
-  own = not (generator.config.sample.network or hub.is_remote(path))
+  own = not (generator.config.sample.network or paths.is_remote(path))
   if own and os.access(generator.workdir, os.W_OK):
     return generator.workdir
-  return startup.user_cache()
+  return bucket.user_cache()
 
 
 @contextlib.contextmanager

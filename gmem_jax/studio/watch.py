@@ -1,7 +1,6 @@
 """The tab Watch: a run that is being trained, read again and again."""
 
 import html
-import pathlib
 from typing import Any
 
 import gradio as gr
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from gmem_jax.data import write_images
+from gmem_jax.files import paths
 from gmem_jax.studio import context, controls, pictures
 from gmem_jax.train import metrics
 
@@ -17,7 +17,7 @@ EVERY, POINTS = 5, 500
 LOSS = "train/loss"
 
 
-def build(workdir: pathlib.Path, is_run: bool, tab: gr.Tab) -> dict[str, Any]:
+def build(workdir: paths.Path, is_run: bool, tab: gr.Tab) -> dict[str, Any]:
   """Builds what is in the tab; returns the event that looks.
 
   Args:
@@ -86,7 +86,7 @@ def describe(name: str, records: list[dict[str, Any]], is_run: bool) -> str:
   return f"{name} has converted weights: there is no training to watch"
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read(workdir: paths.Path) -> list[dict[str, Any]]:
   """The records of metrics.jsonl; a line that is being written is left out."""
   try:
     return metrics.read_jsonl(workdir / "metrics.jsonl")
@@ -124,7 +124,7 @@ def latest(records: list[dict[str, Any]]) -> str:
   )
 
 
-def draw(workdir: pathlib.Path, number: Any) -> str:
+def draw(workdir: paths.Path, number: Any) -> str:
   """A sheet of samples, the newest first."""
   sheets = _sheets(workdir)
   if not sheets:
@@ -141,6 +141,6 @@ def draw(workdir: pathlib.Path, number: Any) -> str:
   )
 
 
-def _sheets(workdir: pathlib.Path) -> list[pathlib.Path]:
+def _sheets(workdir: paths.Path) -> list[paths.Path]:
   """The pictures of samples, the newest first."""
   return sorted((workdir / "samples").glob("*.png"), reverse=True)

@@ -20,11 +20,14 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from gmem_jax.config import training
-from gmem_jax.files import disk, orbax_directory, shown
+from gmem_jax.files import disk, orbax_directory, paths, shown
 from gmem_jax.parallel import processes
 from gmem_jax.train import digests as digests_lib
 
 _log = logging.getLogger(__name__)
+
+# Orbax's last object of a checkpoint in a bucket.
+_COMMITTED = "commit_success.txt"
 
 policies = ocp.training.preservation_policies
 
@@ -40,9 +43,7 @@ class Unreadable(ValueError):
 class Checkpoints:
   """The checkpoints of one run, for the run itself to write and continue."""
 
-  def __init__(
-    self, directory: pathlib.Path, config: training.CheckpointConfig
-  ):
+  def __init__(self, directory: paths.Path, config: training.CheckpointConfig):
     """Opens the directory, which is created if need be."""
     self.directory = directory
     kept: list[Any] = [policies.LatestN(config.keep_latest)]
@@ -127,7 +128,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def opened(
-  directory: pathlib.Path, config: training.CheckpointConfig
+  directory: paths.Path, config: training.CheckpointConfig
 ) -> Iterator[Checkpoints]:
   """Opens a run's checkpoints and closes them again, also after an error."""
   checkpoints = Checkpoints(directory, config)
@@ -138,7 +139,7 @@ def opened(
 
 
 def load_part(
-  directory: pathlib.Path,
+  directory: paths.Path,
   part: str,
   shardings_of: Callable[[Any], Any],
   step: int | None = None,
@@ -181,7 +182,7 @@ def load_part(
 
 
 def _newest(
-  directory: pathlib.Path,
+  directory: paths.Path,
   target_of: TargetFn,
   set_aside: Callable[[int], None] = lambda step: None,
 ) -> tuple[int, Any, dict[str, Any]] | None:
@@ -206,7 +207,7 @@ def _newest(
 
 
 def _of_step(
-  directory: pathlib.Path, step: int, target_of: TargetFn
+  directory: paths.Path, step: int, target_of: TargetFn
 ) -> tuple[int, Any, dict[str, Any]]:
   """The (step, state, progress) of one checkpoint."""
   kept = steps(directory)
@@ -221,9 +222,7 @@ def _of_step(
     ) from None
 
 
-def _load(
-  path: pathlib.Path, target_of: TargetFn
-) -> tuple[Any, dict[str, Any]]:
+def _load(path: paths.Path, target_of: TargetFn) -> tuple[Any, dict[str, Any]]:
   """Reads and checks a checkpoint; all processes agree on the outcome."""
   problem, loaded = "another process cannot read it", None
   try:
@@ -245,7 +244,7 @@ def _load(
 
 
 def _read(
-  path: pathlib.Path, target_of: TargetFn
+  path: paths.Path, target_of: TargetFn
 ) -> tuple[Any, dict[str, Any], dict[str, int]]:
   """Reads this process's part: (state, progress, digests)."""
   with orbax_directory.reading(path), _context(alone=True):
@@ -261,7 +260,7 @@ def _read(
     return ocp.load(str(path), target_of(stored.metadata)), progress, digests
 
 
-def steps(directory: pathlib.Path) -> list[int]:
+def steps(directory: paths.Path) -> list[int]:
   """Steps that have a checkpoint, oldest first, as process 0 lists them."""
   listed = _listed(directory)
   # The count goes first: what is agreed on has one shape on all processes.
@@ -272,7 +271,7 @@ def steps(directory: pathlib.Path) -> list[int]:
   return [int(step) for step in shared]
 
 
-def exist(directory: pathlib.Path) -> bool:
+def exist(directory: paths.Path) -> bool:
   """Whether a run saved anything there, as process 0 sees it."""
   # Those set aside count too: to begin anew is the user's decision.
   return bool(steps(directory)) or bool(
@@ -280,11 +279,18 @@ def exist(directory: pathlib.Path) -> bool:
   )
 
 
-def _listed(directory: pathlib.Path) -> list[int]:
-  """The steps this process sees; unfinished ones carry a suffix."""
+def _listed(directory: paths.Path) -> list[int]:
+  """The steps this process sees, of whole checkpoints.
+
+  Unfinished ones carry a suffix; in a bucket, where nothing can be renamed at
+  once, they lack the object that orbax writes last.
+  """
   if not directory.is_dir():
     return []
-  return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+  found = [path for path in directory.iterdir() if path.name.isdigit()]
+  if not isinstance(directory, pathlib.Path):
+    found = [path for path in found if (path / _COMMITTED).exists()]
+  return sorted(int(path.name) for path in found)
 
 
 def _context(*, alone: bool = False) -> ocp.Context:
@@ -298,7 +304,7 @@ def _context(*, alone: bool = False) -> ocp.Context:
   return context
 
 
-def _move_aside(path: pathlib.Path) -> None:
+def _move_aside(path: paths.Path) -> None:
   """Nothing is thrown away, and the step can be written again."""
   names = (f"unreadable-{path.name}-{n}" for n in itertools.count())
   path.rename(

@@ -1,7 +1,6 @@
 """What a run trains on, from wherever its config says."""
 
 import dataclasses
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from gmem_jax.data import (
   store as store_lib,
   upstream,
 )
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 from gmem_jax.models.encoders import protocols
 
 
@@ -62,8 +61,8 @@ def require(config: sections.Config) -> None:
       ) from None
 
 
-def _directory(config: sections.Config) -> pathlib.Path:
-  return pathlib.Path(config.data.prepared).absolute()
+def _directory(config: sections.Config) -> paths.Path:
+  return paths.of(config.data.prepared)
 
 
 def load(config: sections.Config) -> Dataset:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import flax.traverse_util
 import jax
 
 from gmem_jax.config import resolve, sections
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import checkpoint, state as train_state
 
@@ -59,7 +58,7 @@ BEFORE = {
 }
 
 
-def claim(config: sections.Config, workdir: pathlib.Path) -> None:
+def claim(config: sections.Config, workdir: paths.Path) -> None:
   """Makes a directory this run's; config.json records what is in force.
 
   Training alone calls it.
@@ -77,7 +76,7 @@ def claim(config: sections.Config, workdir: pathlib.Path) -> None:
     atomic.write_json(workdir / RECORD, dataclasses.asdict(config))
 
 
-def check_training(config: sections.Config, workdir: pathlib.Path) -> list[str]:
+def check_training(config: sections.Config, workdir: paths.Path) -> list[str]:
   """Checks that the run of a directory may train on; writes nothing.
 
   A directory belongs to a run from its first checkpoint on: before that nothing
@@ -115,7 +114,7 @@ def check_training(config: sections.Config, workdir: pathlib.Path) -> list[str]:
   return changes
 
 
-def check(config: sections.Config, workdir: pathlib.Path) -> None:
+def check(config: sections.Config, workdir: paths.Path) -> None:
   """Checks that the run of a directory can be sampled with a config.
 
   Raises:
@@ -127,7 +126,7 @@ def check(config: sections.Config, workdir: pathlib.Path) -> None:
 
 
 def finished(
-  config: sections.Config, workdir: pathlib.Path, mesh: jax.sharding.Mesh
+  config: sections.Config, workdir: paths.Path, mesh: jax.sharding.Mesh
 ) -> int | None:
   """The last step of a run that has nothing left to train; else None.
 
@@ -145,7 +144,7 @@ def finished(
   return step if step >= config.train.steps else None
 
 
-def config_of(workdir: pathlib.Path) -> sections.Config:
+def config_of(workdir: paths.Path) -> sections.Config:
   """The config of a run, as its directory records it.
 
   Raises:
@@ -158,7 +157,7 @@ def config_of(workdir: pathlib.Path) -> sections.Config:
     raise ValueError(f"{workdir / RECORD}: {error}") from None
 
 
-def _recorded(workdir: pathlib.Path) -> dict[str, Any]:
+def _recorded(workdir: paths.Path) -> dict[str, Any]:
   """The recorded config by dotted keys, with those that came later."""
   stored = BEFORE | resolve.flatten(atomic.read_json(workdir / RECORD))
   # Before the key existed, the residual stream had the dtype of the matmuls.
@@ -167,7 +166,7 @@ def _recorded(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _settings(
-  workdir: pathlib.Path, config: sections.Config
+  workdir: paths.Path, config: sections.Config
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """The recorded config and the given one by dotted keys, to compare them."""
   stored = _recorded(workdir)
@@ -182,7 +181,7 @@ def _settings(
 
 
 def _refuse(
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   stored: Mapping[str, Any],
   given: Mapping[str, Any],
   allowed: Sequence[str],

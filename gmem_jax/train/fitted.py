@@ -6,12 +6,10 @@ take a few megabytes. So a run samples after its data have gone.
 """
 
 import dataclasses
-import os
-import pathlib
 import shutil
 
 from gmem_jax.config import networks, sections
-from gmem_jax.files import atomic, hub, weights
+from gmem_jax.files import atomic, paths, weights
 from gmem_jax.parallel import processes
 
 FOLDER = "encoders"
@@ -19,19 +17,19 @@ FOLDER = "encoders"
 
 def _paths(encoder: networks.EncoderConfig) -> dict[str, str]:
   """Key of the config -> path, of what the config has fitted."""
-  paths = {}
+  fitted = {}
   if encoder.tokenizer == "patch_pca":
-    paths["tokenizer_weights"] = encoder.tokenizer_weights
+    fitted["tokenizer_weights"] = encoder.tokenizer_weights
   if encoder.snippet_weights:
-    paths["snippet_weights"] = encoder.snippet_weights
-  return paths
+    fitted["snippet_weights"] = encoder.snippet_weights
+  return fitted
 
 
-def _kept(workdir: pathlib.Path, key: str) -> pathlib.Path:
+def _kept(workdir: paths.Path, key: str) -> paths.Path:
   return workdir / FOLDER / key.removesuffix("_weights")
 
 
-def keep(config: sections.Config, workdir: pathlib.Path) -> None:
+def keep(config: sections.Config, workdir: paths.Path) -> None:
   """Copies what was fitted into a run; all processes call it.
 
   Raises:
@@ -43,9 +41,9 @@ def keep(config: sections.Config, workdir: pathlib.Path) -> None:
   processes.wait_for_all("fitted")
 
 
-def _copy(key: str, path: str, copy: pathlib.Path) -> None:
+def _copy(key: str, path: str, copy: paths.Path) -> None:
   if not copy.exists():
-    source = hub.local(path)
+    source = paths.local(path)
     with atomic.replacing(copy) as temporary:
       copied = shutil.copytree if source.is_dir() else shutil.copyfile
       copied(source, temporary)
@@ -60,7 +58,7 @@ def _copy(key: str, path: str, copy: pathlib.Path) -> None:
     )
 
 
-def own(config: sections.Config, workdir: pathlib.Path) -> sections.Config:
+def own(config: sections.Config, workdir: paths.Path) -> sections.Config:
   """The config with what the run itself keeps in place of what was fitted.
 
   Raises:
@@ -68,7 +66,7 @@ def own(config: sections.Config, workdir: pathlib.Path) -> sections.Config:
   """
   keys = "tokenizer_weights", "snippet_weights"
   kept = {key: str(_kept(workdir, key)) for key in keys}
-  kept = {key: path for key, path in kept.items() if os.path.exists(path)}
+  kept = {key: path for key, path in kept.items() if paths.exists(path)}
   encoder = dataclasses.replace(config.encoder, **kept)
   if encoder.snippet_weights and "snippet_weights" not in kept:
     raise ValueError(

@@ -7,7 +7,6 @@ cross-attention adds nothing: "adaln+cross" begins exactly where converted
 
 import dataclasses
 import logging
-import pathlib
 from typing import Any
 
 import flax.traverse_util
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmem_jax.config import sections
-from gmem_jax.files import hub, shown, weights
+from gmem_jax.files import paths, shown, weights
 from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
 from gmem_jax.train import checkpoint, state as train_state
@@ -46,7 +45,7 @@ def start(
   """
   where = f"config.train.init_from={config.train.init_from!r}"
   try:
-    path = hub.local(config.train.init_from)
+    path = paths.resolve(config.train.init_from)
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
   if weights.is_converted(path):
@@ -64,7 +63,7 @@ def start(
 
 
 def _converted(
-  config: sections.Config, path: pathlib.Path, where: str
+  config: sections.Config, path: paths.Path, where: str
 ) -> dict[str, Any]:
   """Parameters of converted weights, by the model that they name."""
   try:
@@ -84,7 +83,7 @@ def _converted(
 
 
 def _of_run(
-  path: pathlib.Path, mesh: jax.sharding.Mesh, where: str
+  path: paths.Path, mesh: jax.sharding.Mesh, where: str
 ) -> dict[str, Any]:
   """The moving average of a run's newest checkpoint."""
   try:

@@ -11,7 +11,6 @@ The loop's contract, which tests depend on:
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +20,7 @@ import numpy as np
 from gmem_jax import progress as progress_lib
 from gmem_jax.config import sections
 from gmem_jax.data import write_images
+from gmem_jax.files import paths
 from gmem_jax.parallel import processes, sharding
 from gmem_jax.train import (
   checkpoint,
@@ -62,7 +62,7 @@ class Trainable(Protocol):
   @property
   def config(self) -> sections.Config: ...  # noqa: D102
   @property
-  def workdir(self) -> pathlib.Path: ...  # noqa: D102
+  def workdir(self) -> paths.Path: ...  # noqa: D102
   @property
   def mesh(self) -> jax.sharding.Mesh: ...  # noqa: D102
   @property
@@ -208,6 +208,8 @@ def _loop(run, state, progress, checkpoints, writer, tracer, stop):
       with clock.paused():
         _evaluate(run, step, state, clock.seconds, writer)
     if save:
+      # Before: what a killed run goes on from has all its numbers.
+      writer.flush_scalars()
       checkpoints.save(step, state, {"train_seconds": clock.seconds})
     # Asked again after the last evaluation, which may take long: what follows
     # training, a report, is not to begin then.

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int32
 
-from gmem_jax.files import atomic, disk
+from gmem_jax.files import appended, atomic, paths
 from gmem_jax.train import tensorboard, wandb_board
 
 _log = logging.getLogger(__name__)
@@ -167,7 +166,7 @@ class Writer:
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    workdir: paths.Path,
     first_step: int,
     callbacks: Sequence[Callback] = (),
     board: wandb_board.Board | None = None,
@@ -187,8 +186,9 @@ class Writer:
       return
     path = workdir / "metrics.jsonl"
     kept = [r for r in read_jsonl(path) if r["step"] <= first_step]
-    atomic.write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
-    self._jsonl = path.open("a")
+    self._jsonl = appended.Appended(
+      path, "".join(json.dumps(r) + "\n" for r in kept)
+    )
     self._directory = workdir / "tensorboard"
     # What a try that got to no checkpoint has left is void, too.
     if first_step or self._directory.exists():
@@ -211,9 +211,7 @@ class Writer:
     if self._jsonl is None:
       return
     # The file first, and flushed: a failing TensorBoard must not lose the row.
-    with disk.named(self._jsonl.name):
-      self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
-      self._jsonl.flush()
+    self._jsonl.write(json.dumps({"step": step, **scalars}) + "\n")
     for name, value in scalars.items():
       self.open().add_scalar(name, value, step)
     if self._board is not None:
@@ -237,8 +235,14 @@ class Writer:
       for name, counts in histograms.items():
         self.open().add_histogram(f"{name}/histogram", counts, EDGES, step)
 
+  def flush_scalars(self) -> None:
+    """Puts metrics.jsonl into the bucket; on a disk it always is."""
+    if self._jsonl is not None:
+      self._jsonl.flush()
+
   def flush(self) -> None:
-    """Puts everything on disk."""
+    """Puts everything on disk, or into the bucket."""
+    self.flush_scalars()
     if self._tensorboard is not None:
       self._tensorboard.flush()
 
@@ -254,14 +258,14 @@ class Writer:
       self._board.close()
 
 
-def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
+def read_jsonl(path: paths.Path) -> list[dict[str, Any]]:
   """Reads a metrics file, which may be absent; one dict per line, in order."""
   if not path.exists():
     return []
   records = []
   # A kill can cut off the line that was being written, and a crash of the
   # machine can leave any bytes there.
-  for line in path.read_text(errors="replace").splitlines():
+  for line in path.read_bytes().decode(errors="replace").splitlines():
     try:
       record = json.loads(line)
       records.append(atomic.check_keys(record, {"step": int}, str(path)))

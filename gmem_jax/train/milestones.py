@@ -7,11 +7,11 @@ says how far it came. An evaluation decides, so they are multiples of
 Source: EP_FID@k of RAEv2.
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmem_jax.config import sections, thresholds
+from gmem_jax.files import paths
 from gmem_jax.parallel import processes
 from gmem_jax.train import loop, metrics
 
@@ -57,7 +57,7 @@ def first(
 def telling(
   evaluate: loop.EvaluateFn,
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   size: int,
 ) -> loop.EvaluateFn:
   """An evaluation that also tells which thresholds it is the first to reach.

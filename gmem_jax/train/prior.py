@@ -16,7 +16,6 @@ path and loss are those of `diffusion`.
 import dataclasses
 import itertools
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from gmem_jax.bank import (
 )
 from gmem_jax.config import sections
 from gmem_jax.diffusion import losses
+from gmem_jax.files import paths
 from gmem_jax.parallel import sharding
 from gmem_jax.train import (
   metrics,
@@ -58,7 +58,7 @@ class PriorRun:
   evaluate = None
 
   config: sections.Config
-  workdir: pathlib.Path
+  workdir: paths.Path
   mesh: jax.sharding.Mesh
   rows: prior_rows.Rows
   record: prior_rows.Record
@@ -142,7 +142,7 @@ def make_step(
 
 def make_run(
   config: sections.Config,
-  workdir: pathlib.Path,
+  workdir: paths.Path,
   stored: bank_files.Stored,
   classes: Sequence[str],
   callbacks: Sequence[metrics.Callback] = (),

@@ -4,8 +4,6 @@ Shapes: m bank rows, d snippet width.
 """
 
 import dataclasses
-import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ from jaxtyping import Float32, Int
 
 from gmem_jax.bank import bank as bank_lib, storage
 from gmem_jax.config import training
-from gmem_jax.files import atomic, weights
+from gmem_jax.files import atomic, paths, weights
 from gmem_jax.models import prior as prior_network
 from gmem_jax.parallel import processes
 from gmem_jax.train import checkpoint
@@ -124,7 +122,7 @@ def group(
 
 
 def claim(
-  folder: pathlib.Path, record: Record, arrays: dict[str, np.ndarray]
+  folder: paths.Path, record: Record, arrays: dict[str, np.ndarray]
 ) -> None:
   """Keeps what the prior knows of its rows, or checks that it is the same."""
   path = folder / RECORD
@@ -138,7 +136,8 @@ def claim(
         " their old values, or remove it to begin anew"
       )
   if processes.is_main():
-    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+      paths.remove(path)
     folder.mkdir(parents=True, exist_ok=True)
   processes.wait_for_all("prior")
   weights.save_tree(path, arrays, dataclasses.asdict(record))
@@ -154,7 +153,7 @@ def _settings(record: Record) -> dict[str, Any]:
   }
 
 
-def load_record(path: pathlib.Path) -> tuple[Record, dict[str, np.ndarray]]:
+def load_record(path: paths.Path) -> tuple[Record, dict[str, np.ndarray]]:
   """Reads what a prior knows of its rows: (record, mean and scale).
 
   Raises:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from gmem_jax import rngs
 from gmem_jax.bank import bank as bank_lib
 from gmem_jax.config import sections
 from gmem_jax.data import pipeline
+from gmem_jax.files import paths
 from gmem_jax.models import retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
@@ -39,7 +39,7 @@ class Run:
   name = "train"
 
   config: sections.Config
-  workdir: pathlib.Path
+  workdir: paths.Path
   mesh: jax.sharding.Mesh
   dataset: dataset_lib.Dataset
   memory: setup.RunMemory

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +17,7 @@ from gmem_jax.bank import (
   sharding as bank_sharding,
 )
 from gmem_jax.config import networks, sections
-from gmem_jax.files import weights
+from gmem_jax.files import paths, weights
 from gmem_jax.models import conditioning, dit, retrieval, transformer
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import processes, sharding
@@ -164,7 +162,7 @@ def _stored(
   return compressed.bank, compressed.info
 
 
-def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
+def save_memory(path: paths.Path, memory: RunMemory) -> None:
   """Keeps the memory in the run's directory, or checks that it is the same.
 
   Raises:
@@ -183,7 +181,7 @@ def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
       return
     # Left by a try that got to no checkpoint, perhaps of another config.
     if processes.is_main():
-      shutil.rmtree(path)
+      paths.remove(path)
     processes.wait_for_all("memory")
   weights.save_tree(
     path,
@@ -196,7 +194,7 @@ def save_memory(path: pathlib.Path, memory: RunMemory) -> None:
   )
 
 
-def _info(metadata: dict[str, Any], path: pathlib.Path) -> bank_lib.BankInfo:
+def _info(metadata: dict[str, Any], path: paths.Path) -> bank_lib.BankInfo:
   return bank_files.info_of(metadata.get("info"), f"info of {path}")
 
 
@@ -211,7 +209,7 @@ def _arrays(bank: bank_lib.MemoryBank) -> dict[str, Any]:
 
 
 def load_memory(
-  path: pathlib.Path,
+  path: paths.Path,
   mesh: Mesh,
   placement: networks.Placement | None = "auto",
   *,

@@ -8,6 +8,7 @@ and fail, where the numbers come from.
 import contextlib
 import logging
 import pathlib
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gmem_jax.files import disk
+from gmem_jax.files import bucket, disk, paths
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ FLUSH_EVERY = 120.0
 class TensorBoard:
   """A file of events in a directory, which is created if need be."""
 
-  def __init__(self, directory: pathlib.Path, purge_step: int | None = None):
+  def __init__(self, directory: paths.Path, purge_step: int | None = None):
     """Opens a new file; earlier files' events from `purge_step` on are void."""
     # Imported late: it imports PyTorch where that is installed, and no first
     # step should wait for that.
@@ -36,12 +37,19 @@ class TensorBoard:
     protocol: Any = event_pb2  # Generated when it is imported.
     self._make, self._event = summary, protocol.Event
     self._directory = directory
-    directory.mkdir(parents=True, exist_ok=True)
+    self._ending = contextlib.ExitStack()
+    if isinstance(directory, pathlib.Path):
+      directory.mkdir(parents=True, exist_ok=True)
+      self._here = directory
+    else:
+      # An object cannot grow: this file is copied anew at each flush.
+      temporary = tempfile.TemporaryDirectory(prefix="gmem_jax_")
+      self._here = pathlib.Path(self._ending.enter_context(temporary))
     # The name has seconds and host alone, and would be another file's.
     unique = f".{time.time_ns()}"
     with disk.named(directory):
       self._file = event_file_writer.EventsWriter(
-        str(directory / "events"), unique
+        str(self._here / "events"), unique
       )
     self._flushed = -FLUSH_EVERY  # The first event is seen at once.
     if purge_step is not None:
@@ -90,27 +98,36 @@ class TensorBoard:
       self.flush()
 
   def flush(self) -> None:
-    """Puts everything on disk."""
+    """Puts everything on disk, or into the bucket."""
     self._flushed = time.monotonic()
     with disk.named(self._directory):
       self._file.flush()
+    self._copy()
 
   def close(self) -> None:
     """Flushes and closes the file."""
-    with disk.named(self._directory):
-      self._file.close()
+    with self._ending:
+      with disk.named(self._directory):
+        self._file.close()
+      self._copy()
+
+  def _copy(self) -> None:
+    """Copies the file into the bucket, if it belongs there."""
+    if not isinstance(self._directory, pathlib.Path):
+      for file in self._here.iterdir():
+        bucket.put(file, self._directory / file.name)
 
 
 class Tracer:
   """Traces some of the steps, for the profilers of TensorBoard and XProf."""
 
-  def __init__(self, steps: tuple[int, int] | None, directory: pathlib.Path):
+  def __init__(self, steps: tuple[int, int] | None, directory: paths.Path):
     """Keeps what is to be traced: the steps after the first, until the second.
 
     A run that begins between them is traced from there on; None for nothing.
     """
     self._steps, self._directory = steps, directory
-    self._tracing = False
+    self._tracing, self._temporary = False, None
 
   @contextlib.contextmanager
   def dispatch(self, step: int) -> Iterator[None]:
@@ -118,7 +135,7 @@ class Tracer:
     if self._steps and not self._tracing:
       self._tracing = self._steps[0] <= step < self._steps[1]
       if self._tracing:
-        jax.profiler.start_trace(self._directory)
+        jax.profiler.start_trace(self._here())
     with jax.profiler.StepTraceAnnotation("train", step_num=step):
       yield
 
@@ -134,3 +151,13 @@ class Tracer:
     if self._tracing:
       self._tracing, self._steps = False, None
       jax.profiler.stop_trace()
+      if self._temporary and not isinstance(self._directory, pathlib.Path):
+        bucket.put_all(pathlib.Path(self._temporary.name), self._directory)
+        self._temporary.cleanup()
+
+  def _here(self) -> pathlib.Path:
+    """Where a trace can be written: JAX knows no buckets."""
+    if isinstance(self._directory, pathlib.Path):
+      return self._directory
+    self._temporary = tempfile.TemporaryDirectory(prefix="gmem_jax_")
+    return pathlib.Path(self._temporary.name)

@@ -1,13 +1,12 @@
 """Metrics and pictures on Weights & Biases, the extra `wandb`."""
 
-import pathlib
 import uuid
 from collections.abc import Mapping
 
 import numpy as np
 
 from gmem_jax.config import resolve, sections
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 
 # Tells the run there which one this directory continues.
 RECORD = "wandb.json"
@@ -19,7 +18,7 @@ class Board:
   Its steps only grow: what a killed run wrote after its last checkpoint stays.
   """
 
-  def __init__(self, config: sections.Config, workdir: pathlib.Path):
+  def __init__(self, config: sections.Config, workdir: paths.Path):
     """Starts or continues the run.
 
     Raises:

@@ -116,7 +116,7 @@ REFUSED = {
   f"{DIGITS} --workdir=": "--workdir is empty",
   f"{DIGITS} --workdir=TMP/file": "file is a file, not a directory",
   f"{DIGITS} --workdir=TMP/file/run": "file is a file, not a directory",
-  f"{DIGITS} --workdir=gs://bucket/run": "a directory is needed; mount",
+  f"{DIGITS} --workdir=s3://bucket/run": "a directory is needed, of",
   # Values of the config.
   f"{RUN} --config.seed=-1": "config.seed=-1: must lie in [0, 4,294,967,296)",
   f"{RUN} --config.seed=4294967296": "config.seed=4294967296: must lie in",

@@ -22,7 +22,7 @@ from gmem_jax.data import (
   sources,
   write_images,
 )
-from gmem_jax.files import hub, weights
+from gmem_jax.files import hub, paths, weights
 from gmem_jax.models.encoders import protocols
 from gmem_jax.sample.generator import from_config
 from gmem_jax.train import dataset, fitted
@@ -349,7 +349,7 @@ def test_weights_of_a_package_are_converted_where_they_are_missing(
   packaged.write_missing(resolve.change(drawn, change))
   assert path.stat().st_mtime_ns == before
   # Another command beside this one is faster.
-  monkeypatch.setattr(hub, "exists", lambda path: next(seen))
+  monkeypatch.setattr(paths, "exists", lambda path: next(seen))
   seen = iter([False, True])
   packaged.write_missing(resolve.change(drawn, change))
   seen = iter([False, False])

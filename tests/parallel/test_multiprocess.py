@@ -307,7 +307,10 @@ def test_what_does_not_fit_is_one_line_on_every_process(case, launch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("place", "expected"),
-  [("gs://no-such-bucket/run", "mount the bucket"), ("{}/file/run", "file")],
+  [
+    ("s3://no-such-bucket/run", "of this machine or of a bucket"),
+    ("{}/file/run", "file"),
+  ],
 )
 def test_a_directory_that_cannot_be_written(place, expected, launch, tmp_path):
   (tmp_path / "file").write_text("not a directory")
