@@ -8,6 +8,7 @@ from gmem_jax.bank import bank as bank_lib, files as bank_files, storage
 from gmem_jax.commands import bank as bank_command
 from gmem_jax.data import encode_files, write_images
 from gmem_jax.files import weights
+from gmem_jax.sample import host_bank
 from tests import tiny
 
 CONFIG = f"--config={tiny.ROOT}/configs/digits.py"

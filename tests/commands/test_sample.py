@@ -14,7 +14,7 @@ from gmem_jax.bank import files as bank_files
 from gmem_jax.commands import sample as sample_command
 from gmem_jax.data import holdout, sources, write_images
 from gmem_jax.parallel import lock, sharding
-from gmem_jax.sample import sheet, source as source_lib
+from gmem_jax.sample import host_bank, sheet, source as source_lib
 from tests import tiny
 from tests.data import prepared
 

@@ -20,7 +20,7 @@ from gmem_jax.commands import sample as sample_command, train as train_command
 from gmem_jax.data import decode_image, load_encoders, write_images
 from gmem_jax.models.encoders import protocols
 from gmem_jax.parallel import sharding
-from gmem_jax.sample import draw_rows, source as source_lib
+from gmem_jax.sample import draw_rows, host_bank, source as source_lib
 from tests import published, tiny
 
 pytestmark = [pytest.mark.golden, pytest.mark.process]

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import gmem_jax
+from gmem_jax.sample import host_bank
 from gmem_jax.studio import compare as compare_lib, context
 from tests import tiny
 from tests.studio import conftest
