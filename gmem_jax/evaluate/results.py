@@ -139,14 +139,14 @@ def table(
 
   Beside a score stand its standard error and its floor.
   """
-  head = f"{'':24}{short(count) + ' images':>12}"
+  head = f"{'':26}{short(count) + ' images':>12}"
   if floor is not None:
     head += f"{'':12}{floor.count:,} real ones from {floor.others:,} others"
   lines = [head]
   for name, value in scores.items():
     if name.removesuffix("_error") in scores.keys() - {name}:
       continue
-    line = f"{name:24}{value:12.4f}"
+    line = f"{name:26}{value:12.4f}"
     error = scores.get(f"{name}_error")
     line += "" if error is None and floor is None else f" {_spread(error):11}"
     if floor is not None and name in floor.scores:

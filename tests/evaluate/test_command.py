@@ -110,7 +110,7 @@ def test_held_out_images_are_a_measure(dinov2, files, tmp_path, capsys):
   assert 0 < found["scores"]["frechet_ratio"] < 1
   recall = found["scores"]["recall_heldout_dinov2"]
   assert 0 <= recall <= 1
-  assert f"recall_heldout_dinov2{recall:15.4f}" in capsys.readouterr().out
+  assert f"recall_heldout_dinov2{recall:17.4f}" in capsys.readouterr().out
   error = refused(capsys, *given, "--scores=kernel_dinov2")
   assert "none is of held-out images" in error
 
