@@ -110,21 +110,25 @@ def test_samples_are_those_of_a_run_on_this_machine(
   names = {path.name for path in theirs.iterdir()}
   assert {"000007.png", "grid.png", "samples_8.npz", "sample.json"} <= names
   assert names == {path.name for path in ours.iterdir()}
+  made = load.load("gs://bucket/killed").sample(8)
+  made.save("gs://bucket/saved")
+  assert (storage.root / "saved" / "sample.json").exists()
   for i in range(8):
-    np.testing.assert_array_equal(
-      *(
-        write_images.read_png(write_images.png_path(p, i))
-        for p in (ours, theirs)
-      )
-    )
-  generator = load.load("gs://bucket/killed")
-  images = generator.sample(8).pixels
-  np.testing.assert_array_equal(
-    images[3], write_images.read_png(write_images.png_path(ours, 3))
-  )
+    file = write_images.png_path(ours, i)
+    assert file.read_bytes() == (theirs / file.name).read_bytes()
+    np.testing.assert_array_equal(made.pixels[i], write_images.read_png(file))
   # Neither the optimizer nor another run's images were fetched for it.
   fetched = [path.name for path in tmp_path.rglob("*") if path.is_file()]
   assert not any("train" in name for name in fetched)
+
+
+def test_what_sampling_needs_is_exported_there(killed, storage):
+  out = "gs://bucket/exported"
+  done = storage.run("gmem_jax.commands.export", "gs://bucket/killed", out)
+  assert not done.returncode, done.stderr
+  names = {path.name for path in (storage.root / "exported").iterdir()}
+  assert names == {"network.safetensors", "latent_stats.safetensors", "bank"}
+  assert f"--config.sample.bank={out}/bank" in done.stdout
 
 
 def test_evaluations_go_there(killed, storage):

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import hashlib
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -48,8 +47,8 @@ _KEYS = {
 
 
 def export_run(
-  run: pathlib.Path,
-  out: pathlib.Path,
+  run: paths.Path,
+  out: paths.Path,
   *,
   dtype: str = "float32",
   storage: networks.Storage = "float32",
@@ -95,7 +94,7 @@ def export_run(
 
 
 def _write_bank(
-  path: pathlib.Path,
+  path: paths.Path,
   config: sections.Config,
   stored: bank_files.Stored,
   storage: networks.Storage,
@@ -113,7 +112,7 @@ def _write_bank(
 
 
 def _write_network(
-  out: pathlib.Path,
+  out: paths.Path,
   config: sections.Config,
   memory: setup.RunMemory,
   step: int,
@@ -163,7 +162,7 @@ def _write_network(
 
 
 def _save(
-  path: pathlib.Path, params: Any, metadata: dict[str, Any], dtype: str
+  path: paths.Path, params: Any, metadata: dict[str, Any], dtype: str
 ) -> None:
   """Writes parameters of a type."""
   kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
@@ -182,7 +181,7 @@ def _digest(tree: Any) -> str:
   return digest.hexdigest()
 
 
-def _next(out: pathlib.Path) -> str:
+def _next(out: paths.Path) -> str:
   """What samples from what was written."""
   keys = " ".join(
     f"--config.{key}={out / name}"
@@ -221,9 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   def work() -> None:
     # Absolute: Orbax takes no other.
-    run, out = (pathlib.Path(p).absolute() for p in (args.run, args.out))
+    run, out = paths.of(args.run), paths.of(args.out)
     export_run(run, out, dtype=args.dtype, storage=args.storage)
-    size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    size = sum(size for _, size in paths.files(out))
     names = ", ".join(sorted(p.name for p in out.iterdir()))
     errors.say(f"Wrote {out}: {names}; {size:,} bytes\n{_next(out)}")
 

@@ -123,10 +123,15 @@ def main(argv: Sequence[str]) -> int:
     sources[name] = os.path.expanduser(source)
     if not paths.exists(sources[name]):
       parser.error(f"--source {name}={source}: there is no such file")
-  return errors.run(lambda: _fetch(pathlib.Path(args.out), sources, args.yes))
+  return errors.run(lambda: _fetch(_place(args.out), sources, args.yes))
 
 
-def _fetch(out: pathlib.Path, sources: Mapping[str, str], yes: bool) -> None:
+def _place(text: str) -> paths.Path:
+  """Where the parts go; what was given as relative is shown so."""
+  return paths.of(text) if paths.is_remote(text) else pathlib.Path(text)
+
+
+def _fetch(out: paths.Path, sources: Mapping[str, str], yes: bool) -> None:
   missing = {
     name: source
     for name, source in sources.items()
@@ -150,7 +155,7 @@ def _fetch(out: pathlib.Path, sources: Mapping[str, str], yes: bool) -> None:
   errors.say(f"Next: {_NEXT}{_elsewhere(out, filter(sources.get, sources))}")
 
 
-def _elsewhere(out: pathlib.Path, names: Iterable[str]) -> str:
+def _elsewhere(out: paths.Path, names: Iterable[str]) -> str:
   """The flags that name parts which are not where the recipe has them."""
   if out == pathlib.Path(_USUAL):
     return ""
@@ -158,7 +163,7 @@ def _elsewhere(out: pathlib.Path, names: Iterable[str]) -> str:
   return "".join(flags)
 
 
-def _is_there(path: pathlib.Path, kinds: Sequence[str]) -> bool:
+def _is_there(path: paths.Path, kinds: Sequence[str]) -> bool:
   """Whether a part was converted.
 
   Raises:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from gmem_jax.bank import files as bank_files
 from gmem_jax.convert import uses
-from gmem_jax.files import atomic, errors, hub, weights
+from gmem_jax.files import atomic, errors, hub, paths, weights
 from gmem_jax.models import dit
 from gmem_jax.parallel import sharding
 from gmem_jax.sample import prior as prior_lib
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
 def _push(args: argparse.Namespace) -> None:
   # Before gigabytes are read.
   hub.check_destination(args.address, log_in=not args.dry_run)
-  path = pathlib.Path(args.path)
+  path = paths.local(args.path)
   cargo = _cargo(path)
   address = args.address.rstrip("/") + (f"/{path.name}" * path.is_file())
   card = make_card(cargo, address, args.license, args.scores)

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -191,7 +190,7 @@ def _score(args: argparse.Namespace) -> None:
   given = paths.local(args.images)
   images = open_lib.open_images(given)
   count = images.count if args.count is None else args.count
-  workdir = pathlib.Path(args.workdir).absolute()
+  workdir = paths.of(args.workdir)
   evaluator = scores_lib.Evaluator(names, extractor, repeats=args.repeats)
   scores_lib.require_reference(names, args.reference)
   # Before the reference, which may take an hour to measure.
@@ -237,7 +236,7 @@ def _stats(args: argparse.Namespace) -> None:
   gaussians, rows = scores_lib.compared(names)
   if not gaussians and not rows:
     raise ValueError(f"--scores={args.scores}: they compare with no reference")
-  partial = pathlib.Path(args.workdir).absolute() / "partial"
+  partial = paths.of(args.workdir) / "partial"
   with accumulate.PartialStore(partial, args.save_every) as store:
     measured = reference.measure_statistics(
       images, extractor, gaussians, rows, store, args.images, count=args.rows

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gmem_jax.data import write_images
+from gmem_jax.files import paths
 from gmem_jax.sample import sheet
 
 
@@ -52,7 +52,7 @@ class SampledImages:
       ValueError: If it holds images of other settings, or another process
         writes there.
     """
-    path = pathlib.Path(directory).expanduser()
+    path = paths.of(os.path.expanduser(directory))
     with write_images.claimed(path, self.info):
       write_images.write_folder(
         path, len(self), len(self), lambda numbers: self.pixels[numbers]

@@ -1,7 +1,6 @@
 """Which memories of a bank are nearest, and how near real images are."""
 
 import os
-import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from gmem_jax.bank import lookup
 from gmem_jax.data import write_images
-from gmem_jax.files import atomic
+from gmem_jax.files import atomic, paths
 from gmem_jax.sample import host_bank, sheet
 
 
@@ -38,7 +37,8 @@ class Nearest(NamedTuple):
     """
     if (png := self._repr_png_()) is None:
       raise ValueError("none of the memories has an image")
-    with atomic.replacing(pathlib.Path(path).expanduser()) as temporary:
+    where = paths.of(os.path.expanduser(path))
+    with atomic.replacing(where) as temporary:
       temporary.write_bytes(png)
 
   def __repr__(self) -> str:
