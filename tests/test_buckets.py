@@ -57,22 +57,19 @@ def _start(storage, workdir, *flags):
 
 @pytest.fixture(scope="module")
 def killed(storage):
-  """A run in a bucket that was killed twice; then it was finished."""
+  """A run in a bucket that was killed; then it was finished."""
   workdir, rng = storage.root / "killed", np.random.default_rng(0)
-  for _ in range(2):
-    before = max(kill_training.saved_steps(workdir), default=0)
-    job = _start(storage, "gs://bucket/killed", *tiny.flags(**SHORT))
-    kill_training.wait_until(
-      lambda before=before: (
-        max(kill_training.saved_steps(workdir), default=0) > before
-      ),
-      job,
-      240,
-    )
-    time.sleep(rng.uniform(0, 0.5))
-    assert job.poll() is None, "nothing is left to kill"
-    job.kill()
-    job.communicate()
+  before = max(kill_training.saved_steps(workdir), default=0)
+  job = _start(storage, "gs://bucket/killed", *tiny.flags(**SHORT))
+  kill_training.wait_until(
+    lambda: max(kill_training.saved_steps(workdir), default=0) > before,
+    job,
+    240,
+  )
+  time.sleep(rng.uniform(0, 0.5))
+  assert job.poll() is None, "nothing is left to kill"
+  job.kill()
+  job.communicate()
   flags = *MAIN, "--workdir=gs://bucket/killed", *tiny.flags(**SHORT)
   done = storage.run(*flags)
   assert not done.returncode, done.stderr

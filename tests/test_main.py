@@ -125,11 +125,11 @@ def test_run_leaves_its_files(uninterrupted):
 def test_killed_runs_end_as_if_nothing_had_happened(
   uninterrupted, run, tmp_path
 ):
-  """Ten SIGKILLs at random moments, also while a checkpoint is written."""
+  """Six SIGKILLs at random moments, also while a checkpoint is written."""
   done = kill_training.kill_often(
-    command, tmp_path, steps=tiny.CHANGES["train.steps"], kills=10, seed=0
+    command, tmp_path, steps=tiny.CHANGES["train.steps"], kills=6, seed=0
   )
-  assert done.counts == {"any": 4, "training": 3, "saving": 3}
+  assert done.counts == {"any": 2, "training": 2, "saving": 2}
   assert not done.problems
   for workdir in done.workdirs:
     assert not kill_training.differences(workdir, uninterrupted)

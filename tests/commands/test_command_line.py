@@ -60,11 +60,11 @@ WRONG = {
     "--config.train.stepz: there is no such key; did you mean"
     " --config.train.steps?",
   "--config.steps=3":
-    "--config.steps: there is no such key; did you mean --config.sampler.steps"
-    " or --config.train.steps?",
+    "--config.steps: there is no such key; did you mean --config.prior.steps"
+    " or --config.sampler.steps or --config.train.steps?",
   "--config.model.learning_rate=1":
     "--config.model.learning_rate: there is no such key; did you mean"
-    " --config.optim.learning_rate?",
+    " --config.optim.learning_rate or --config.prior.learning_rate?",
   "--noconfig.model.swigluu":
     "--config.model.swigluu: there is no such key; did you mean"
     " --config.model.swiglu?",
@@ -86,7 +86,7 @@ WRONG = {
     "--config.retrieval=3: set its keys: dropout, exclude_own, neighbours",
   "--mode=eat":
     "flag --mode=eat: value should be one of"
-    " <train|sample|evaluate|prepare|compile>; see --help",
+    " <train|sample|evaluate|prepare|prior|compile>; see --help",
   "--wrkdir=a":
     "Unknown command line flag 'wrkdir'. Did you mean: workdir ?; see --help",
 }  # fmt: skip

@@ -192,6 +192,7 @@ def test_no_batch_changes_a_bit(sde, cache, tmp_path, batch_size):
   assert pictures(tmp_path) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_four_devices_change_nothing(sde, cache, tmp_path):
   values, expected = sde
@@ -225,6 +226,7 @@ def test_kills_change_nothing(kills, sde, cache, tmp_path):
   assert pictures(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_guidance_costs_its_interval_alone(converted, cache, tmp_path):
   values = published.changes(converted, sampler__steps=50, sample__count=2)
   out = run(tmp_path, values, cache, config="b_in1k.py:guided")

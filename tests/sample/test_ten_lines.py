@@ -101,6 +101,7 @@ def other_bank(path, width: int) -> str:
   return str(path)
 
 
+@pytest.mark.slow
 def test_on_converted_weights_and_the_same_over_the_hub(
   golden_dir, picture, tmp_path, monkeypatch
 ):
