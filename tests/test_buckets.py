@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -57,19 +56,18 @@ def _start(storage, workdir, *flags):
 
 @pytest.fixture(scope="module")
 def killed(storage):
-  """A run in a bucket that was killed; then it was finished."""
-  workdir, rng = storage.root / "killed", np.random.default_rng(0)
-  before = max(kill_training.saved_steps(workdir), default=0)
-  job = _start(storage, "gs://bucket/killed", *tiny.flags(**SHORT))
-  kill_training.wait_until(
-    lambda: max(kill_training.saved_steps(workdir), default=0) > before,
-    job,
-    240,
-  )
-  time.sleep(rng.uniform(0, 0.5))
-  assert job.poll() is None, "nothing is left to kill"
-  job.kill()
-  job.communicate()
+  """A run in a bucket that was killed twice; then it was finished.
+
+  Once while its first checkpoint was being written, and once after it was.
+  """
+  workdir = storage.root / "killed"
+  first = workdir / "checkpoints" / str(SHORT["checkpoint__every"])
+  for there in (first, first / "commit_success.txt"):
+    job = _start(storage, "gs://bucket/killed", *tiny.flags(**SHORT))
+    kill_training.wait_until(there.exists, job, 240)
+    assert job.poll() is None, "nothing is left to kill"
+    job.kill()
+    job.communicate()
   flags = *MAIN, "--workdir=gs://bucket/killed", *tiny.flags(**SHORT)
   done = storage.run(*flags)
   assert not done.returncode, done.stderr

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 # Orbax's last object of a checkpoint in a bucket.
 _COMMITTED = "commit_success.txt"
+# An object that keeps the directory of a bucket's checkpoints there.
+_KEPT = ".directory"
 
 policies = ocp.training.preservation_policies
 
@@ -63,6 +65,10 @@ class Checkpoints:
   def _set_aside_broken_metadata(self) -> None:
     """Orbax lists no checkpoint at all if the metadata of one is broken."""
     if processes.is_main():
+      if not isinstance(self.directory, pathlib.Path):
+        # A bucket has no empty directory: orbax removes a first checkpoint
+        # that a kill cut off, and then lists what is no longer there.
+        (self.directory / _KEPT).write_text("")
       for step in _listed(self.directory):
         path = self.directory / str(step)
         try:
